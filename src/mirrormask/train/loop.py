@@ -15,7 +15,7 @@ from torch import nn
 import mirrormask as mm
 from mirrormask import environment
 from mirrormask.masks import keep_count
-from mirrormask.train import checkpoint, models, recipe_file
+from mirrormask.train import checkpoint, figure, models, recipe_file
 from mirrormask.train.log import Log
 from mirrormask.train.recipe import Recipe
 from mirrormask.train.run_folder import RunFolder, RunResult
@@ -216,6 +216,7 @@ class _Run:
             environment=environment.describe(),
         )
         if self.main:
+            figure.draw(self.folder.path, result)
             result.write()
             self.observer.finished(result)
         session.accelerator.wait_for_everyone()
