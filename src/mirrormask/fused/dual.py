@@ -118,9 +118,9 @@ class Dual(Update):
 
     def fill(self, rows: Any, optimizer: SparseOptimizer, groups: npt.NDArray[np.int64], owner: Any) -> None:
         """The decay of this step, and ``half = a / 2``."""
-        states = [optimizer.state[x] for x in optimizer.weights.values()]
+        scales = [optimizer.state[x]["a"] for x in optimizer.weights.values()]
         for group, increment in enumerate(optimizer.increments):
-            members = np.unique(owner[groups == group])
-            if increment and members.size:
-                optimizer.method.geometry.shrink({"a": [states[i]["a"] for i in members]}, 1 - 2 * increment)
-        rows["half"] = np.array([float(state["a"]) / 2 for state in states], np.float32)[owner]
+            if increment:
+                chosen = [scales[i] for i in sorted(set(owner[groups == group].tolist()))]
+                optimizer.method.geometry.shrink({"a": chosen}, 1 - 2 * increment)
+        rows["half"] = np.array([scale.item() / 2 for scale in scales], np.float32)[owner]

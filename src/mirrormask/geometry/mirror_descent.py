@@ -92,7 +92,8 @@ class MirrorDescent(Geometry):
 
     def shrink(self, latents: Latents, keep: float) -> None:
         """``a ← keep² a``, which is what ``m ← keep m, w ← keep w`` makes of ``½ (m² - w²)``; u stays."""
-        torch._foreach_mul_(latents["a"], keep * keep)
+        if latents["a"]:
+            torch._foreach_mul_(latents["a"], keep * keep)
 
     def rate(self, x: Tensor, latents: Mapping[str, Tensor], *, adaptive: bool) -> float:
         """``gain / mean(sqrt(a² + x²))``; 2 if gain is None."""
