@@ -59,7 +59,10 @@ def plain_step(optimizer: SparseOptimizer) -> None:
         for latent, grad in zip(latents[name], pulled[name], strict=True):
             latent.grad = grad
     del pulled
+    before = geometry.before_step(list[Tensor](live), latents)
     base_step(optimizer)
+    geometry.after_step(latents, before)
+    del before
     for name in geometry.latents:
         for latent in latents[name]:
             latent.grad = None

@@ -37,7 +37,7 @@ def descend(geometry, lr, time, alpha=0.0, momentum=0.0):
 def test_the_mirror_identity_is_exact_at_any_step_size(lr):
     # grad R_a(x_t) - grad R_a0(x_0) = - integral of the gradient, a_t = a_0 exp(-4 A) up to the decay's own steps
     start = layer().weight.detach()
-    x, optimizer, total = descend(MirrorDescent(beta=0.4, gain=None), lr, 3.0, alpha=0.05)
+    x, optimizer, total = descend(MirrorDescent(beta=0.4, gain=None, clip=None), lr, 3.0, alpha=0.05)
     a = float(optimizer.state[optimizer.weights["weight"]]["a"])
     steps = round(3.0 / lr)
     assert a == pytest.approx(0.2 * (1 - 2 * lr * 0.05) ** (2 * steps), rel=1e-12)
@@ -49,7 +49,7 @@ def test_the_mirror_identity_is_exact_at_any_step_size(lr):
 def test_small_steps_follow_the_factors_and_the_gap_falls_linearly():
     gaps = []
     for lr in (0.02, 0.01, 0.005):
-        ours, _, _ = descend(MirrorDescent(beta=0.4, gain=None), lr, 1.0, alpha=0.2)
+        ours, _, _ = descend(MirrorDescent(beta=0.4, gain=None, clip=None), lr, 1.0, alpha=0.2)
         theirs, _, _ = descend(Hadamard(beta=0.4, gain=None), lr, 1.0, alpha=0.2)
         gaps.append(float((ours - theirs).abs().max()))
     assert gaps[0] < 5e-3

@@ -322,8 +322,14 @@ class Mirror(Gmp):
         return [u + (a * torch.sinh(u) - u).detach() for u, a in zip(us, self.scales, strict=True)]
 
     def before(self, step):
+        self.old = [latents["u"].detach().clone() for latents in self.theta]
         if 2 <= step < 30:
             self.scales = [a * (1 - 2 * 4.0 / 4 / 28) ** 2 for a in self.scales]
+
+    def after(self, t):
+        for latents, old in zip(self.theta, self.old, strict=True):
+            latents["u"].copy_(old + (latents["u"] - old).clamp(-0.03, 0.03))
+        super().after(t)
 
 
 class SignIn(Hadamard, AtStart):

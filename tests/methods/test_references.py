@@ -43,7 +43,10 @@ CASES = {
     "spred": ({"gain": 0.8, "alpha": 0.05, "coupled": True}, plain.Spred),
     "pilot_init": ({"gain": 0.8}, plain.Hadamard),
     "pilot": (PILOT, plain.Pilot),
-    "mirror": ({**GRADUAL, "gain": 0.8, "shrink": 4.0, "decay_from": 0.05, "decay_until": 0.75}, plain.Mirror),
+    "mirror": (
+        {**GRADUAL, "gain": 0.8, "clip": 0.03, "shrink": 4.0, "decay_from": 0.05, "decay_until": 0.75},
+        plain.Mirror,
+    ),
     "sign_in": ({"gain": 0.8, "alpha": 0.05, "every": 0.1, "until": 0.75, "seed": 5}, plain.SignIn),
     "lth": ({"prunings": 3}, plain.Rounds),
     "wr": ({"prunings": 3, "rewind_to": 0.25}, of(plain.Rounds, rewind=3)),

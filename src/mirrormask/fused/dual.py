@@ -30,7 +30,11 @@ STEP = """
   %b.big = fcmp oge float %b.abs, {state_snap}
   %b.2 = select i1 %b.big, float %b.1, float 0.0
   %n = call float @llvm.fma.f32(float %momentum, float %b.2, float %g.0)
-  %u.1 = call float @llvm.fma.f32(float %minus, float {update}, float %u.0)
+  %d.0 = fmul float %lr, {update}
+  %d.most = call float @llvm.minnum.f32(float %d.0, float %clip)
+  %d.least = fneg float %clip
+  %d = call float @llvm.maxnum.f32(float %d.most, float %d.least)
+  %u.1 = fsub float %u.0, %d
 """
 MASK = """
   %alive.p = getelementptr i8, ptr %mask, i64 %i
@@ -73,13 +77,14 @@ class Dual(Update):
     With the gradient g of x, the scale a (that has decayed by this step) and the mask::
 
         b = μ b + g
-        u = u - lr (b, or g + μ b for Nesterov)                   (0 if pruned)
+        d = lr b, or lr (g + μ b) for Nesterov                    (between -clip and clip)
+        u = u - d                                                 (0 if pruned)
         x = a sinh(u)
     """
 
     name: ClassVar[str] = "dual"
     arrays: ClassVar[tuple[str, ...]] = ("x", "grad", "u", "bu")
-    numbers: ClassVar[tuple[str, ...]] = ("half",)
+    numbers: ClassVar[tuple[str, ...]] = ("half", "clip")
     latents: ClassVar[tuple[str, ...]] = ("u",)
 
     def serves(self, geometry: Geometry) -> bool:
@@ -123,4 +128,6 @@ class Dual(Update):
             if increment:
                 chosen = [scales[i] for i in sorted(set(owner[groups == group].tolist()))]
                 optimizer.method.geometry.shrink({"a": chosen}, 1 - 2 * increment)
+        clip = getattr(optimizer.method.geometry, "clip", None)
+        rows["clip"] = np.inf if clip is None else clip
         rows["half"] = np.array([scale.item() / 2 for scale in scales], np.float32)[owner]

@@ -58,6 +58,14 @@ class Geometry(ABC):
         for name in self.latents:
             torch._foreach_mul_(latents[name], keep)
 
+    def before_step(self, x: list[Tensor], latents: Latents) -> list[Tensor]:
+        """What ``after_step`` needs of the latents before the step; x, which is written anew, may hold it."""
+        return []
+
+    def after_step(self, latents: Latents, before: list[Tensor]) -> None:
+        """What follows the base optimizer's step, in place; ``before`` is what ``before_step`` returned."""
+        return
+
     def rate(self, x: Tensor, latents: Mapping[str, Tensor], *, adaptive: bool) -> float:
         """The factor on the base learning rate with which this weight's latents train.
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from mirrormask.checks import check_number
 from mirrormask.geometry import hypentropy
 from mirrormask.geometry.base import Geometry, Latents
 from mirrormask.geometry.hadamard import balance, check_beta_and_gain, chosen_gain
@@ -33,9 +34,12 @@ class MirrorDescent(Geometry):
         gain: u trains at ``lr · gain / mean(sqrt(a₀² + x₀²))`` per tensor: gain 1 makes the first step move x, on
             average, as the base optimizer would have. ``"auto"`` is 0.7 for SGD and 1 for Adam and its kin;
             ``None`` trains it at ``2 lr``, the time of the factors' own flow.
+        clip: the most that one step may change u by, in (0, inf): no step changes a weight by more than a factor
+            ``exp(clip)``. The metric grows with the weight, so that a step which is too long makes the next one
+            longer; with the bound, learning rates that suit the base optimizer do not diverge. ``None`` for none.
 
     Raises:
-        ValueError: beta or gain is not positive and finite.
+        ValueError: beta, gain or clip is not positive and finite.
 
     Example:
         >>> geometry = MirrorDescent(beta=2.0)
@@ -51,6 +55,7 @@ class MirrorDescent(Geometry):
 
     beta: float | str = "rms"
     gain: float | str | None = "auto"
+    clip: float | None = 0.05
 
     latents: ClassVar[tuple[str, ...]] = ("u",)
     constants: ClassVar[tuple[str, ...]] = ("a",)
@@ -60,6 +65,8 @@ class MirrorDescent(Geometry):
 
     def __post_init__(self) -> None:
         check_beta_and_gain(self.beta, self.gain)
+        if self.clip is not None:
+            check_number("clip", self.clip, low=0.0, open_low=True)
 
     def init(self, x: Tensor) -> dict[str, Tensor]:
         """``u = arcsinh(x / a)`` in float32 at least, and ``a = β/2``, one number."""
@@ -89,6 +96,24 @@ class MirrorDescent(Geometry):
         torch._foreach_mul_(values, list(torch._foreach_div(latents["a"], 2.0)))
         if not same:
             torch._foreach_copy_(x, values)
+
+    def before_step(self, x: list[Tensor], latents: Latents) -> list[Tensor]:
+        """A copy of u, in x where x can hold it."""
+        if self.clip is None or not x:
+            return []
+        copies = x if x[0].dtype == latents["u"][0].dtype else [torch.empty_like(u) for u in latents["u"]]
+        torch._foreach_copy_(copies, latents["u"])
+        return copies
+
+    def after_step(self, latents: Latents, before: list[Tensor]) -> None:
+        """Bound the step of u by ``clip``, both ways."""
+        if self.clip is None or not before:
+            return
+        steps = list(torch._foreach_sub(latents["u"], before))
+        torch._foreach_clamp_max_(steps, self.clip)
+        torch._foreach_clamp_min_(steps, -self.clip)
+        torch._foreach_copy_(latents["u"], before)
+        torch._foreach_add_(latents["u"], steps)
 
     def shrink(self, latents: Latents, keep: float) -> None:
         """``a ← keep² a``, which is what ``m ← keep m, w ← keep w`` makes of ``½ (m² - w²)``; u stays."""

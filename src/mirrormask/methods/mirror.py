@@ -239,6 +239,7 @@ def mirror(
     every: float = 1 / 45,
     beta: float | str = "rms",
     gain: float | str | None = "auto",
+    clip: float | None = 0.05,
     allocation: str = "global",
     pattern: str | None = None,
 ) -> Method:
@@ -249,7 +250,7 @@ def mirror(
         shrink, decay_from, decay_until: ``a`` falls to ``a₀ exp(-shrink)`` over this window of training; see
             :class:`mirrormask.decay.ShrinkDecay`.
         start_at, end_at, every: as in :class:`mirrormask.masks.Gradual`.
-        beta, gain: as in :class:`mirrormask.geometry.MirrorDescent`.
+        beta, gain, clip: as in :class:`mirrormask.geometry.MirrorDescent`.
         allocation, pattern: as in :class:`mirrormask.masks.Mask`.
 
     Example:
@@ -257,4 +258,4 @@ def mirror(
         3.0
     """
     mask = Gradual(sparsity, start_at, end_at, every, allocation=allocation, pattern=pattern)
-    return Method(MirrorDescent(beta, gain), ShrinkDecay(shrink, decay_from, decay_until), mask, "mirror")
+    return Method(MirrorDescent(beta, gain, clip), ShrinkDecay(shrink, decay_from, decay_until), mask, "mirror")
