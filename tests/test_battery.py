@@ -179,8 +179,8 @@ def test_bfloat16_weights(name):
     model = make_model(torch.bfloat16)
     method = make_method(name)
     data = {"batches": [batch(10_000, torch.bfloat16)]} if method.reads_data else {}
-    optimizer = mm.sparsify(model, BASES["sgd"](model.parameters()), method, steps=STEPS, **data)
-    train(model, optimizer, 0, STEPS, torch.bfloat16)
+    optimizer = mm.sparsify(model, BASES["sgd"](model.parameters()), method, steps=2 * STEPS, **data)
+    train(model, optimizer, 0, 2 * STEPS, torch.bfloat16)
     optimizer.finalize()
     assert all(p.dtype == torch.bfloat16 for p in model.parameters())
     assert mm.sparsity(model).nonzeros == expected_nonzeros(name)
