@@ -33,6 +33,9 @@ COMMANDS = {
     "info": ("mirrormask.info", "main", "the installation; info methods: the methods; info FILE: a model's file"),
 }
 
+#: What to do after an interruption.
+GO_ON = {"train": "; go on with --resume true", "compare": "; run the same command again to go on"}
+
 #: What a user can cause and mend; anything else is a bug and shows its traceback.
 EXPECTED = (ValueError, TypeError, ImportError, OSError, FloatingPointError)
 
@@ -70,8 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{where}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        hint = "; go on with --resume true" if name == "train" else ""
-        print(f"mirrormask {name}: interrupted{hint}", file=sys.stderr)
+        print(f"mirrormask {name}: interrupted{GO_ON.get(name, '')}", file=sys.stderr)
         return 130
 
 

@@ -142,7 +142,7 @@ def comparison(tmp_path):
     return compare_runs(
         results,
         skipped=[Skipped("x", "not a run")],
-        failures=[Failure("rigl 90% seed 0", "rigl-0.9-0", "Traceback\nValueError: [bold]no[/]")],
+        failures=[Failure("rigl 90% seed 0", "rigl-0.9-0", "ValueError: [bold]no[/]\n\nTraceback: ...")],
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from mirrormask import checks
 from mirrormask.compare.comparison import Failure
 from mirrormask.compare.grid import Cell
 from mirrormask.compare.parcel import pack, unpack
-from mirrormask.compare.runner import DiskFull, Watcher, is_disk_full, record_failure
+from mirrormask.compare.runner import DiskFull, Watcher, explain, is_disk_full, record_failure
 from mirrormask.train import recipe_file
 from mirrormask.train.data import Images, Splits
 from mirrormask.train.run_folder import RunFolder, RunResult
@@ -94,7 +93,7 @@ def train_cells(
                 watcher.finished(cell, RunResult.read(cell.recipe.out))
             else:
                 failures.append(record_failure(cell, error))
-                watcher.failed(cell, error.strip().splitlines()[-1])
+                watcher.failed(cell, failures[-1].reason)
             if waiting:
                 watcher.started(waiting.pop(0))
     finally:
@@ -115,8 +114,8 @@ def _train_far(tree: dict[str, Any], earlier: bytes, arrays: Any, threads: int) 
             torch.set_num_threads(threads)
             run(recipe, resume=True, splits=_from_arrays(arrays))
             return pack(Path(recipe.out)), None
-    except Exception:
-        return b"", traceback.format_exc()
+    except Exception as error:
+        return b"", explain(error)
 
 
 def _take(ray: Any, ref: Any) -> tuple[bytes, str | None]:

@@ -123,11 +123,15 @@ def _methods(names: str, options: Mapping[str, Any], held: Any) -> dict[str, Map
 
 def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
     """``--options.gmp.end_at 0.5`` comes as ``{"gmp.end_at": 0.5}``."""
+    yaml = checks.require("yaml", "train", "reading options")
     result: dict[str, Any] = {}
     for key, value in options.items():
         label, dot, option = key.partition(".")
         if dot:
-            result[label] = {**result.get(label, {}), option: value}
+            result[label] = {
+                **result.get(label, {}),
+                option: yaml.safe_load(value) if isinstance(value, str) else value,
+            }
         else:
             result[key] = {**result.get(key, {}), **value} if isinstance(value, dict) else value
     return result

@@ -129,7 +129,7 @@ def train_cells(
                     watcher.finished(cell, RunResult.read(cell.recipe.out))
                 else:
                     failures.append(record_failure(cell, content))
-                    watcher.failed(cell, content.strip().splitlines()[-1])
+                    watcher.failed(cell, failures[-1].reason)
                 full = full or kind == "full"
                 worker.cell = None
                 if waiting and not full:
@@ -159,6 +159,12 @@ def record_failure(cell: Cell, error: str) -> Failure:
         Path(cell.recipe.out).mkdir(parents=True, exist_ok=True)
         files.write_text(Path(cell.recipe.out) / ERROR, error)
     return Failure(cell.name, cell.recipe.out, error)
+
+
+def explain(error: BaseException) -> str:
+    """An error as one line, and below it where it came from."""
+    line = " ".join(str(error).partition("\n")[0].split())
+    return f"{type(error).__name__}: {line}\n\n{''.join(traceback.format_exception(error))}"
 
 
 def is_disk_full(error: BaseException | None) -> bool:
@@ -240,7 +246,7 @@ def _work(connection: Connection, data: str, threads: int) -> None:
             reporter = _Reporter(lambda fraction: connection.send(("progress", fraction)))
             run(recipe, resume=True, wait=True, observer=reporter, splits=splits)
         except Exception as error:
-            connection.send(("full" if is_disk_full(error) else "failed", traceback.format_exc()))
+            connection.send(("full" if is_disk_full(error) else "failed", explain(error)))
         else:
             connection.send(("finished", None))
 
