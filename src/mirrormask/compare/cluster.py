@@ -6,6 +6,7 @@ they train comes back as the files of the run's folder, so that no disk need be 
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import tempfile
@@ -43,9 +44,13 @@ def connect(address: str) -> Any:
 
     Raises:
         ImportError: Ray is not installed.
+        ValueError: the address is neither.
         ConnectionError: nothing answers within 25 seconds, or what answers is no Ray cluster of this version.
     """
     ray = checks.require("ray", "cluster", "mirrormask compare --ray")
+    _, colon, port = address.rpartition(":")
+    if address != "auto" and not (colon and port.isdecimal() and 0 < int(port) < 65536):
+        raise ValueError(f"the Ray address {address!r} is not host:port or auto")
     if not ray.is_initialized():
         remedy = "start one with `ray start --head`, or leave --ray out to train on this machine"
         _probe(address, remedy)
@@ -142,6 +147,12 @@ def _land(archive: bytes, cell: Cell) -> None:
 
 
 def _probe(address: str, remedy: str) -> None:
+    host, _, port = address.rpartition(":")
+    try:
+        if host:
+            socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=ANSWER).close()
+    except OSError as error:
+        raise ConnectionError(f"no Ray cluster answers at {address!r}: {error.strerror or error}; {remedy}") from error
     command = [sys.executable, "-c", PROBE, address]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER, check=False)
