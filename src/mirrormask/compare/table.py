@@ -29,7 +29,8 @@ def percent(mean: float, half_width: float | None, *, sign: bool = False) -> str
         >>> percent(0.8947, 0.0012), percent(-0.0031, None, sign=True)
         ('89.47 ± 0.12', '-0.31')
     """
-    text = f"{100 * mean:+.2f}" if sign else f"{100 * mean:.2f}"
+    points = round(100 * mean, 2) + 0.0  # no -0.00
+    text = f"{points:+.2f}" if sign else f"{points:.2f}"
     return text if half_width is None else f"{text} ± {100 * half_width:.2f}"
 
 
