@@ -154,7 +154,17 @@ def _setting(setting: Setting, detail: str) -> dict[str, Any]:
             for i, row in enumerate(rows)
         ],
         "pairs": [
-            [number[p.a], number[p.b], p.sparsity, len(p.seeds), p.difference, p.half_width, p.p, p.p_corrected, p.significant]
+            [
+                number[p.a],
+                number[p.b],
+                p.sparsity,
+                len(p.seeds),
+                p.difference,
+                p.half_width,
+                p.p,
+                p.p_corrected,
+                p.significant,
+            ]
             for p in comparison.pairs
         ],
         "by_file": [dataclasses.asdict(row) for row in comparison.by_file],

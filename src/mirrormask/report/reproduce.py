@@ -31,7 +31,11 @@ def command(result: RunResult, out: str = "runs/again") -> str:
     parts += [f"--sparsity {recipe.sparsity!r}", f"--seed {recipe.seed}"]
     for key, value in tree.items():
         if key in recipe_file.SECTIONS:
-            if key not in NAMED and value["name"] != plain[key]["name"] or (key == "optimizer" and value["name"] != "sgd"):
+            if (
+                key not in NAMED
+                and value["name"] != plain[key]["name"]
+                or (key == "optimizer" and value["name"] != "sgd")
+            ):
                 parts.append(f"--{key} {shlex.quote(value['name'])}")
             parts += [
                 f"--{key}.{name} {_argument(entry)}"
