@@ -66,7 +66,7 @@ def _block(records: Sequence[dict[str, Any]], names: Sequence[str], points: int)
     chosen = [records[i] for i in places(len(records), points)]
     block: dict[str, Any] = {"x": [r["epoch_progress"] for r in chosen]}
     for name in names:
-        values = [float(v) if _is_number(v := r.get(name)) else None for r in chosen]
+        values = [r[name] if _is_number(r.get(name)) else None for r in chosen]
         if all(v is None for v in values):
             continue
         block[name] = values[0] if len(values) > 1 and all(v == values[0] for v in values) else values

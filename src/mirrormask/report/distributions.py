@@ -16,7 +16,7 @@ MAX_BINS, MAX_LAYERS = 1000, 2000
 
 
 def read(folder: str | Path) -> list[list[Any]] | None:
-    """One row a layer: name, histograms of the weights (start, trained, final) and of the imbalance, its value at the start.
+    """One row a layer: name, histograms of the weights (start, trained, final) and the imbalance, and its first value.
 
     Each histogram is ``[low, high, zeros, counts]``, or None. The trained weights are None where the final ones are the
     same. None altogether where a run left no such file, or it is not what a run writes.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mirrormask.compare import DENSE, Pair, Summary
 from mirrormask.report import words
@@ -18,9 +18,10 @@ def findings(setting: Setting) -> dict[str, str]:
     """A heading for each section that compares."""
     return {
         "accuracy": accuracy(setting),
+        "summary": summary(setting),
         "closeness": closeness(setting),
-        "size": cost(setting, setting.sizes, "in a file of", "the dense file", words.size),
-        "time": cost(setting, setting.times, "with calls of", "the dense time", words.duration),
+        "size": cost(setting, setting.sizes, "in a file of", "smaller", words.size),
+        "time": cost(setting, setting.times, "with calls of", "faster", words.duration),
         "significance": significance(setting.comparison.pairs),
     }
 
@@ -47,23 +48,37 @@ def accuracy(setting: Setting) -> str:
     return text if pair is not None and pair.significant else f"{text}, within chance"
 
 
+def summary(setting: Setting) -> str:
+    """What is compared, in a sentence."""
+    levels = sorted({row.sparsity for row in setting.sparse})
+    names = len(setting.methods) - (setting.dense is not None)
+    seeds = len({seed for row in setting.comparison.summaries for seed in row.seeds})
+    dense = "the dense model" if setting.dense is not None else ""
+    if not levels:
+        return f"{dense.capitalize()} alone, {words.count(seeds, 'seed')}."
+    span = words.sparsity(levels[0]) + (f" to {words.sparsity(levels[-1])}" if len(levels) > 1 else "")
+    with_dense = f" and {dense}" if dense else ""
+    return f"{words.count(names, 'method')}{with_dense}, at {span} sparsity, {words.count(seeds, 'seed')}."
+
+
 def closeness(setting: Setting) -> str:
     """The highest sparsity at which a method stays within a point of the dense model."""
     close = [r for r in setting.sparse if r.difference_from_dense is not None and r.difference_from_dense >= -CLOSE]
     if setting.dense is None:
+        return "How accuracy falls with sparsity"
+    if not setting.sparse:
         return ""
     if not close:
-        return f"No method stays within {words.points(CLOSE)} of the dense model's {words.percent(setting.dense.mean)}."
+        return f"No method stays within a point of the dense model's {words.percent(setting.dense.mean)}"
     best = max(close, key=lambda row: (row.sparsity, row.mean))
     return (
-        f"{best.method} stays within {words.points(CLOSE)} of the dense model's {words.percent(setting.dense.mean)} "
-        f"up to {words.sparsity(best.sparsity)} sparsity."
+        f"{best.method} stays within a point of the dense model's {words.percent(setting.dense.mean)} "
+        f"at {words.sparsity(best.sparsity)}"
     )
 
 
-def cost(setting: Setting, costs: dict[Place, float], how: str, whole: str, unit: object) -> str:
+def cost(setting: Setting, costs: dict[Place, float], how: str, better: str, unit: Callable[[float], str]) -> str:
     """The cheapest method about as accurate as dense; without one the cheapest of all."""
-    assert callable(unit)
     rows = [row for row in setting.sparse if (row.method, row.sparsity) in costs]
     if not rows:
         return ""
@@ -73,7 +88,7 @@ def cost(setting: Setting, costs: dict[Place, float], how: str, whole: str, unit
     paid = costs[chosen.method, chosen.sparsity]
     text = f"{chosen.method} keeps {words.percent(chosen.mean)} {how} {unit(paid)}"
     dense = costs.get((DENSE, 0.0))
-    return f"{text}, {dense / paid:.3g} times below {whole}" if dense and dense > paid else text
+    return f"{text}, {dense / paid:.2g} times {better} than dense" if dense and dense > paid else text
 
 
 def significance(pairs: Sequence[Pair]) -> str:

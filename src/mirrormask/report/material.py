@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mirrormask.compare import DENSE, Runs, Skipped, by_setting, load_runs
+from mirrormask.compare import DENSE, Pair, Runs, Skipped, by_setting, load_runs
 from mirrormask.report.findings import findings
 from mirrormask.report.reproduce import environment
 from mirrormask.report.runs import add_details, entry
@@ -106,7 +107,11 @@ def _tree(settings: Sequence[Setting], skipped: Sequence[Skipped]) -> dict[str, 
                 reference[i] = runs[i]["dense"] = dense[runs[i]["seed"]]
         shown.append(_setting(setting, detail))
     add_details(runs, cells, reference)
+    root = _root([run["folder"] for run in runs])
+    for run in runs:
+        run["folder"] = os.path.relpath(run["folder"], root) if root else run["folder"]
     return {
+        "root": root,
         "settings": shown,
         "runs": runs,
         "models": models,
@@ -153,23 +158,14 @@ def _setting(setting: Setting, detail: str) -> dict[str, Any]:
             }
             for i, row in enumerate(rows)
         ],
-        "pairs": [
-            [
-                number[p.a],
-                number[p.b],
-                p.sparsity,
-                len(p.seeds),
-                p.difference,
-                p.half_width,
-                p.p,
-                p.p_corrected,
-                p.significant,
-            ]
-            for p in comparison.pairs
-        ],
+        "pairs": [[number[p.a], number[p.b], p.sparsity, len(p.seeds), *_test(p)] for p in comparison.pairs],
         "by_file": [dataclasses.asdict(row) for row in comparison.by_file],
         "by_time": [dataclasses.asdict(row) for row in comparison.by_time],
     }
+
+
+def _test(pair: Pair) -> tuple[Any, ...]:
+    return pair.difference, pair.half_width, pair.p, pair.p_corrected, pair.significant
 
 
 def _model(result: RunResult) -> dict[str, Any]:
@@ -178,6 +174,17 @@ def _model(result: RunResult) -> dict[str, Any]:
         "shapes": ["×".join(map(str, layer.shape)) for layer in result.layers],
         "numel": [layer.numel for layer in result.layers],
     }
+
+
+def _root(folders: Sequence[str]) -> str:
+    """The folder that holds all of several runs; "" for one run, or where only the whole disk does."""
+    if len(folders) < 2:
+        return ""
+    try:
+        root = os.path.commonpath(folders)
+    except ValueError:  # some absolute and some not, or on several drives
+        return ""
+    return "" if root == os.path.abspath(os.sep) else root
 
 
 def _index(known: list[dict[str, Any]], entry: dict[str, Any]) -> int:

@@ -102,7 +102,6 @@ def render(material: Material, *, title: str = "") -> str:
         "title": title or setting["title"],
         "detail": setting["detail"],
         "finding": setting["findings"]["accuracy"],
-        "closeness": setting["findings"]["closeness"],
         "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "version": __version__,
         "runs": words.count(material.runs, "run"),

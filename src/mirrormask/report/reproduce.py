@@ -31,11 +31,9 @@ def command(result: RunResult, out: str = "runs/again") -> str:
     parts += [f"--sparsity {recipe.sparsity!r}", f"--seed {recipe.seed}"]
     for key, value in tree.items():
         if key in recipe_file.SECTIONS:
-            if (
-                key not in NAMED
-                and value["name"] != plain[key]["name"]
-                or (key == "optimizer" and value["name"] != "sgd")
-            ):
+            # The plain tree has this optimizer's own defaults, so its name is compared with the recipe's default.
+            usual = Optimizer().name if key == "optimizer" else plain[key]["name"]
+            if key not in NAMED and value["name"] != usual:
                 parts.append(f"--{key} {shlex.quote(value['name'])}")
             parts += [
                 f"--{key}.{name} {_argument(entry)}"

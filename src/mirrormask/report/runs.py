@@ -41,6 +41,7 @@ def entry(result: RunResult, *, runs: int) -> dict[str, Any]:
         "train": result.train_accuracy,
         "loss": result.train_loss,
         "epochs": result.epochs,
+        "epochs_asked": result.recipe["epochs"],
         "steps": result.steps,
         "skipped": result.skipped_steps,
         "seconds": result.seconds,

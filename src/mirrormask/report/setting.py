@@ -97,7 +97,6 @@ def details(settings: Sequence[Setting]) -> list[str]:
         recipe = setting.comparison.runs[0].recipe
         optimizer, held_out = recipe["optimizer"], recipe["data"]["validation"]
         parts = [
-            f"{recipe['epochs']} epochs",
             f"{optimizer['name']} at {optimizer['lr']:g}",
             f"batch {recipe['batch_size']}",
             *([f"{held_out:,} images held out"] if held_out else []),

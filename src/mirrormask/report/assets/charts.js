@@ -57,7 +57,7 @@ function draw(chart) {
   if (node.firstElementChild?.tagName === "P") node.replaceChildren();
   if (made.height) node.style.height = `${made.height}px`;
   Plotly.react(node, made.traces, layout(made.layout), {
-    displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+    displaylogo: false, responsive: true, modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
     displayModeBar: node.clientWidth > 500 ? "hover" : false, toImageButtonOptions: { format: "svg", filename: node.id || "chart" },
   });
 }
@@ -78,6 +78,18 @@ function layout(own) {
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { color: soft } },
     ...own, xaxis: axis(own.xaxis), yaxis: axis(own.yaxis),
   };
+}
+
+/** Ticks of a logarithmic axis over these values: 1, 2 and 5 of each power of ten, or fewer where that is too many. */
+function logTicks(values, show) {
+  const known = values.filter((value) => value > 0);
+  const [low, high] = [Math.min(...known) / 1.3, Math.max(...known) * 1.3];
+  const decades = Math.log10(high / low);
+  const steps = decades < 0.7 ? [1, 1.5, 2, 3, 4, 5, 6, 8] : decades < 3 ? [1, 2, 5] : [1];
+  const places = [];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) places.push(...steps.map((step) => Number(`${step}e${power}`)));
+  const inside = places.filter((place) => place >= low && place <= high);
+  return { type: "log", tickvals: inside, ticktext: inside.map(show), range: [Math.log10(low), Math.log10(high)], zeroline: false };
 }
 
 const redraw = () => { for (const chart of charts) { chart.stale = true; if (chart.near) draw(chart); } };

@@ -28,7 +28,7 @@ function layersChart() {
   const names = groups[0].layers;
   return { height: height(names.length), traces, layout: {
     shapes: [{ type: "line", yref: "paper", y0: 0, y1: 1, x0: 100 * (1 - layered.sparsity), x1: 100 * (1 - layered.sparsity), line: { color: css("--soft"), dash: "dot", width: 1.4 } }],
-    xaxis: { title: "weights kept (%)", type: "log", zeroline: false }, yaxis: { tickvals: names.map((_, i) => i), ticktext: names.map((name) => plain(short(name))), range: [names.length - 0.5, -0.5], zeroline: false },
+    xaxis: { title: "weights kept", ...logTicks(traces.flatMap(({ x }) => x), (v) => `${v}%`) }, yaxis: { title: "layer", tickvals: names.map((_, i) => i), ticktext: names.map((name) => plain(short(name))), range: [names.length - 0.5, -0.5], zeroline: false },
   } };
 }
 
@@ -48,7 +48,7 @@ function layersFinding() {
   const best = kept()[0];
   if (!best || best.layers.length < 2) return "What each layer keeps";
   const order = best.shares.map((share, i) => [share, i]).sort((a, b) => b[0] - a[0]);
-  const say = ([share, i]) => `${percent(share, share < 0.01 ? 2 : 1)} of ${short(best.layers[i])}`;
+  const say = ([share, i]) => `${percent(share, share < 0.01 ? 2 : 1)} of layer ${short(best.layers[i])}`;
   return `${setting().methods[best.method]} at ${level(layered.sparsity)} keeps ${say(order[0])} and ${say(order.at(-1))}`;
 }
 

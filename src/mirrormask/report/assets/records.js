@@ -8,6 +8,8 @@ const runTable = () => ({
   rows: data.runs.map((r) => [r.folder, `${data.settings[r.setting].title}, ${data.settings[r.setting].detail}`, methodOf(r), r.sparsity, r.obtained, r.seed, r.test, r.validation, r.unpruned, r.train, r.loss,
     r.nonzeros_asked, r.nonzeros, r.numel, r.bytes, r.epochs, r.steps, r.skipped, r.seconds, r.bench?.seconds.mirrormask ?? null, r.environment + 1]),
 });
+byId("records-root").hidden = !data.root;
+byId("records-root").textContent = `Folders are named from ${data.root} on.`;
 const commandTable = () => ({
   caption: "Commands", columns: [{ name: "run", text: true }, { name: "command", text: true, wrap: true, code: true }, { name: "made with" }],
   rows: data.runs.map((r) => [r.folder, r.command, r.environment + 1]),

@@ -8,7 +8,7 @@ const askedTable = (run) => ({
     ["sparsity", level(run.sparsity), percent(run.obtained, 4)],
     ["nonzeros", run.nonzeros_asked.toLocaleString("en"), run.nonzeros.toLocaleString("en")],
     ["weights that may be zero", "", run.numel.toLocaleString("en")],
-    ["epochs", "", String(run.epochs)],
+    ["epochs", String(run.epochs_asked), String(run.epochs)],
     ["steps", "", `${run.steps.toLocaleString("en")}${run.skipped ? `, ${run.skipped} skipped` : ""}`],
     ["accuracy before pruning", "", percent(run.unpruned)],
     ["test accuracy", "", percent(run.test)],

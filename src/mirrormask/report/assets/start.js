@@ -31,7 +31,7 @@ function show(index) {
   byId("title").textContent = setting().title;
   byId("detail").textContent = ` · ${setting().detail}`;
   byId("headline").textContent = setting().findings.accuracy;
-  byId("closeness").textContent = setting().findings.closeness;
+  byId("summary").textContent = setting().findings.summary;
   for (const node of document.querySelectorAll("[data-finding]")) node.textContent = setting().findings[node.dataset.finding];
   tiles();
   legends();

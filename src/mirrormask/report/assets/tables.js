@@ -20,7 +20,7 @@ function table({ caption, columns, rows, order = null }) {
       const value = row[i];
       const empty = value === null || value === undefined || value === "";
       const kinds = [column.text ? "" : "number", column.wrap ? "wrap" : "", column.code ? "code" : "", !empty && column.mark ? column.mark(value, row) : ""];
-      const text = column.show ? column.show(value, row) : column.text ? String(empty ? "–" : value) : number(value, 5);
+      const text = column.show ? column.show(value, row) : column.text ? String(empty ? "" : value) : number(value, 5);
       return el("td", { class: kinds.filter(Boolean).join(" ") || null }, text);
     }))));
     more.hidden = all;

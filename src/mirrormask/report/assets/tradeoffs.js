@@ -21,7 +21,7 @@ function methodLines(chosen, where, extra) {
 /** The front as a broad band below everything else. */
 function frontBand(name, chosen, where) {
   const front = chosen.filter((cell) => cell.front.includes(name)).sort((a, b) => where(a) - where(b));
-  return { x: front.map(where), y: front.map((cell) => 100 * cell.mean), mode: "lines", hoverinfo: "skip", line: { color: css("--front"), width: 16, shape: "spline", smoothing: 0.4 } };
+  return { x: front.map(where), y: front.map((cell) => 100 * cell.mean), mode: "lines", hoverinfo: "skip", line: { color: css("--front"), width: 16 } };
 }
 
 function sparsityChart() {
@@ -49,12 +49,12 @@ function sparsityChart() {
   } };
 }
 
-function costChart(name, key, title, unit, show) {
+function costChart(name, key, title, show) {
   const chosen = setting().cells.filter((cell) => cell[key] !== null);
   if (!chosen.some((cell) => cell.method !== setting().dense)) return null;
   const where = (cell) => cell[key];
   return { traces: [frontBand(name, chosen, where), ...methodLines(chosen, where, (cell) => `<br>${show(cell[key])}${cell.front.includes(name) ? ", on the Pareto front" : ""}`)],
-    layout: { xaxis: { title, type: "log", tickformat: "~s", ticksuffix: unit, zeroline: false }, yaxis: { title: `${setting().accuracy} (%)`, zeroline: false } } };
+    layout: { xaxis: { title, ...logTicks(chosen.map(where), show) }, yaxis: { title: `${setting().accuracy} (%)`, zeroline: false } } };
 }
 
 const cellTable = () => ({
@@ -71,9 +71,9 @@ const withinTable = (key, unit, show) => () => ({
 
 const refreshTradeoffs = [
   chart(byId("accuracy-chart"), sparsityChart),
-  chart(byId("size-chart"), () => costChart("size", "bytes", "file size", "B", size)),
-  chart(byId("time-chart"), () => costChart("time", "call", "time of a call", "s", duration) ??
-    "No run here was timed. `mirrormask bench RUN` measures one; then make this page again."),
+  chart(byId("size-chart"), () => costChart("size", "bytes", "file size", size)),
+  chart(byId("time-chart"), () => costChart("time", "call", "time of a call", duration) ??
+    "“mirrormask bench RUN” times a run; then make this page again."),
   numbers("accuracy-numbers", cellTable),
   numbers("size-numbers", withinTable("by_file", "size", size)),
   numbers("time-numbers", withinTable("by_time", "time", duration)),

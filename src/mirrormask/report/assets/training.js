@@ -33,7 +33,7 @@ function panel([name, kind, , , factor, type]) {
   const own = type === "log" ? { type: "log", exponentformat: "power", dtick: undefined } : { rangemode: name === "accuracy" ? "normal" : "tozero" };
   // The first epochs would take all the room from the differences that matter.
   if (name === "accuracy") {
-    const late = traces.flatMap(({ y }) => y.slice(Math.floor(y.length / 4))).filter((v) => v !== null);
+    const late = traces.flatMap(({ y }) => y.slice(Math.floor(0.6 * y.length))).filter((v) => v !== null);
     const [low, high] = [Math.min(...late), Math.max(...late)];
     own.range = [low - 0.08 * (high - low) - 0.2, high + 0.08 * (high - low) + 0.2];
   }

@@ -39,7 +39,7 @@ function imbalanceChart() {
 
 function weightsFindings() {
   const run = data.runs[spread.run], own = layerOf(spread.run), final = own[LAYER.final], all = total(final);
-  byId("weights-h").textContent = `In ${short(own[0])} of ${nameOf(run)}, ${percent(final[2] / all, 1)} of ${all.toLocaleString("en")} weights end at exactly zero, and the largest is ${number(final[1], 3)}`;
+  byId("weights-h").textContent = `In layer ${short(own[0])} of ${nameOf(run)}, ${percent(final[2] / all, 1)} of ${all.toLocaleString("en")} weights end at exactly zero, and the largest is ${number(final[1], 3)}`;
   const histogram = own[LAYER.imbalance], first = own[LAYER.first];
   let text = "The imbalance of the factors";
   if (histogram?.[3].length && first > 0) {
@@ -78,9 +78,9 @@ const updateWeights = () => {
 section(() => {
   const own = runs().filter(({ run }) => run.distributions?.length);
   byId("weights").hidden = false;
-  for (const node of byId("weights").querySelectorAll(".chart, h3, details, .controls, p:not(.over)")) node.hidden = !own.length;
+  for (const node of byId("weights").querySelectorAll(".chart, h3, details, .controls, p:not(.over)")) node.hidden = node.id === "weights-missing" ? own.length > 0 : !own.length;
   spread.layer = 0;
   spread.run = own.length ? (leading((run) => run.distributions?.length) ?? own[0]).index : null;
   if (own.length) updateWeights();
-  else byId("weights-h").textContent = "These runs have no distributions.json; runs trained with this version leave one";
+  else byId("weights-h").textContent = "Not known for these runs";
 });
