@@ -28,7 +28,9 @@ def command(result: RunResult, out: str = "runs/again") -> str:
     tree = dataclasses.asdict(recipe)
     plain = dataclasses.asdict(Recipe(optimizer=Optimizer(recipe.optimizer.name)))
     parts = [f"--{name} {shlex.quote(tree[name]['name'])}" for name in NAMED]
-    parts += [f"--sparsity {recipe.sparsity!r}", f"--seed {recipe.seed}"]
+    if recipe.method.name != "dense":
+        parts.append(f"--sparsity {recipe.sparsity!r}")
+    parts.append(f"--seed {recipe.seed}")
     for key, value in tree.items():
         if key in recipe_file.SECTIONS:
             # The plain tree has this optimizer's own defaults, so its name is compared with the recipe's default.

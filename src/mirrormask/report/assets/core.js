@@ -27,12 +27,17 @@ const number = (value, digits = 4) => {
   if (value === null || value === undefined) return "–";
   if (Number.isInteger(value)) return value.toLocaleString("en");
   const size = Math.abs(value);
-  return size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential(digits - 2) : String(Number(value.toPrecision(digits)));
+  return size !== 0 && (size < 1e-3 || size >= 1e6)
+    ? Number(value.toPrecision(digits)).toExponential()
+    : String(Number(value.toPrecision(digits)));
 };
-const percent = (share, digits = 2) => (share === null || share === undefined ? "–" : `${(100 * share).toFixed(digits)}%`);
+const percent = (share, digits = 2) =>
+  share === null || share === undefined ? "–" : `${(100 * share).toFixed(digits)}%`;
 const level = (sparsity) => `${Number((100 * sparsity).toPrecision(6))}%`;
 const points = (difference, digits = 2) =>
-  difference === null || difference === undefined ? "–" : `${difference < 0 ? "−" : "+"}${Math.abs(100 * difference).toFixed(digits)}`;
+  difference === null || difference === undefined
+    ? "–"
+    : `${difference < 0 ? "−" : "+"}${Math.abs(100 * difference).toFixed(digits)}`;
 const plusMinus = (mean, half, digits = 2) =>
   percent(mean, digits) + (half === null || half === undefined ? "" : ` ± ${(100 * half).toFixed(digits)}`);
 function size(bytes) {
@@ -52,7 +57,8 @@ const nameOf = (run) => `${methodOf(run)}${isDense(run) ? "" : ` at ${level(run.
 /** A labelled select; `choose` is called with the value of the option that was picked. */
 function choice(label, options, value, choose) {
   const select = el("select", { onchange: () => choose(JSON.parse(select.value)) });
-  for (const [each, text] of options) select.append(el("option", { value: JSON.stringify(each), selected: each === value }, text));
+  for (const [each, text] of options)
+    select.append(el("option", { value: JSON.stringify(each), selected: each === value }, text));
   return el("label", {}, label, select);
 }
 

@@ -1,5 +1,5 @@
-// Layer by layer: what is kept, and how long it takes.
-const layered = { sparsity: 0, timed: null };
+// What each layer keeps.
+const layered = { sparsity: 0 };
 const short = (name) => name.replace(/\.weight$/, "");
 const height = (rows) => Math.max(180, 70 + 27 * rows);
 
@@ -11,10 +11,17 @@ function kept() {
     if (!groups.has(run.method)) groups.set(run.method, []);
     groups.get(run.method).push(run);
   }
-  return [...groups].sort(([a], [b]) => a - b).map(([method, own]) => {
-    const { layers, numel } = data.models[own[0].model];
-    return { method, layers, seeds: own.length, shares: layers.map((_, i) => mean(own.map((run) => run.layers[i] / numel[i]))) };
-  });
+  return [...groups]
+    .sort(([a], [b]) => a - b)
+    .map(([method, own]) => {
+      const { layers, numel } = data.models[own[0].model];
+      return {
+        method,
+        layers,
+        seeds: own.length,
+        shares: layers.map((_, i) => mean(own.map((run) => run.layers[i] / numel[i]))),
+      };
+    });
 }
 
 function layersChart() {
@@ -22,26 +29,50 @@ function layersChart() {
   if (!groups.length) return "No method is shown.";
   const traces = groups.map(({ method, layers, shares, seeds }) => {
     const { color, symbol } = look(method);
-    return { x: shares.map((share) => (share > 0 ? 100 * share : null)), y: layers.map((_, i) => i), mode: "markers", marker: { color, symbol, size: 10, line: { color: css("--paper"), width: 1 } }, hoverinfo: "text",
-      hovertext: layers.map((layer, i) => `${plain(setting().methods[method])}<br>${plain(layer)}: ${percent(shares[i], 3)} kept, mean of ${count(seeds, "seed")}`) };
+    return {
+      x: shares.map((share) => (share > 0 ? 100 * share : null)),
+      y: layers.map((_, i) => i),
+      mode: "markers",
+      marker: { color, symbol, size: 10, line: { color: css("--paper"), width: 1 } },
+      hoverinfo: "text",
+      hovertext: layers.map(
+        (layer, i) =>
+          `${plain(setting().methods[method])}<br>${plain(layer)}: ${percent(shares[i], 3)} kept, mean of ${count(seeds, "seed")}`,
+      ),
+    };
   });
   const names = groups[0].layers;
-  return { height: height(names.length), traces, layout: {
-    shapes: [{ type: "line", yref: "paper", y0: 0, y1: 1, x0: 100 * (1 - layered.sparsity), x1: 100 * (1 - layered.sparsity), line: { color: css("--soft"), dash: "dot", width: 1.4 } }],
-    xaxis: { title: "weights kept", ...logTicks(traces.flatMap(({ x }) => x), (v) => `${v}%`) }, yaxis: { title: "layer", tickvals: names.map((_, i) => i), ticktext: names.map((name) => plain(short(name))), range: [names.length - 0.5, -0.5], zeroline: false },
-  } };
-}
-
-function timeChart() {
-  const run = data.runs[layered.timed];
-  const rows = run.bench.layers;
-  const place = rows.map((_, i) => i);
-  const bar = (name, color, values, pattern) => ({ type: "bar", orientation: "h", name, y: place, x: values.map((v) => 1e6 * v), marker: { color, pattern }, hoverinfo: "text",
-    hovertext: rows.map(([layer, kernel], i) => `${plain(layer)}${name === "compiled" ? ` (${plain(kernel)})` : ""}<br>${name}: ${duration(values[i])}`) });
-  return { height: height(1.5 * rows.length), traces: [
-    bar("compiled", look(run.method).color, rows.map((row) => row[2]), {}),
-    bar("PyTorch, dense", css("--soft"), rows.map((row) => row[3]), { shape: "/", size: 6, solidity: 0.35 }),
-  ], layout: { showlegend: true, barmode: "group", bargap: 0.25, xaxis: { title: "µs", zeroline: false }, yaxis: { tickvals: place, ticktext: rows.map(([layer]) => plain(layer)), range: [rows.length - 0.5, -0.5], zeroline: false } } };
+  return {
+    height: height(names.length),
+    traces,
+    layout: {
+      shapes: [
+        {
+          type: "line",
+          yref: "paper",
+          y0: 0,
+          y1: 1,
+          x0: 100 * (1 - layered.sparsity),
+          x1: 100 * (1 - layered.sparsity),
+          line: { color: css("--soft"), dash: "dot", width: 1.4 },
+        },
+      ],
+      xaxis: {
+        title: "weights kept",
+        ...logTicks(
+          traces.flatMap(({ x }) => x),
+          (v) => `${v}%`,
+        ),
+      },
+      yaxis: {
+        title: "layer",
+        tickvals: names.map((_, i) => i),
+        ticktext: names.map((name) => plain(short(name))),
+        range: [names.length - 0.5, -0.5],
+        zeroline: false,
+      },
+    },
+  };
 }
 
 function layersFinding() {
@@ -53,18 +84,33 @@ function layersFinding() {
 }
 
 const refreshKept = chart(byId("layers-chart"), layersChart);
-const refreshTimes = chart(byId("layers-time-chart"), () => (layered.timed === null ? "No run here was timed." : timeChart()));
 const refreshLayerNumbers = numbers("layers-numbers", () => ({
   caption: "Layers of every run",
-  columns: [{ name: "method", text: true }, { name: "sparsity asked", show: level }, { name: "seed" }, { name: "layer", text: true }, { name: "shape", text: true }, { name: "weights" }, { name: "nonzeros" }, { name: "sparsity", show: (v) => percent(v, 3) }],
-  rows: runs().flatMap(({ run }) => data.models[run.model].layers.map((layer, i) => {
-    const { shapes, numel } = data.models[run.model];
-    return [methodOf(run), run.sparsity, run.seed, layer, shapes[i], numel[i], run.layers[i], 1 - run.layers[i] / numel[i]];
-  })),
-}));
-const refreshTimeNumbers = numbers("layers-time-numbers", () => ({
-  caption: "Time of each layer, one call", columns: [{ name: "run", text: true }, { name: "layer", text: true }, { name: "kernel", text: true }, { name: "compiled, s", show: duration }, { name: "PyTorch dense, s", show: (v) => (v ? duration(v) : "–") }],
-  rows: runs().filter(({ run }) => run.bench).flatMap(({ run }) => run.bench.layers.map((row) => [nameOf(run), ...row])),
+  columns: [
+    { name: "method", text: true },
+    { name: "sparsity asked", show: level },
+    { name: "seed" },
+    { name: "layer", text: true },
+    { name: "shape", text: true },
+    { name: "weights" },
+    { name: "nonzeros" },
+    { name: "sparsity", show: (v) => percent(v, 3) },
+  ],
+  rows: runs().flatMap(({ run }) =>
+    data.models[run.model].layers.map((layer, i) => {
+      const { shapes, numel } = data.models[run.model];
+      return [
+        methodOf(run),
+        run.sparsity,
+        run.seed,
+        layer,
+        shapes[i],
+        numel[i],
+        run.layers[i],
+        1 - run.layers[i] / numel[i],
+      ];
+    }),
+  ),
 }));
 methodsChanged.push(refreshKept);
 section(() => {
@@ -72,20 +118,25 @@ section(() => {
   byId("layers").hidden = !any;
   if (!any) return;
   layered.sparsity = setting().focus;
-  const update = () => { byId("layers-h").textContent = layersFinding(); refreshKept(); };
-  byId("layers-controls").replaceChildren(...(setting().sparsities.length > 1 ? [choice("Sparsity", setting().sparsities.map((s) => [s, level(s)]), layered.sparsity, (v) => { layered.sparsity = v; update(); })] : []));
+  const update = () => {
+    byId("layers-h").textContent = layersFinding();
+    refreshKept();
+  };
+  byId("layers-controls").replaceChildren(
+    ...(setting().sparsities.length > 1
+      ? [
+          choice(
+            "Sparsity",
+            setting().sparsities.map((s) => [s, level(s)]),
+            layered.sparsity,
+            (v) => {
+              layered.sparsity = v;
+              update();
+            },
+          ),
+        ]
+      : []),
+  );
   update();
   refreshLayerNumbers();
-  const timed = runs().filter(({ run }) => run.bench && run.bench.layers.length);
-  byId("layers-time").hidden = !timed.length;
-  layered.timed = timed.length ? (leading((run) => run.bench?.layers.length) ?? timed[0]).index : null;
-  if (!timed.length) return;
-  const updateTimes = () => {
-    const run = data.runs[layered.timed], sum = (i) => run.bench.layers.reduce((total, row) => total + row[i], 0);
-    byId("layers-time-h").textContent = `The layers of ${nameOf(run)} take ${duration(sum(2))} in all, ${duration(sum(3))} dense in PyTorch`;
-    refreshTimes();
-  };
-  byId("layers-time-controls").replaceChildren(...(timed.length > 1 ? [choice("Run", timed.map(({ run, index }) => [index, nameOf(run)]), layered.timed, (v) => { layered.timed = v; updateTimes(); })] : []));
-  updateTimes();
-  refreshTimeNumbers();
 });

@@ -2,4 +2,6 @@
 try {
   const kept = localStorage.getItem("mirrormask-theme");
   if (kept === "dark" || kept === "light") document.documentElement.dataset.theme = kept;
-} catch { /* a page opened from a file may have no storage */ }
+} catch {
+  /* a page opened from a file may have no storage */
+}
