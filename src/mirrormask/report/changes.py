@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,9 @@ def changes(dense: dict[str, Any], sparse: dict[str, Any], shown: int = MAX_SHOW
     kinds = [[i for i in kind if i in pictures] for kind in (lost, won, other)]
     places = [(k, rank, i) for rank, kind in enumerate(kinds) for k, i in enumerate(kind)]
     chosen = [i for _, _, i in sorted(places)][:shown]
-    by_class = []
-    for c, name in enumerate(dense["classes"]):
-        own = [i for i, t in enumerate(truth) if t == c]
-        by_class.append([name, len(own), sum(before[i] == c for i in own), sum(now[i] == c for i in own)])
+    count = Counter(truth)
+    right = [Counter(t for t, k in zip(truth, said, strict=True) if t == k) for said in (before, now)]
+    by_class = [[name, count[c], right[0][c], right[1][c]] for c, name in enumerate(dense["classes"])]
     return {
         "n": len(truth),
         "changed": len(changed),

@@ -16,7 +16,7 @@ __all__ = ["add_details", "entry"]
 #: Points that all curves of one name share; each run keeps at least 40 and at most 400.
 POINTS = 30_000
 #: Characters of JSON for all histograms, and for all changed predictions: with many runs some go without.
-ROOM = {"distributions": 3_000_000, "changes": 2_500_000}
+ROOM = {"distributions": 2_000_000, "changes": 1_500_000}
 
 
 def entry(result: RunResult, *, runs: int) -> dict[str, Any]:
@@ -85,10 +85,11 @@ def add_details(entries: Sequence[dict[str, Any]], cells: Iterable[Any], referen
 
 
 def _give(target: dict[str, Any], name: str, value: Any, room: dict[str, int]) -> None:
-    cost = len(blob.script_json(value))
-    if value is not None and cost <= room[name]:
+    if value is None:
+        return
+    room[name] -= len(blob.script_json(value))
+    if room[name] >= 0:
         target[name] = value
-        room[name] -= cost
 
 
 def _bench(bench: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,7 +63,7 @@ function layout(own) {
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: css("--sans"), color: ink, size: 13 },
-    margin: { l: 10, r: 14, t: 12, b: 10 },
+    margin: { l: 10, r: 14, t: 34, b: 10 },
     showlegend: false,
     hovermode: "closest",
     hoverdistance: 24,
