@@ -40,7 +40,7 @@ def curves(folder: str | Path, points: int) -> dict[str, Any] | None:
     """
     try:
         records = [record for record in log.read(folder) if isinstance(record, dict)]
-    except OSError:
+    except (OSError, RecursionError):
         return None
     lines = [r for r in records if r.get("event") in ("step", "epoch") and _is_number(r.get("epoch_progress"))]
     if not lines:
