@@ -27,6 +27,11 @@ COMMANDS = {
         "train a network to an exact sparsity, and compare it with its dense run",
     ),
     "compare": ("mirrormask.compare.command", "main", "train a grid of methods and seeds, and test what differs"),
+    "report": (
+        "mirrormask.report.command",
+        "main",
+        "write one HTML page about finished runs: charts and tables",
+    ),
     "bench": ("mirrormask.train.bench", "bench_run", "time a trained model in every engine against mm.compile"),
     "flow": ("mirrormask.flow.commands", "*", "check the theory: recovery, bias, signs, rates, norm, all"),
     "export": ("mirrormask.storage.commands", "export_file", "turn a model's file into ONNX and other formats"),

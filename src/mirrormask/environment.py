@@ -15,7 +15,7 @@ EXTRAS = {
     "runtime": ("llvmlite",),
     "flow": ("scipy", "matplotlib"),
     "export": ("onnx", "onnxscript", "onnxruntime"),
-    "train": ("torchvision", "accelerate", "jsonargparse", "rich", "scikit-learn", "tensorboard"),
+    "train": ("torchvision", "accelerate", "jsonargparse", "plotly", "rich", "scikit-learn", "tensorboard"),
     "cluster": ("ray",),
 }
 

@@ -15,8 +15,9 @@ from torch import nn
 import mirrormask as mm
 from mirrormask import environment
 from mirrormask.masks import keep_count
-from mirrormask.train import checkpoint, figure, models, recipe_file
+from mirrormask.train import checkpoint, figure, models, predictions, recipe_file
 from mirrormask.train.data import Splits
+from mirrormask.train.distributions import Distributions
 from mirrormask.train.log import Log
 from mirrormask.train.recipe import Recipe
 from mirrormask.train.run_folder import RunFolder, RunResult
@@ -99,6 +100,8 @@ class _Run:
     def __init__(self, session: Session, folder: RunFolder, observer: Observer) -> None:
         self.session, self.folder, self.observer = session, folder, observer
         self.main = session.accelerator.is_main_process
+        # Before the checkpoint is loaded: a run that goes on makes the weights of its start again.
+        self.distributions = Distributions(session.optimizer)
         state = checkpoint.load(folder / "checkpoint.pt", session.recipe)
         offset, earlier = 0, 0.0
         self.last: dict[str, float] = {}
@@ -183,6 +186,7 @@ class _Run:
 
     def _finish(self) -> RunResult:
         session, recipe = self.session, self.session.recipe
+        self.distributions.trained()
         session.finish()
         counted = mm.sparsity(session.model)
         test = session.evaluate(session.test)[1]
@@ -219,6 +223,8 @@ class _Run:
             environment=environment.describe(),
         )
         if self.main:
+            self.distributions.write(self.folder.path)
+            predictions.write(self.folder.path, session)
             figure.draw(self.folder.path, result)
             result.write()
             self.observer.finished(result)
