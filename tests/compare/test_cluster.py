@@ -105,21 +105,21 @@ def test_no_cell_is_lost_or_doubled_when_a_node_is_killed(tmp_path, monkeypatch)
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'mirrormask[cluster]'")
     from ray.cluster_utils import Cluster
 
-    # What is being trained on the nodes can be seen in their temporary folders; a killed one leaves its own behind.
-    nodes = tmp_path / "nodes"
-    nodes.mkdir()
-    monkeypatch.setenv("TMPDIR", str(nodes))
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # Ray's sockets need a short path
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    begun = lambda: list(nodes.glob("mirrormask-*/run/log.jsonl"))  # noqa: E731
+    # What a node trains can be seen in its temporary folder; a node that is killed leaves that behind.
+    (tmp_path / "lost").mkdir()
+
+    def begun():
+        return list((tmp_path / "lost").glob("mirrormask-*/run/log.jsonl"))
 
     cells = [
         Cell(method, forge.recipe(method, seed=seed, epochs=24, out=tmp_path / "here" / f"{method}-{seed}"))
-        for seed in range(3)
+        for seed in range(2)
         for method in ("dense", "gmp")
     ]
     # One cell has got somewhere on this machine, and goes on from there.
-    half = cells[0].recipe
+    half = cells[-1].recipe
     whole = run(recipe_file.from_dict({**recipe_file.to_dict(half), "out": str(tmp_path / "whole")}))
     interrupted = interrupt_at(half, 900)
     # One cannot be trained.
@@ -127,14 +127,15 @@ def test_no_cell_is_lost_or_doubled_when_a_node_is_killed(tmp_path, monkeypatch)
 
     head = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
-        lost, _ = head.add_node(num_cpus=1), head.add_node(num_cpus=1)
+        lost = head.add_node(num_cpus=1, env_vars={"TMPDIR": str(tmp_path / "lost"), "RAY_TMPDIR": "/tmp"})
+        head.add_node(num_cpus=1)
         ray = cluster.connect(head.address)
         with pytest.raises(ValueError, match=r"needs 2 CPU\(s\) and 0 GPU\(s\), but no node .*at most 1 and 0"):
             cluster.train_cells(cells, ray=ray, threads=2, gpus=0, splits=None, watcher=Watch())
         watch = Watch()
 
         def kill():
-            wait_for(lambda: len(begun()) >= 2, 90)  # both nodes are at it
+            wait_for(begun, 90)
             head.remove_node(lost, allow_graceful=False)
 
         killer = threading.Thread(target=kill)
@@ -142,12 +143,12 @@ def test_no_cell_is_lost_or_doubled_when_a_node_is_killed(tmp_path, monkeypatch)
         splits = data.load(half.data)
         failures = cluster.train_cells([*cells, bad], ray=ray, threads=1, gpus=0, splits=splits, watcher=watch)
         killer.join()
-        assert [node["Alive"] for node in ray.nodes() if node["Resources"].get("CPU")].count(True) == 1
+        wait_for(lambda: sum(node["Alive"] for node in ray.nodes() if node["Resources"].get("CPU")) == 1, 30)
     finally:
         cluster.checks.require("ray", "cluster", "this test").shutdown()
         head.shutdown()
 
-    assert len(begun()) >= 1  # a run was cut off on the lost node
+    assert len(begun()) == 1  # a run was cut off there
     assert sorted(watch.ended) == sorted([*(cell.name for cell in cells), bad.name])
     assert [failure.cell for failure in failures] == [bad.name] and "batch_size=5000" in watch.errors[0]
     assert "batch_size=5000" in (tmp_path / "here" / "bad" / "error.txt").read_text()
