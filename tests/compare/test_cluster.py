@@ -1,8 +1,11 @@
 """Cells on a real Ray cluster of two nodes, one of which is killed; and addresses where there is none."""
 
+import io
+import json
 import socket
 import threading
 import time
+import zipfile
 
 import compare_forge as forge
 import pytest
@@ -10,32 +13,33 @@ import torch
 
 import mirrormask as mm
 from mirrormask import cli
-from mirrormask.compare import cluster
-from mirrormask.compare.grid import Cell
+from mirrormask.compare import cluster, training
+from mirrormask.compare.options import parse
 from mirrormask.compare.parcel import pack, unpack
-from mirrormask.train import RunFolder, RunResult, data, log, recipe_file, run
+from mirrormask.compare.progress import Progress
+from mirrormask.train import Observer, RunFolder, RunResult, log, recipe_file, run
 
 GRID = ["compare", "--methods", "gmp", "--sparsity", "0.9", "--seeds", "1", "--epochs", "1"]
 
 
-class Watch:
+class Watch(Progress):
     """Counts how often each cell has ended."""
 
-    def __init__(self):
-        self.running, self.ended, self.errors = [], [], []
-
-    def started(self, cell):
-        self.running.append(cell.name)
-
-    def progressed(self, cell, fraction):
-        raise AssertionError("a node sends no such thing")
+    def __init__(self, console, cells, already=0):
+        super().__init__(console, cells, already)
+        self.ended = []
+        watches.append(self)
 
     def finished(self, cell, result):
+        super().finished(cell, result)
         self.ended.append(cell.name)
 
     def failed(self, cell, error):
+        super().failed(cell, error)
         self.ended.append(cell.name)
-        self.errors.append(error)
+
+
+watches = []
 
 
 def wait_for(condition, seconds):
@@ -61,9 +65,6 @@ def test_a_run_travels_whole_and_only_into_its_own_folder(tmp_path):
 
 @pytest.mark.parametrize("name", ["../x", "/x", "notes.txt", "tensorboard/../../x"])
 def test_an_archive_cannot_write_elsewhere(tmp_path, name):
-    import io
-    import zipfile
-
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as zipped:
         zipped.writestr("recipe.yaml", "")
@@ -113,17 +114,29 @@ def test_no_cell_is_lost_or_doubled_when_a_node_is_killed(tmp_path, monkeypatch)
     def begun():
         return list((tmp_path / "lost").glob("mirrormask-*/run/log.jsonl"))
 
-    cells = [
-        Cell(method, forge.recipe(method, seed=seed, epochs=24, out=tmp_path / "here" / f"{method}-{seed}"))
-        for seed in range(2)
-        for method in ("dense", "gmp")
+    here = tmp_path / "here"
+    grid = [
+        "compare",
+        "--methods",
+        "dense,gmp",
+        "--sparsity",
+        "0.9",
+        "--seeds",
+        "3",
+        "--epochs",
+        "24",
+        "--threads",
+        "1",
     ]
-    # One cell has got somewhere on this machine, and goes on from there.
-    half = cells[-1].recipe
-    whole = run(recipe_file.from_dict({**recipe_file.to_dict(half), "out": str(tmp_path / "whole")}))
+    grid += ["--model.options.hidden", "[8]", "--out", str(here)]
+    cells = parse(grid[1:])[0].cells()
+    # The last cell has got somewhere on this machine, and goes on from there; the one before cannot go on.
+    half, bad = cells[-1].recipe, cells[-2]
     interrupted = interrupt_at(half, 900)
-    # One cannot be trained.
-    bad = Cell("gmp/bad", forge.recipe("gmp", seed=9, out=tmp_path / "here" / "bad", batch_size=5000))
+    whole = run(recipe_file.from_dict({**recipe_file.to_dict(half), "out": str(tmp_path / "whole")}))
+    (here / "dense-0-1").mkdir()
+    recipe_file.save(bad.recipe, here / "dense-0-1" / "recipe.yaml")
+    (here / "dense-0-1" / "checkpoint.pt").write_bytes(b"damaged")
 
     head = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
@@ -131,8 +144,7 @@ def test_no_cell_is_lost_or_doubled_when_a_node_is_killed(tmp_path, monkeypatch)
         head.add_node(num_cpus=1)
         ray = cluster.connect(head.address)
         with pytest.raises(ValueError, match=r"needs 2 CPU\(s\) and 0 GPU\(s\), but no node .*at most 1 and 0"):
-            cluster.train_cells(cells, ray=ray, threads=2, gpus=0, splits=None, watcher=Watch())
-        watch = Watch()
+            cluster.train_cells(cells, ray=ray, threads=2, gpus=0, splits=None, watcher=None)
 
         def kill():
             wait_for(begun, 90)
@@ -140,22 +152,23 @@ def test_no_cell_is_lost_or_doubled_when_a_node_is_killed(tmp_path, monkeypatch)
 
         killer = threading.Thread(target=kill)
         killer.start()
-        splits = data.load(half.data)
-        failures = cluster.train_cells([*cells, bad], ray=ray, threads=1, gpus=0, splits=splits, watcher=watch)
+        monkeypatch.setattr(training, "Progress", Watch)
+        assert cli.main([*grid, "--ray", head.address]) == 1
         killer.join()
-        wait_for(lambda: sum(node["Alive"] for node in ray.nodes() if node["Resources"].get("CPU")) == 1, 30)
     finally:
         cluster.checks.require("ray", "cluster", "this test").shutdown()
         head.shutdown()
 
     assert len(begun()) == 1  # a run was cut off there
-    assert sorted(watch.ended) == sorted([*(cell.name for cell in cells), bad.name])
-    assert [failure.cell for failure in failures] == [bad.name] and "batch_size=5000" in watch.errors[0]
-    assert "batch_size=5000" in (tmp_path / "here" / "bad" / "error.txt").read_text()
+    (watch,) = watches
+    assert sorted(watch.ended) == sorted(cell.name for cell in cells)
+    tree = json.loads((here / "comparison.json").read_text())
+    assert [failure["cell"] for failure in tree["failures"]] == [bad.name] and len(tree["runs"]) == len(cells) - 1
+    assert "is damaged" in (here / "dense-0-1" / "error.txt").read_text()
     for cell in cells:
-        result = RunResult.read(cell.recipe.out)
-        assert result.recipe == recipe_file.to_dict(cell.recipe)
-        assert [record["event"] for record in log.read(cell.recipe.out)].count("final") == 1
+        if cell is not bad:
+            assert RunResult.read(cell.recipe.out).recipe == recipe_file.to_dict(cell.recipe)
+            assert [record["event"] for record in log.read(cell.recipe.out)].count("final") == 1
     # It went on from the checkpoint that lay here, and is the run that this machine would have made.
     a, b = (mm.load(f"{folder}/model.safetensors") for folder in (half.out, whole.folder))
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -164,7 +177,6 @@ def test_no_cell_is_lost_or_doubled_when_a_node_is_killed(tmp_path, monkeypatch)
 
 def interrupt_at(recipe, step):
     """Train the recipe up to a step, as if this had been stopped there; the log so far."""
-    from mirrormask.train import Observer
 
     class Stop(Observer):
         def stepped(self, now):
