@@ -95,7 +95,10 @@ def test_long_options_give_short_folders():
         (["--methods", "gmp", "--sparsity", "0.9", "--options.mirror.gain", "1"], "unknown method in --options"),
         (["--methods", "gmp,[red]", "--sparsity", "0.9"], "the label '[red]' is not the name of a method"),
         (["--methods", "gmp", "--sparsity", "0.9", "--method", "gmp"], "--method"),
-        (["--methods", "gmp", "--sparsity", "0.9", "--workers", "0"], "--workers=0 is outside"),
+        (["--methods", "gmp", "--sparsity", "0.9", "--workers", "0"], "--workers=0 is below 1"),
+        (["--methods", "gmp", "--sparsity", "0.9", "--gpus", "1"], "--gpus for a cluster that is named with --ray"),
+        (["--methods", "gmp", "--sparsity", "0.9", "--gpus", "-1"], "--gpus=-1.0 is outside"),
+        (["--import", ".", "--sparsity", "0.9"], "the grid is empty: give a recipe file, --methods"),
         (["--methods", "gmp", "--sparsity", "0.9", "--model", "lenet"], "unknown model 'lenet'"),
         (["--methods", "gmp", "--sparsity", "0.9", "--data", "mnist"], "unknown data set 'mnist'"),
         (["--methods", "gmp", "--sparsity", "0.9", "--batch_size", "5000"], "larger than the 1442 training images"),
@@ -105,7 +108,8 @@ def test_long_options_give_short_folders():
         ),
         (["nowhere.yaml"], "cannot read the recipe 'nowhere.yaml'"),
         ([str(ROOT / "recipes" / "digits-mlp.yaml")], "a comparison has 'methods', not 'method'"),
-        (["--import", "nowhere"], "there is no finished run to compare\n  nowhere: does not exist"),
+        (["--import", "nowhere"], "--import 'nowhere' does not exist"),
+        (["--import", "."], "there is no finished run to compare\n  .: no run in it"),
     ],
 )
 def test_a_mistake_becomes_one_message_and_writes_nothing(tmp_path, capsys, monkeypatch, arguments, message):

@@ -25,9 +25,14 @@ def main(arguments: Sequence[str]) -> int:
         OSError: the disk is full, or no Ray cluster answers.
     """
     grid, values = options.parse(arguments)
-    for name in ("workers", "gpus"):
-        if values[name] is not None:
-            checks.check_number(f"--{name}", values[name], low=1 if name == "workers" else 0)
+    checks.check_number("--gpus", values["gpus"], low=0)
+    if values["workers"] is not None:
+        checks.check_int("--workers", values["workers"], low=1)
+    if (values["ray"] and values["workers"]) or (values["gpus"] and not values["ray"]):
+        raise ValueError("--workers is for this machine, --gpus for a cluster that is named with --ray; leave one out")
+    for folder in values["import"]:
+        if not Path(folder).exists():
+            raise ValueError(f"--import {folder!r} does not exist; name folders that hold finished runs")
     imported = load_runs(values["import"])
     console = _console()
     if grid is None:

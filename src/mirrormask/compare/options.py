@@ -53,7 +53,7 @@ def parse(arguments: Sequence[str]) -> tuple[Grid | None, dict[str, Any]]:
     imported = [folder for folder in (values["import"] or "").split(",") if folder]
     values["import"] = imported
     if not tree and not values["methods"]:
-        if imported:
+        if imported and not (values["sparsity"] or values["seeds"] or values["options"]):
             values["out"] = values["out"] or "runs/compare"
             return None, values
         raise ValueError("the grid is empty: give a recipe file, --methods, or finished runs with --import FOLDER")
