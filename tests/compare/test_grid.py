@@ -161,11 +161,31 @@ def test_the_recipes_that_come_along_are_grids(path):
     assert len(grid.cells()) == len({cell.recipe.fingerprint() for cell in grid.cells()})
 
 
-def test_the_benchmark_s_cells_and_folders_are_what_they_were(monkeypatch, capsys, tmp_path):
+@pytest.fixture
+def results(monkeypatch):
+    """The module benchmarks/results.py."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     spec = importlib.util.spec_from_file_location("results", ROOT / "benchmarks" / "results.py")
-    results = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(results)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_benchmark_reads_what_is_finished(results, tmp_path, capsys):
+    grid = Grid(forge.recipe(out=tmp_path), {"dense": {}, "gmp": {}}, (0.9,), {"": (0, 1)})
+    for cell in grid.cells():
+        recipe = cell.recipe
+        forge.write(recipe.out, recipe.method.name, recipe.sparsity, recipe.seed, 0.5 + recipe.seed / 10)
+    assert results.accuracies(grid, workers=1) == {
+        ("dense", 0.0, 0): 0.5,
+        ("gmp", 0.9, 0): 0.5,
+        ("dense", 0.0, 1): 0.6,
+        ("gmp", 0.9, 1): 0.6,
+    }
+    assert "4 cells: 4 finished, 0 to train" in capsys.readouterr().out
+
+
+def test_the_benchmark_s_cells_and_folders_are_what_they_were(results, monkeypatch, capsys, tmp_path):
     seen = {}
 
     def accuracies(grid, workers):

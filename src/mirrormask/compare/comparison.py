@@ -117,7 +117,7 @@ def title(result: RunResult) -> str:
     recipe = result.recipe
     data = str(recipe["data"]["name"])
     data = f"the folder {Path(data).name}" if data.startswith("folder:") else data
-    return f"{recipe['model']['name']} on {data}, {result.epochs} epochs"
+    return f"{recipe['model']['name']} on {data}, {result.epochs} epoch{'s' * (result.epochs > 1)}"
 
 
 def _notes(cells: Mapping[tuple[str, float, int], RunResult]) -> list[str]:

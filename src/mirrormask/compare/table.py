@@ -137,10 +137,12 @@ def _tables(comparison: Comparison) -> list[tuple[str, Rows]]:
         heading = "differences between methods, points, paired over seeds (Holm's correction at each sparsity)"
         tables.append((heading, _pairs(comparison.pairs)))
     if comparison.by_file:
-        tables.append((f"best {kind} within a file size", _within(comparison.by_file, "file at most", _size)))
+        tables.append(
+            (f"best {kind} within a file size", _within(comparison.by_file, "file at most", "its file", _size))
+        )
     if comparison.by_time:
         heading = f"best {kind} within a time on the CPU ({comparison.time_conditions})"
-        tables.append((heading, _within(comparison.by_time, "time at most", _time)))
+        tables.append((heading, _within(comparison.by_time, "time at most", "its time", _time)))
     return tables
 
 
@@ -183,8 +185,8 @@ def _pairs(pairs: Iterable[Pair]) -> Rows:
     return rows
 
 
-def _within(rows: Iterable[Within], limit: str, unit: Any) -> Rows:
-    table = [[limit, "best", "sparsity", "accuracy", "its own"]]
+def _within(rows: Iterable[Within], limit: str, own: str, unit: Any) -> Rows:
+    table = [[limit, "best", "sparsity", "accuracy", own]]
     for row in rows:
         accuracy = percent(row.mean, row.half_width)
         table.append([unit(row.limit), row.method, _level(row.sparsity), accuracy, unit(row.cost)])

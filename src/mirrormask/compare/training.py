@@ -182,7 +182,7 @@ def _heading(grid: Grid, cells: Sequence[Cell], elsewhere: int) -> str:
     levels = ", ".join(f"{100 * s:g}%" for s in grid.sparsities) or "0%"
     seeds = ", ".join(str(seed) for seed in sorted({cell.recipe.seed for cell in cells}))
     lines = [
-        f"{recipe.model.name} on {recipe.data.name}, {recipe.epochs} epochs, in {recipe.out}",
+        f"{recipe.model.name} on {recipe.data.name}, {recipe.epochs} epoch{'s' * (recipe.epochs > 1)}, in {recipe.out}",
         f"methods: {'; '.join(describe(label, options) for label, options in grid.methods.items())}",
         f"sparsity: {levels}; seeds: {seeds}",
     ]
