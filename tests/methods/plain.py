@@ -367,7 +367,9 @@ class Str(Gmp):
         return {"w": x.sign() * (x.abs() + g), "s": g.log().reshape(1)}
 
     def phi(self, w, s):
-        return w.sign() * torch.relu(w.abs() - s.exp())
+        with torch.no_grad():  # the gradient of s, divided by max(1, n g²)
+            share = 1 / (s.exp() ** 2 * (w.abs() > s.exp()).sum()).clamp(min=1.0)
+        return w.sign() * torch.relu(w.abs() - (share * s + (s - share * s).detach()).exp())
 
     def prune(self, sparsity):
         rank = [latents["w"].abs().log() - latents["s"] for latents in self.theta]

@@ -44,7 +44,8 @@ class Grid:
     Args:
         base: what all runs share; its method, sparsity and seed are not read, and its ``out`` is the folder in which
             the cells' folders lie.
-        methods: label -> options of the method. A label is the method's name, or ``NAME/VARIANT``.
+        methods: label -> options of the method. A label is the method's name, or ``NAME/VARIANT``. The option ``lr`` is
+            not the method's: it replaces the optimizer's learning rate for this label.
         sparsities: of each method but the dense one.
         seeds: label -> its seeds; the key ``""`` for all others.
 
@@ -95,11 +96,13 @@ class Grid:
     def cell(self, label: str, sparsity: float, seed: int) -> Cell:
         """One cell, with its recipe."""
         options = dict(self.methods[label])
+        optimizer = dataclasses.replace(self.base.optimizer, lr=options.pop("lr", self.base.optimizer.lr))
         method = Method(method_of(label), options)
         level = 0.0 if method.name == DENSE else sparsity
-        name = _folder_name(f"{describe(label.partition(' ')[0], options)}-{level:g}-{seed}")
+        name = _folder_name(f"{describe(label.partition(' ')[0], self.methods[label])}-{level:g}-{seed}")
         out = str(Path(self.base.out) / name)
-        return Cell(label, dataclasses.replace(self.base, method=method, sparsity=level, seed=seed, out=out))
+        recipe = dataclasses.replace(self.base, method=method, optimizer=optimizer, sparsity=level, seed=seed, out=out)
+        return Cell(label, recipe)
 
     @property
     def known(self) -> dict[str, tuple[str, Mapping[str, Any]]]:

@@ -102,7 +102,8 @@ def labels(results: Sequence[RunResult], known: Mapping[str, tuple[str, Mapping[
 
     Args:
         results: of one comparison.
-        known: label -> (method, options), for labels that a comparison was given.
+        known: label -> (method, options), for labels that a comparison was given; an option ``lr`` stands for the
+            optimizer's.
     """
     given = {_key(name, options): label for label, (name, options) in (known or {}).items()}
     methods = [result.recipe["method"] for result in results]
@@ -113,9 +114,10 @@ def labels(results: Sequence[RunResult], known: Mapping[str, tuple[str, Mapping[
             seen.append(method["options"])
     taken = set(given.values())
     result = []
-    for method in methods:
+    for run, method in zip(results, methods, strict=True):
         name, options = method["name"], method["options"]
-        label = given.get(_key(name, options))
+        rate = {"lr": run.recipe.get("optimizer", {}).get("lr")}
+        label = given.get(_key(name, {**options, **rate}), given.get(_key(name, options)))
         if label is None:
             varied = [key for key in options if any(o.get(key, ...) != options[key] for o in variants[name])]
             plain = len(variants[name]) == 1 and name not in taken

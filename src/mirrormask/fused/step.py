@@ -55,6 +55,8 @@ class FusedStep:
         self._rows: Any = np.zeros(0, self._update.row())  # one a piece; a piece is part of one weight
         self._owner = np.zeros(0, np.int64)  # the weight of each piece
         self._start = np.zeros(0, np.int64)  # where in the weight it starts, in elements
+        self._groups = np.zeros(0, np.int64)  # the parameter group of each piece
+        self._rates = np.zeros(0)  # the factor on that group's learning rate
         self._shares: list[slice] = []  # the pieces of each thread
 
     def _can_serve(self) -> bool:
@@ -131,6 +133,9 @@ class FusedStep:
         self._shares = [slice(a, b) for a, b in zip(starts, [*starts[1:], len(pieces)], strict=True)]
         self._owner = np.array([piece[0] for piece in pieces], np.int64)
         self._start = np.array([piece[1] for piece in pieces], np.int64)
+        group_of = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        self._groups = np.array([group_of[x] for x in self._weights], np.int64)[self._owner]
+        self._rates = np.array([optimizer.state[x]["rate"] for x in self._weights])[self._owner]
         self._rows = np.zeros(len(pieces), self._update.row())
         self._rows["count"] = [piece[2] for piece in pieces]
         for field, column in self._update.tensors(optimizer).items():
@@ -145,14 +150,10 @@ class FusedStep:
 
     def _fill(self) -> None:
         """Put the numbers of this step into the table."""
-        optimizer = self._optimizer
-        group_of = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
-        groups = np.array([group_of[x] for x in self._weights], np.int64)[self._owner]
-        lrs = np.array([float(group["lr"]) for group in optimizer.param_groups])
-        rates = np.array([optimizer.state[x]["rate"] for x in self._weights])[self._owner]
-        self._rows["lr"] = lrs[groups] * rates
-        self._rows["momentum"] = np.array([float(group["momentum"]) for group in optimizer.param_groups])[groups]
-        self._update.fill(self._rows, optimizer, groups, self._owner)
+        groups = self._optimizer.param_groups
+        self._rows["lr"] = np.array([float(group["lr"]) for group in groups])[self._groups] * self._rates
+        self._rows["momentum"] = np.array([float(group["momentum"]) for group in groups])[self._groups]
+        self._update.fill(self._rows, self._optimizer, self._groups, self._owner)
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -24,8 +24,9 @@ ABOVE = 1e-2
 class SoftThreshold(Geometry):
     """``x = sign(w) max(|w| - g(s), 0)`` with ``g = exp``: one learned s for each weight tensor.
 
-    The pullback is ``∂w = ∂x ⊙ 1[|w| > g]`` and ``∂s = -g Σ ∂x ⊙ sign(w) ⊙ 1[|w| > g]``. A weight below the threshold
-    keeps its w and comes back when the threshold falls.
+    The pullback is ``∂w = ∂x ⊙ 1[|w| > g]`` and ``∂s = -g Σ ∂x ⊙ sign(w) ⊙ 1[|w| > g] / max(1, n g²)`` with n living
+    weights: s is as stiff as n g² weights, and at a weight's learning rate would jump over all of them. A weight below
+    the threshold keeps its w and comes back when the threshold falls.
 
     Args:
         init_threshold: the threshold at the start, as a fraction of the tensor's rms, in (0, 1]; w starts so that x is
@@ -45,7 +46,8 @@ class SoftThreshold(Geometry):
     Source: Kusupati et al. 2020, arXiv 2002.03231, equations (3) to (5).
 
     Differs from the paper: thresholds start relative to each tensor's rms instead of at one s for all, and rise by
-    ``reach`` (a controller that meets the schedule's sparsity) instead of by weight decay on s.
+    ``reach`` (a controller that meets the schedule's sparsity) instead of by weight decay on s, whose gradient is
+    divided by ``max(1, n g²)``.
     """
 
     init_threshold: float = 0.01
@@ -71,9 +73,10 @@ class SoftThreshold(Geometry):
         thresholds = torch._foreach_exp(latents["s"])
         living = [w.abs() > g for w, g in zip(latents["w"], thresholds, strict=True)]
         by_weight = [grad.to(w.dtype) * lives for grad, w, lives in zip(grads, latents["w"], living, strict=True)]
-        by_threshold = [
-            -g * (grad * w.sign()).sum() for g, grad, w in zip(thresholds, by_weight, latents["w"], strict=True)
-        ]
+        by_threshold = []
+        for g, grad, w, lives in zip(thresholds, by_weight, latents["w"], living, strict=True):
+            stiffness = g.square() * lives.sum()  # how much more s bends the loss than a single weight does
+            by_threshold.append(-g * (grad * w.sign()).sum() / stiffness.clamp(min=1.0))
         return {"w": by_weight, "s": by_threshold}
 
     def push(self, x: list[Tensor], latents: Latents) -> None:
