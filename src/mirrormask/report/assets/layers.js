@@ -80,7 +80,10 @@ function layersFinding() {
   if (!best || best.layers.length < 2) return "What each layer keeps";
   const order = best.shares.map((share, i) => [share, i]).sort((a, b) => b[0] - a[0]);
   const say = ([share, i]) => `${percent(share, share < 0.01 ? 2 : 1)} of layer ${short(best.layers[i])}`;
-  return `${setting().methods[best.method]} at ${level(layered.sparsity)} keeps ${say(order[0])} and ${say(order.at(-1))}`;
+  const where = `${setting().methods[best.method]} at ${level(layered.sparsity)}`;
+  const [most, least] = [order[0], order.at(-1)];
+  if (percent(most[0], 1) === percent(least[0], 1)) return `${where} keeps ${percent(most[0], 1)} of every layer`;
+  return `${where} keeps ${say(most)} and ${say(least)}`;
 }
 
 const refreshKept = chart(byId("layers-chart"), layersChart);
