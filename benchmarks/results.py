@@ -4,176 +4,66 @@
     python benchmarks/results.py cifar10 --data DIR/cifar10          # ResNet-20, the folder of images
     python benchmarks/results.py fashion-mnist --data DIR --tune     # what the settings were chosen from
 
-Every cell is one run of `mirrormask train` in a folder of its own below --out; a finished one is not run again, so an
-interrupted grid goes on where it stopped. Tuning holds 5,000 training images out and never looks at the test set: the
-trials listed below, each at 98% and 99.5% with two seeds; the best mean of the two sparsities is the setting that the
-table uses. docs/results.md says which methods were tried with more settings before these lists were made.
+The grids are recipes/compare-*.yaml, trained and tabled as `mirrormask compare` does it: every cell in a folder of its
+own below --out, and a finished one not again, so that an interrupted grid goes on where it stopped. Tuning
+holds 5,000 training images out and never looks at the test set: the trials listed below, each at 98% and 99.5% with two
+seeds; the best mean of the two sparsities is the setting that the table uses. docs/results.md says which methods were
+tried with more settings before these lists were made.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import dataclasses
 import json
-import math
-import multiprocessing
-import statistics
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
+from rich.console import Console
 
-from mirrormask.train import Recipe, run
-from mirrormask.train.recipe import Data, Method, Model, Optimizer, Schedule
+from mirrormask.compare import Values, held_out_accuracy
+from mirrormask.compare.grid import Grid, describe
+from mirrormask.compare.options import load_grid
+from mirrormask.compare.table import accuracy_table, differences
+from mirrormask.compare.training import train_missing
+from mirrormask.train import RunResult
 
-Options = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Suite:
-    """A network, its budget, and the grid of runs on it."""
-
-    data: Data
-    model: Model
-    optimizer: Optimizer
-    epochs: int
-    sparsities: tuple[float, ...]
-    settings: dict[str, Options]
-    trials: dict[str, list[Options]]
-    seeds: dict[str, int]  # the default under ""
-    threads: int
-
-    def recipe(self, method: str, options: Options, sparsity: float, seed: int, out: Path, validation: int) -> Recipe:
-        """One cell of the grid."""
-        data = Data(**{**self.data.__dict__, "validation": validation})
-        return Recipe(
-            data=data,
-            model=self.model,
-            method=Method(method.partition("/")[0], options),
-            sparsity=sparsity,
-            optimizer=self.optimizer,
-            schedule=Schedule("cosine", 0.05),
-            epochs=self.epochs,
-            batch_size=128,
-            seed=seed,
-            threads=self.threads,
-            log_every=10_000,
-            out=str(out),
-        )
-
-
-def fashion_mnist(root: str) -> Suite:
-    """LeNet-300-100 on Fashion-MNIST: SGD with momentum 0.9, lr 0.1, batch 128, no augmentation."""
-    return Suite(
-        data=Data("fashion-mnist", root=root),
-        model=Model("lenet-300-100"),
-        optimizer=Optimizer("sgd", lr=0.1, momentum=0.9),
-        epochs=10,
-        sparsities=(0.9, 0.95, 0.98, 0.99, 0.995),
-        settings=FASHION_SETTINGS,
-        trials=FASHION_TRIALS,
-        seeds={"dense": 5, "gmp": 5, "mirror": 5, "": 3},
-        threads=1,
-    )
-
-
-def cifar10(root: str) -> Suite:
-    """ResNet-20 with a stride-2 stem on CIFAR-10 (16x16 feature maps at first): crops and flips, weight decay 5e-4."""
-    return Suite(
-        data=Data(f"folder:{root}", crop=4, flip=True),
-        model=Model("resnet20", {"stem_stride": 2}),
-        optimizer=Optimizer("sgd", lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
-        epochs=4,
-        sparsities=(0.95,),
-        settings={"dense": {}, "gmp": {}, "pilot": FASHION_SETTINGS["pilot"], "mirror": FASHION_SETTINGS["mirror"]},
-        trials={},
-        seeds={"": 2},
-        threads=1,
-    )
-
-
+RECIPES = Path(__file__).parent.parent / "recipes"
+#: Suite -> its recipe, and which of the recipe's keys says where the data is, in what form.
+SUITES = {
+    "fashion-mnist": ("compare-fashion-mnist.yaml", "data.root", "{}"),
+    "cifar10": ("compare-cifar10-resnet20.yaml", "data.name", "folder:{}"),
+}
 #: The trials of each method; docs/results.md says what was tried besides.
-FASHION_TRIALS: dict[str, list[Options]] = {
+TRIALS: dict[str, list[dict[str, Any]]] = {
     "magnitude": [{"at": 0.5}, {"at": 0.3}, {"at": 0.7}],
     "gmp": [{"end_at": 0.75}, {"end_at": 0.6}, {"end_at": 0.5}],
     "spred": [{"alpha": 3e-3}, {"alpha": 1e-2}, {"alpha": 3e-2}],
     "pilot": [{"alpha_init": 3e-3}, {"alpha_init": 5e-3}, {"alpha_init": 1e-2}],
     "mirror": [{}, {"gain": 1.0}, {"gain": 1.0, "end_at": 0.85, "shrink": 6.0}],
 }
-#: The settings of the table, chosen from them; the paper's literal learning rate has a row of its own.
-FASHION_SETTINGS: dict[str, Options] = {
-    "dense": {},
-    "magnitude": {"at": 0.3},
-    "gmp": {"end_at": 0.5},
-    "spred": {"alpha": 1e-2},
-    "pilot": {"alpha_init": 5e-3},
-    "pilot/literal": {"alpha_init": 5e-3, "beta": 1.0, "gain": None},
-    "mirror": {},
-}
-SUITES = {"fashion-mnist": fashion_mnist, "cifar10": cifar10}
 
 
-def accuracy(recipe: Recipe) -> float:
-    """Train one cell, or read its result if it is there; the validation accuracy if there is a split."""
-    result = run(recipe, resume=True)
-    value = result.test_accuracy if result.validation_accuracy is None else result.validation_accuracy
-    if result.nonzeros != result.nonzeros_asked:
-        raise AssertionError(f"{recipe.out}: {result.nonzeros} nonzeros instead of {result.nonzeros_asked}")
-    return 100 * value
+def tuning(grid: Grid) -> Grid:
+    """The grid of the trials, on held-out training images."""
+    data = dataclasses.replace(grid.base.data, validation=5000)
+    trials = {describe(method, options): options for method, group in TRIALS.items() for options in group}
+    return Grid(dataclasses.replace(grid.base, data=data), trials, (0.98, 0.995), {"": (0, 1)})
 
 
-def label(method: str, options: Options) -> str:
-    """A method and what differs from its defaults."""
-    return " ".join([method, *(f"{key}={value}" for key, value in options.items())])
-
-
-def train_all(recipes: dict[tuple[str, float, int], Recipe], workers: int) -> dict[tuple[str, float, int], float]:
-    """Every cell, ``workers`` at a time, with a line when one is done."""
-    results: dict[tuple[str, float, int], float] = {}
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = {pool.submit(accuracy, recipe): key for key, recipe in recipes.items()}
-        for future in as_completed(futures):
-            key = futures[future]
-            results[key] = future.result()
-            print(f"[{len(results)}/{len(recipes)}] {key[0]} {key[1]:g} seed {key[2]}: {results[key]:.2f}", flush=True)
-    return results
-
-
-def interval(values: list[float]) -> float:
-    """Half of the 95% interval of the mean, by Student's t; NaN for fewer than two values."""
-    if len(values) < 2:
-        return math.nan
-    return float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-
-
-def table(results: dict[tuple[str, float, int], float]) -> str:
-    """Markdown: a row a method, a column a sparsity, mean ± 95% interval; dense has one value for all."""
-    sparsities = sorted({sparsity for _, sparsity, _ in results if sparsity > 0})
-    lines = ["| test accuracy, % | " + " | ".join(f"{100 * s:g}%" for s in sparsities) + " |"]
-    lines.append("|---|" + "---|" * len(sparsities))
-    for method in dict.fromkeys(method for method, _, _ in results):
-        cells = []
-        for sparsity in sparsities:
-            values = [v for (m, s, _), v in results.items() if m == method and s in (sparsity, 0.0)]
-            cells.append(f"{statistics.mean(values):.2f} ± {interval(values):.2f}")
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def differences(results: dict[tuple[str, float, int], float], ours: str, theirs: str) -> str:
-    """``ours`` minus ``theirs``, paired over the seeds that both have: mean ± 95% interval for each sparsity."""
-    parts = []
-    for sparsity in sorted({s for m, s, _ in results if m == ours}):
-        seeds = sorted(
-            {seed for m, s, seed in results if m == ours and s == sparsity}
-            & {seed for m, s, seed in results if m == theirs and s == sparsity}
-        )
-        pairs = [results[ours, sparsity, seed] - results[theirs, sparsity, seed] for seed in seeds]
-        parts.append(f"{100 * sparsity:g}%: {statistics.mean(pairs):+.2f} ± {interval(pairs):.2f}")
-    return f"{ours} - {theirs}, paired over seeds: " + "; ".join(parts)
+def accuracies(grid: Grid, workers: int) -> Values:
+    """Train what is missing of the grid, and read every accuracy."""
+    console = Console(highlight=False, soft_wrap=True)
+    failures = train_missing(grid.cells(), Path(grid.base.out), console=console, workers=workers)
+    if failures:
+        raise SystemExit("\n".join(f"{failure.cell}: {failure.error}" for failure in failures))
+    values = {}
+    for cell in grid.cells():
+        result = RunResult.read(cell.recipe.out)
+        if result.nonzeros != result.nonzeros_asked:
+            raise AssertionError(f"{cell.name}: {result.nonzeros} nonzeros instead of {result.nonzeros_asked}")
+        values[cell.label, result.sparsity_asked, result.seed] = held_out_accuracy(result)
+    return values
 
 
 def main() -> None:
@@ -188,30 +78,23 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the accuracies here")
     arguments = parser.parse_args()
-    suite = SUITES[arguments.suite](arguments.data)
-    settings = suite.trials if arguments.tune else {method: [options] for method, options in suite.settings.items()}
-    settings = {method: trials for method, trials in settings.items() if method in (arguments.methods or settings)}
-    sparsities = (0.98, 0.995) if arguments.tune else suite.sparsities
-    recipes = {}
-    for seed, sparsity, (method, trials) in itertools.product(range(5), sparsities, settings.items()):
-        seeds = arguments.seeds or (2 if arguments.tune else suite.seeds.get(method, suite.seeds[""]))
-        for options in trials if seed < seeds else ():
-            level = 0.0 if method == "dense" else sparsity
-            name = label(method, options) if arguments.tune else method
-            folder = arguments.out / arguments.suite / ("tune" if arguments.tune else "test")
-            out = folder / f"{label(method, options)}-{level:g}-{seed}".replace(" ", "-").replace("/", "-")
-            validation = 5000 if arguments.tune else 0
-            recipes[name, level, seed] = suite.recipe(method, options, level, seed, out, validation)
-    results = train_all(recipes, arguments.workers)
-    results = {key: results[key] for key in recipes}
-    print("\n" + table(results))
+    name, key, form = SUITES[arguments.suite]
+    folder = arguments.out / arguments.suite / ("tune" if arguments.tune else "test")
+    grid = load_grid(RECIPES / name, {key: form.format(arguments.data), "out": folder})
+    grid = tuning(grid) if arguments.tune else grid
+    methods = {m: o for m, o in grid.methods.items() if not arguments.methods or m.split()[0] in arguments.methods}
+    seeds = {m: s for m, s in grid.seeds.items() if not m or m in methods}
+    seeds = {"": tuple(range(arguments.seeds))} if arguments.seeds else seeds
+    grid = dataclasses.replace(grid, methods=methods, seeds=seeds)
+    values = accuracies(grid, arguments.workers)
+    print("\n" + accuracy_table(values, accuracy="validation" if arguments.tune else "test"))
     if not arguments.tune:
-        print("\nsettings: " + "; ".join(label(method, trials[0]) for method, trials in settings.items()))
+        print("\nsettings: " + "; ".join(describe(method, options) for method, options in methods.items()))
         for theirs in ("gmp", "pilot"):
-            if {"mirror", theirs} <= settings.keys():
-                print(differences(results, "mirror", theirs))
+            if {"mirror", theirs} <= methods.keys():
+                print(differences(values, "mirror", theirs))
     if arguments.json:
-        rows = [{"method": m, "sparsity": s, "seed": seed, "accuracy": v} for (m, s, seed), v in results.items()]
+        rows = [{"method": m, "sparsity": s, "seed": seed, "accuracy": 100 * v} for (m, s, seed), v in values.items()]
         arguments.json.write_text(json.dumps({"suite": arguments.suite, "rows": rows}, indent=1) + "\n")
 
 

@@ -26,6 +26,7 @@ COMMANDS = {
         "main",
         "train a network to an exact sparsity, and compare it with its dense run",
     ),
+    "compare": ("mirrormask.compare.command", "main", "train a grid of methods and seeds, and test what differs"),
     "report": (
         "mirrormask.report.command",
         "main",
@@ -36,6 +37,9 @@ COMMANDS = {
     "export": ("mirrormask.storage.commands", "export_file", "turn a model's file into ONNX and other formats"),
     "info": ("mirrormask.info", "main", "the installation; info methods: the methods; info FILE: a model's file"),
 }
+
+#: What to do after an interruption.
+GO_ON = {"train": "; go on with --resume true", "compare": "; run the same command again to go on"}
 
 #: What a user can cause and mend; anything else is a bug and shows its traceback.
 EXPECTED = (ValueError, TypeError, ImportError, OSError, FloatingPointError)
@@ -74,8 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{where}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        hint = "; go on with --resume true" if name == "train" else ""
-        print(f"mirrormask {name}: interrupted{hint}", file=sys.stderr)
+        print(f"mirrormask {name}: interrupted{GO_ON.get(name, '')}", file=sys.stderr)
         return 130
 
 

@@ -16,6 +16,7 @@ EXTRAS = {
     "flow": ("scipy", "matplotlib"),
     "export": ("onnx", "onnxscript", "onnxruntime"),
     "train": ("torchvision", "accelerate", "jsonargparse", "plotly", "rich", "scikit-learn", "tensorboard"),
+    "cluster": ("ray",),
 }
 
 

@@ -71,7 +71,7 @@ def test_what_is_no_finished_run_is_named_with_its_reason(tmp_path):
     (tmp_path / "unfinished" / "checkpoint.pt").write_bytes(b"")
     (tmp_path / "failed").mkdir()
     (tmp_path / "failed" / "recipe.yaml").write_text("")
-    (tmp_path / "failed" / "error.txt").write_text("Traceback\nValueError: no\n")
+    (tmp_path / "failed" / "error.txt").write_text("ValueError: no\n\nTraceback: ...")
     (tmp_path / "holiday").mkdir()
     (tmp_path / "holiday" / "photo.png").write_bytes(b"png")
     (tmp_path / "notes.txt").write_text("hello")

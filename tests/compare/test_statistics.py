@@ -124,13 +124,28 @@ def test_best_within_a_budget_against_a_search():
         summaries = summarize(values)
         costs = [Cost(r.method, r.sparsity, 800 * draw.random() if r.sparsity else 800.0) for r in summaries]
         found = best_within(costs, summaries)
-        assert (found[0].limit, found[0].method) == (800.0, "dense")
+        assert (round(found[0].limit, 6), found[0].method) == (800.0, "dense")
         for row, (tighter, _) in zip(found, itertools.pairwise([*found, None]), strict=True):
             allowed = [c for c in costs if c.cost <= row.limit]
             assert row.mean == max(values[c.method, c.sparsity, 0] for c in allowed)
             assert row.cost <= row.limit
             assert tighter is row
     assert best_within([], ()) == ()
+
+
+def test_the_limits_halve_or_part_a_short_range_in_three():
+    rows = summarize({("dense", 0.0, 0): 0.9, ("a", 0.5, 0): 0.8, ("b", 0.5, 0): 0.7})
+    costs = [Cost("dense", 0.0, 64.0), Cost("a", 0.5, 7.0), Cost("b", 0.5, 3.0)]
+    assert [(round(w.limit, 3), w.method) for w in best_within(costs, rows)] == [(64, "dense"), (8, "a"), (4, "b")]
+    costs = [Cost("dense", 0.0, 8.0), Cost("a", 0.5, 4.0), Cost("b", 0.5, 1.0)]
+    assert [(round(w.limit, 3), w.method) for w in best_within(costs, rows)] == [(8, "dense"), (4, "a"), (1, "b")]
+    costs = [Cost("dense", 0.0, 3.375), Cost("a", 0.5, 2.0), Cost("b", 0.5, 1.0)]
+    assert [(round(w.limit, 3), w.method) for w in best_within(costs, rows)] == [
+        (3.375, "dense"),
+        (2.25, "a"),
+        (1, "b"),
+    ]
+    assert [w.method for w in best_within([Cost("a", 0.5, 2.0)], rows)] == ["a"]
 
 
 def comparison(tmp_path):
@@ -142,7 +157,7 @@ def comparison(tmp_path):
     return compare_runs(
         results,
         skipped=[Skipped("x", "not a run")],
-        failures=[Failure("rigl 90% seed 0", "rigl-0.9-0", "Traceback\nValueError: [bold]no[/]")],
+        failures=[Failure("rigl 90% seed 0", "rigl-0.9-0", "ValueError: [bold]no[/]\n\nTraceback: ...")],
     )
 
 

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from mirrormask.compare.runs import Runs, Skipped, by_setting, labels, load_runs, measured
+from mirrormask.compare.runs import Runs, Skipped, by_setting, held_out_accuracy, labels, load_runs, measured
 from mirrormask.compare.statistics import DENSE, Pair, Summary, Values, paired_tests, summarize
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Summary",
     "Values",
     "by_setting",
+    "held_out_accuracy",
     "labels",
     "load_runs",
     "measured",

@@ -76,7 +76,8 @@ def best_within(costs: Sequence[Cost], summaries: Sequence[Summary]) -> tuple[Wi
     """For each of a few limits, the best mean accuracy among all cells that keep it.
 
     The limits halve from the dense model's cost (from the largest, without one) down to the smallest that any cell
-    keeps. A limit that the same cell wins as the one below it says nothing new and is left out.
+    keeps; where these are less than a factor of 8 apart, two limits lie between them in equal ratios. A limit that the
+    same cell wins as the one below it says nothing new and is left out.
 
     Args:
         costs: one a cell at most.
@@ -86,17 +87,18 @@ def best_within(costs: Sequence[Cost], summaries: Sequence[Summary]) -> tuple[Wi
         >>> from mirrormask.compare import summarize
         >>> rows = summarize({("dense", 0.0, 0): 0.9, ("gmp", 0.9, 0): 0.8})
         >>> found = best_within([Cost("dense", 0.0, 800.0), Cost("gmp", 0.9, 150.0)], rows)
-        >>> [(row.limit, row.method) for row in found]
-        [(800.0, 'dense'), (200.0, 'gmp')]
+        >>> [(round(row.limit), row.method) for row in found]
+        [(800, 'dense'), (150, 'gmp')]
     """
     if not costs:
         return ()
     mean = {(row.method, row.sparsity): row for row in summaries}
     top = next((c.cost for c in costs if c.method == DENSE), max(c.cost for c in costs))
-    halvings = max(0, math.floor(math.log2(top / min(c.cost for c in costs))))
+    ratio = max(1.0, top / min(c.cost for c in costs))
+    steps, factor = (math.floor(math.log2(ratio)), 2.0) if ratio >= 8 else (3, ratio ** (1 / 3))
     rows: list[Within] = []
-    for i in range(halvings, -1, -1):
-        limit = top / 2**i
+    for i in range(steps, -1, -1):
+        limit = top / factor**i * (1 + 1e-12)  # what costs exactly this is within, whatever the power's rounding
         kept = [c for c in costs if c.cost <= limit and (c.method, c.sparsity) in mean]
         if not kept:
             continue

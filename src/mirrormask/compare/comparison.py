@@ -19,11 +19,16 @@ __all__ = ["Comparison", "Failure", "compare_runs"]
 
 @dataclass(frozen=True)
 class Failure:
-    """A cell that could not be trained: its name, its folder and the error."""
+    """A cell that could not be trained: its name, its folder, and the error: a line, then where it came from."""
 
     cell: str
     folder: str
     error: str
+
+    @property
+    def reason(self) -> str:
+        """The error in one line."""
+        return self.error.partition("\n")[0]
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ class _Search:
         """Read the run in this folder if it is one, or has been meant to be one."""
         if "result.json" not in names:
             if ERROR in names and names & {"recipe.yaml", ".lock"}:
-                self.skip(path, f"failed: {_last_line(path / ERROR)}")
+                self.skip(path, f"failed: {_first_line(path / ERROR)}")
             elif names & {"checkpoint.pt", "recipe.yaml", "log.jsonl"}:
                 self.skip(path, "unfinished: it has no result.json")
             else:
@@ -237,9 +237,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _last_line(path: Path) -> str:
+def _first_line(path: Path) -> str:
     try:
-        lines = path.read_text("utf-8", errors="replace").strip().splitlines()
+        return path.read_text("utf-8", errors="replace").strip().partition("\n")[0] or "no error is given"
     except OSError:
         return "its error cannot be read"
-    return lines[-1] if lines else "no error is given"

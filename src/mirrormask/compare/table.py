@@ -29,7 +29,8 @@ def percent(mean: float, half_width: float | None, *, sign: bool = False) -> str
         >>> percent(0.8947, 0.0012), percent(-0.0031, None, sign=True)
         ('89.47 ± 0.12', '-0.31')
     """
-    text = f"{100 * mean:+.2f}" if sign else f"{100 * mean:.2f}"
+    points = round(100 * mean, 2) + 0.0  # no -0.00
+    text = f"{points:+.2f}" if sign else f"{points:.2f}"
     return text if half_width is None else f"{text} ± {100 * half_width:.2f}"
 
 
@@ -52,7 +53,9 @@ def differences(values: Values, ours: str, theirs: str) -> str:
     for pair in paired_tests({key: v for key, v in values.items() if key[0] in (ours, theirs)}):
         if pair.difference is not None:
             sign = 1 if pair.a == ours else -1
-            parts.append(f"{_level(pair.sparsity)}: {percent(sign * pair.difference, pair.half_width, sign=True)}")
+            parts.append(
+                f"{_level(pair.sparsity)}: {percent(sign * pair.difference + 0.0, pair.half_width, sign=True)}"
+            )
     return f"{ours} - {theirs}, paired over seeds: " + "; ".join(parts)
 
 
@@ -62,7 +65,7 @@ def markdown(comparison: Comparison) -> str:
     for heading, rows in _tables(comparison):
         lines += [heading, "", _markdown(rows), ""]
     lines += [f"{note}." for note in comparison.notes]
-    lines += [f"Failed: {failure.cell}: {_one_line(failure.error)}." for failure in comparison.failures]
+    lines += [f"Failed: {failure.cell}: {failure.reason}." for failure in comparison.failures]
     lines += [f"Skipped: {skipped.path}: {skipped.reason}." for skipped in comparison.skipped]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -85,7 +88,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     for skipped in comparison.skipped:
         console.print(f"skipped: {escape(skipped.path)}: {escape(skipped.reason)}")
     for failure in comparison.failures:
-        console.print(f"[bold red]failed[/]: {escape(failure.cell)}: {escape(_one_line(failure.error))}")
+        console.print(f"[bold red]failed[/]: {escape(failure.cell)}: {escape(failure.reason)}")
 
 
 def to_csv(comparison: Comparison) -> str:
@@ -203,7 +206,3 @@ def _size(n: float) -> str:
 
 def _time(seconds: float) -> str:
     return f"{1e3 * seconds:.3g} ms" if seconds >= 1e-3 else f"{1e6 * seconds:.3g} µs"
-
-
-def _one_line(error: str) -> str:
-    return error.strip().splitlines()[-1] if error.strip() else "no error is given"

@@ -16,6 +16,7 @@ import mirrormask as mm
 from mirrormask import environment
 from mirrormask.masks import keep_count
 from mirrormask.train import checkpoint, figure, models, predictions, recipe_file
+from mirrormask.train.data import Splits
 from mirrormask.train.distributions import Distributions
 from mirrormask.train.log import Log
 from mirrormask.train.recipe import Recipe
@@ -50,6 +51,7 @@ def run(
     overwrite: bool = False,
     wait: bool = False,
     observer: Observer | None = None,
+    splits: Splits | None = None,
 ) -> RunResult:
     """Train as the recipe says, in the recipe's folder.
 
@@ -64,6 +66,7 @@ def run(
         overwrite: remove an older run's files first.
         wait: where another process is training in this folder, wait for it instead of raising.
         observer: is told of every step, record and of the end.
+        splits: the recipe's data, where the caller has read it for several runs.
 
     Returns:
         The result, as ``result.json`` holds it.
@@ -76,8 +79,8 @@ def run(
     folder.check(recipe, resume=resume, overwrite=overwrite)
     if resume and folder.finished:
         return RunResult.read(folder.path)
-    with _isolated(recipe.threads):
-        session = Session(recipe)
+    with isolated(recipe.threads):
+        session = Session(recipe, splits)
         with contextlib.ExitStack() as stack:
             # No process may find a folder that another one has begun to fill.
             session.accelerator.wait_for_everyone()
@@ -249,7 +252,7 @@ def load_model(folder: str | Path) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _isolated(threads: int | None) -> Iterator[None]:
+def isolated(threads: int | None) -> Iterator[None]:
     """Give the random state and the number of threads back as they were."""
     before = torch.get_num_threads()
     with torch.random.fork_rng():
