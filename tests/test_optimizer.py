@@ -12,7 +12,7 @@ from torch import nn
 import mirrormask as mm
 import reference
 from mirrormask.decay import ConstantDecay, ShrinkDecay, TargetDecay
-from mirrormask.geometry import Euclidean, Hadamard
+from mirrormask.geometry import Euclidean, Hadamard, MirrorDescent
 from mirrormask.masks import Gradual, Never, OneShot
 from mirrormask.optimizer import ELEMENTWISE
 
@@ -100,18 +100,19 @@ def test_equals_the_parametrized_module_with_coupled_decay(build, base):
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize("coupled", [False, True])
+@pytest.mark.parametrize("kind", ["product", "product, coupled", "mirror descent"])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_fused_step_equals_the_plain_one(nesterov, coupled, threads, monkeypatch):
-    from mirrormask import fused
+def test_fused_step_equals_the_plain_one(nesterov, kind, threads, monkeypatch):
+    from mirrormask.fused import step as fused_step
 
-    monkeypatch.setattr(fused, "ELEMENTS_PER_THREAD", 50)
+    monkeypatch.setattr(fused_step, "ELEMENTS_PER_THREAD", 50)
     torch.set_num_threads(threads)
 
     def build(fused):
         model = mlp()
         base = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=nesterov)
-        method = mm.Method(Hadamard(), ConstantDecay(0.02, coupled=coupled), Gradual(0.8))
+        geometry = MirrorDescent() if kind == "mirror descent" else Hadamard()
+        method = mm.Method(geometry, ConstantDecay(0.02, coupled=kind == "product, coupled"), Gradual(0.8))
         return model, mm.sparsify(model, base, method, steps=100, fused=fused)
 
     fast_model, fast = build(True)
@@ -126,11 +127,12 @@ def test_fused_step_equals_the_plain_one(nesterov, coupled, threads, monkeypatch
         assert (mask == plain.masks[name]).float().mean() > 0.98
 
 
-def test_one_fused_update_is_the_plain_one_to_rounding():
+@pytest.mark.parametrize("geometry", [Hadamard(), MirrorDescent()], ids=lambda geometry: type(geometry).__name__)
+def test_one_fused_update_is_the_plain_one_to_rounding(geometry):
     def build(fused):
         model = mlp()
         base = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True)
-        method = mm.Method(Hadamard(), ConstantDecay(0.1), Never())
+        method = mm.Method(geometry, ConstantDecay(0.1), Never())
         return model, mm.sparsify(model, base, method, steps=9, fused=fused)
 
     fast_model, fast = build(True)
@@ -318,7 +320,7 @@ def test_half_precision_weights_have_float32_latents():
     optimizer = mm.sparsify(
         model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), METHODS["mirror"](), steps=40
     )
-    assert optimizer.state[model[0].weight]["m"].dtype == torch.float32
+    assert optimizer.state[model[0].weight]["u"].dtype == torch.float32
     train(model, optimizer, 0, 40, torch.bfloat16)
     optimizer.finalize()
     assert model[0].weight.dtype == torch.bfloat16
@@ -485,7 +487,7 @@ def test_distributed_checkpoint_reads_and_restores_the_state():
     model, optimizer = build()
     train(model, optimizer, 0, 40)
     saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer))
-    assert {"m", "w", "mask", "m.exp_avg", "w.exp_avg_sq"} <= set(saved["state"]["0.weight"])
+    assert {"u", "a", "mask", "u.exp_avg", "u.exp_avg_sq"} <= set(saved["state"]["0.weight"])
     weights = copy.deepcopy(model.state_dict())
     train(model, optimizer, 40, 60)
     twin_model, twin = build()
@@ -637,9 +639,9 @@ def test_a_refused_state_changes_nothing():
     model = mlp()
     optimizer = wrap(model, method=mm.methods.mirror(0.5))
     saved = wrap(method=mm.methods.mirror(0.5)).state_dict()
-    del saved["state"][2]["w"]
+    del saved["state"][2]["u"]
     before = pickle.dumps(optimizer.state_dict()["param_groups"]), model[2].weight.detach().clone()
-    with pytest.raises(ValueError, match=r"no 'w' for '2\.weight'"):
+    with pytest.raises(ValueError, match=r"no 'u' for '2\.weight'"):
         optimizer.load_state_dict(saved)
     assert pickle.dumps(optimizer.state_dict()["param_groups"]) == before[0]
     assert torch.equal(model[2].weight, before[1])

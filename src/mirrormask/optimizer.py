@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -243,7 +243,8 @@ class SparseOptimizer(Optimizer):
             owners: dict[Tensor, Tensor] = {}  # what a step after the optimizer's acts on -> the model's weight
             for p in group["params"]:
                 if geometry.latents and self.is_sparsified(p):
-                    for name, latent in self.latents_of(p).items():
+                    for name in geometry.latents:
+                        latent = self.state[p][name]
                         by_rate[self.state[p]["rate"], name in geometry.weight_decayed].append(latent)
                         if name in stepped:
                             owners[latent] = p
@@ -263,9 +264,9 @@ class SparseOptimizer(Optimizer):
         return "rate" in self.state.get(p, {})
 
     def latents_of(self, x: Tensor) -> dict[str, Tensor]:
-        """The latents of one weight by name; ``{}`` where the geometry has none."""
-        state = self.state[x]
-        return {name: state[name] for name in self.method.geometry.latents}
+        """The latents and constants of one weight by name; ``{}`` where the geometry has none."""
+        state, geometry = self.state[x], self.method.geometry
+        return {name: state[name] for name in (*geometry.latents, *geometry.constants)}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters that train densely; the weights to sparsify are chosen at construction."""
@@ -331,7 +332,8 @@ class SparseOptimizer(Optimizer):
                     chosen = [pulled[name][i] for i in members]
                     torch._foreach_add_(chosen, [latents[name][i] for i in members], alpha=2 * increment)
             else:
-                torch._foreach_mul_([latents[name][i] for name in geometry.latents for i in members], 1 - 2 * increment)
+                chosen_latents = {name: [values[i] for i in members] for name, values in latents.items()}
+                geometry.shrink(chosen_latents, 1 - 2 * increment)
         for name in geometry.latents:
             for latent, grad in zip(latents[name], pulled[name], strict=True):
                 latent.grad = grad
@@ -471,13 +473,15 @@ class SparseOptimizer(Optimizer):
                     inner["weight_decay"] = 0.0
 
     def _latents(self, weights: Iterable[nn.Parameter]) -> dict[str, list[Tensor]]:
-        states = [self.state[x] for x in weights]
-        return {name: [state[name] for state in states] for name in self.method.geometry.latents}
+        states, geometry = [self.state[x] for x in weights], self.method.geometry
+        return {name: [state[name] for state in states] for name in (*geometry.latents, *geometry.constants)}
 
     def _push(self, weights: list[nn.Parameter], ahead: int = 0) -> None:
         """Write ``x = φ(θ)``, with φ as it is ``ahead`` steps from now."""
         if weights and self.method.geometry.latents:
             geometry = self.method.geometry.at(Clock(self.step_count + ahead, self.steps))
+            for name in geometry.masked:
+                self._hold_zeros({x: self.state[x][name] for x in weights})
             geometry.push(list[Tensor](weights), self._latents(weights))
 
     def push_all(self) -> None:
@@ -486,12 +490,18 @@ class SparseOptimizer(Optimizer):
         self._apply_masks(self.weights.values())
 
     def _apply_masks(self, weights: Iterable[nn.Parameter]) -> None:
-        if self.method.geometry.keeps_zeros and type(self.base) in ELEMENTWISE:
+        geometry = self.method.geometry
+        if geometry.masked or (geometry.keeps_zeros and type(self.base) in ELEMENTWISE):
             return
-        masked: list[Tensor] = [x for x in weights if "mask" in self.state[x]]
+        self._hold_zeros({x: x for x in weights})
+
+    def _hold_zeros(self, tensors: Mapping[Tensor, Tensor]) -> None:
+        """Set to zero, of each weight's tensor here, what the weight's mask removes."""
+        masked = [x for x in tensors if "mask" in self.state[x]]
         if masked:
-            torch._foreach_mul_(masked, [self.state[x]["mask"] for x in masked])
-            torch._foreach_add_(masked, 0.0)  # -0.0, which a negative weight leaves, is a value that files must store
+            held = [tensors[x] for x in masked]
+            torch._foreach_mul_(held, [self.state[x]["mask"] for x in masked])
+            torch._foreach_add_(held, 0.0)  # -0.0, which a negative weight leaves, is a value that files must store
 
     # -- masks -------------------------------------------------------------------------------------------------
 

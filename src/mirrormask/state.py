@@ -125,24 +125,26 @@ def _check_same(saved: dict[str, Any], own: dict[str, Any]) -> None:
 
 def _check_shapes(optimizer: SparseOptimizer, entries: dict[Tensor, dict[str, Any]]) -> None:
     for name, x in optimizer.weights.items():
-        for key in (*optimizer.method.geometry.latents, "rate", "negative_start"):
+        own_names = optimizer.latents_of(x)
+        for key in (*own_names, "rate", "negative_start"):
             if key not in entries[x]:
                 raise ValueError(f"the state dict has no {key!r} for {name!r}: it is not whole")
-        for key in optimizer.method.geometry.latents:
+        for key in own_names:
             shape, own = tuple(entries[x][key].shape), tuple(optimizer.state[x][key].shape)
             if shape != own:
                 raise ValueError(f"{key!r} of {name!r} has shape {shape} in the state dict and {own} here")
 
 
 def _read_tensors(optimizer: SparseOptimizer, entries: dict[Tensor, dict[str, Any]]) -> None:
-    own_keys = {*optimizer.method.geometry.latents, "rate", "negative_start", "mask", "score"}
+    geometry = optimizer.method.geometry
+    own_keys = {*geometry.latents, *geometry.constants, "rate", "negative_start", "mask", "score"}
     for p, entry in entries.items():
         kept = {key: value for key, value in entry.items() if key.startswith(KEPT)}
         if kept:
             optimizer.state[p].update({key: value.to(p.device, copy=True) for key, value in kept.items()})
         if optimizer.is_sparsified(p):
             state = optimizer.state[p]
-            for key in optimizer.method.geometry.latents:
+            for key in optimizer.latents_of(p):
                 state[key].copy_(entry[key])
             state["rate"] = float(entry["rate"])
             for key in ("negative_start", "mask"):

@@ -95,11 +95,12 @@ def test_a_comparison_trains_every_cell_once_and_writes_the_tables(compared):
     out, text = compared
     assert {path.name for path in out.iterdir()} == {
         *("dense-0-0", "dense-0-1", "gmp-0.9-0", "gmp-0.9-1", "gmp-0.95-0", "gmp-0.95-1"),
-        *("comparison.json", "comparison.csv", "comparison.md", ".lock"),
+        *("comparison.json", "comparison.csv", "comparison.md", "report.html", ".lock"),
     }
     assert "6 cells: 0 finished, 6 to train" in text and "[6/6] " in text and "0 running, 0 left" in text
     tree = json.loads((out / "comparison.json").read_text())
     assert len(tree["runs"]) == 6 and tree["failures"] == []
+    assert "</html>" in (out / "report.html").read_text()
     means = {(row["method"], row["sparsity"]): row for row in tree["summaries"]}
     values = [RunResult.read(out / f"gmp-0.9-{seed}").test_accuracy for seed in (0, 1)]
     assert means["gmp", 0.9]["mean"] == pytest.approx(sum(values) / 2)

@@ -304,12 +304,26 @@ class Pilot(Hadamard):
         self.score = score
 
 
-class Mirror(Hadamard, Gmp):
-    after = Gmp.after
+class Mirror(Gmp):
+    """``x = a sinh(u)``; the gradient of x passes to u as it is."""
+
+    decayed, gain = (), 0.8
+
+    def start(self, x):
+        a = float(x.square().mean().sqrt())
+        self.scales = [*getattr(self, "scales", []), a]
+        return {"u": torch.asinh(x / a)}
+
+    def rate(self, latents):
+        return float(self.gain / (self.scales[-1] * torch.cosh(latents["u"])).mean())
+
+    def x(self):
+        us = [latents["u"] for latents in self.theta]
+        return [u + (a * torch.sinh(u) - u).detach() for u, a in zip(us, self.scales, strict=True)]
 
     def before(self, step):
         if 2 <= step < 30:
-            self.shrink(4.0 / 4 / 28)
+            self.scales = [a * (1 - 2 * 4.0 / 4 / 28) ** 2 for a in self.scales]
 
 
 class SignIn(Hadamard, AtStart):

@@ -10,7 +10,7 @@ from torch import nn
 import mirrormask as mm
 from mirrormask.after import Hyperbolic, Proximal
 from mirrormask.decay import ConstantDecay
-from mirrormask.geometry import Euclidean, Hadamard, Power, SigmoidMask, SignIn, SoftThreshold
+from mirrormask.geometry import Euclidean, Hadamard, MirrorDescent, Power, SigmoidMask, SignIn, SoftThreshold
 from mirrormask.masks import Alternating, AtStart, Gradual, Iterative, Regrow, protect
 from mirrormask.progress import Clock
 
@@ -145,7 +145,7 @@ def test_pilot_with_weight_rewinding_takes_its_decay_back_too():
 # -- reviving and growing -------------------------------------------------------------------------------------------
 
 
-GEOMETRIES = [Euclidean(), Hadamard(), Power(), SoftThreshold(), SigmoidMask(), SignIn()]
+GEOMETRIES = [Euclidean(), Hadamard(), MirrorDescent(), Power(), SoftThreshold(), SigmoidMask(), SignIn()]
 
 
 @pytest.mark.parametrize("after", [None, Hyperbolic(), Proximal(1e-3, until=0.5)])

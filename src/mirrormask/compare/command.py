@@ -42,7 +42,8 @@ def main(arguments: Sequence[str]) -> int:
         comparison = _timed(comparison, console, grid)
     _write(comparison, out)
     table.print_comparison(console, comparison)
-    console.print(f"in {out}: comparison.md, comparison.csv, comparison.json", markup=False)
+    names = ["comparison.md", "comparison.csv", "comparison.json", *_page(comparison, out, console)]
+    console.print(f"in {out}: {', '.join(names)}", markup=False)
     return 1 if comparison.failures else 0
 
 
@@ -67,6 +68,18 @@ def _timed(comparison: Comparison, console: Console, grid: Grid | None) -> Compa
             )
     known = grid.known if grid is not None else None
     return compare_runs(comparison.runs, known=known, skipped=comparison.skipped, failures=comparison.failures)
+
+
+def _page(comparison: Comparison, out: Path, console: Console) -> list[str]:
+    """The report on these runs, and on the cells that have none; without Plotly the tables are all there is."""
+    from mirrormask import report
+
+    folders = [*(result.folder for result in comparison.runs), *(failure.folder for failure in comparison.failures)]
+    try:
+        return [report.write(folders, out / "report.html").name]
+    except ImportError as error:
+        console.print(f"no report.html: {error}", markup=False)
+        return []
 
 
 def _write(comparison: Comparison, out: Path) -> None:

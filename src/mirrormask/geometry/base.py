@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from mirrormask.progress import Clock
@@ -25,12 +26,18 @@ class Geometry(ABC):
 
     #: The names of the latents, in the order in which the base optimizer holds them; empty if θ is x itself.
     latents: ClassVar[tuple[str, ...]] = ()
+    #: What the map needs beside the latents and no optimizer trains: one number a weight tensor, kept with them.
+    constants: ClassVar[tuple[str, ...]] = ()
     #: The latents on which the base optimizer's ``weight_decay`` acts as on an ordinary weight.
     weight_decayed: ClassVar[tuple[str, ...]] = ()
     #: The latents on which a method's step after the optimizer's acts; None for all of them.
     stepped: ClassVar[tuple[str, ...] | None] = None
     #: True if latents that ``prune`` left stay at x = 0 by themselves, under an elementwise optimizer.
     keeps_zeros: ClassVar[bool] = True
+    #: The latents that are set to zero at every step where the mask is; empty to set x itself.
+    masked: ClassVar[tuple[str, ...]] = ()
+    #: Whether a decay may join the gradient of the latents (``coupled=True``).
+    couples: ClassVar[bool] = True
     #: True if the geometry makes zeros of its own: ``importance`` says which, ``reach`` how many.
     sparsifies: ClassVar[bool] = False
 
@@ -45,6 +52,11 @@ class Geometry(ABC):
     @abstractmethod
     def push(self, x: list[Tensor], latents: Latents) -> None:
         """Write ``x = φ(θ)`` in place."""
+
+    def shrink(self, latents: Latents, keep: float) -> None:
+        """The decay's part of a step, in place: every latent times ``keep = 1 - 2 lr α``."""
+        for name in self.latents:
+            torch._foreach_mul_(latents[name], keep)
 
     def rate(self, x: Tensor, latents: Mapping[str, Tensor], *, adaptive: bool) -> float:
         """The factor on the base learning rate with which this weight's latents train.

@@ -14,7 +14,7 @@ from mirrormask.checks import check_number
 from mirrormask.geometry import hypentropy
 from mirrormask.geometry.base import Geometry, Latents
 
-__all__ = ["Hadamard", "factorize", "is_product"]
+__all__ = ["Hadamard", "balance", "check_beta_and_gain", "chosen_gain", "factorize", "is_product"]
 
 #: ``gain="auto"``, for an optimizer whose step is linear in the gradient and for Adam and its kin. 0.7 is as accurate
 #: as 1 on Fashion-MNIST (docs/results.md), and does not diverge on a small network at learning rate 0.1 as 1 does.
@@ -44,6 +44,35 @@ def factorize(x: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """
     m = ((beta + torch.hypot(torch.full_like(x, beta), 2 * x)) / 2).sqrt_()
     return m, x / m
+
+
+def check_beta_and_gain(beta: float | str, gain: float | str | None) -> None:
+    """Raise a ValueError unless ``beta`` is positive or "rms", and ``gain`` positive, "auto" or None."""
+    if isinstance(beta, str):
+        if beta != "rms":
+            raise ValueError(f"beta={beta!r} is neither a positive number nor 'rms'")
+    else:
+        check_number("beta", beta, low=0.0, open_low=True, hint="a balanced start cannot change signs")
+    if isinstance(gain, str):
+        if gain != "auto":
+            raise ValueError(f"gain={gain!r} is neither a positive number, 'auto' nor None")
+    elif gain is not None:
+        check_number("gain", gain, low=0.0, open_low=True)
+
+
+def balance(beta: float | str, x: Tensor) -> float:
+    """The imbalance ``m₀² - w₀²`` of one weight tensor: ``beta``, or ``2 rms(x)`` for "rms" (1 where x is 0)."""
+    if not isinstance(beta, str):
+        return float(beta)
+    rms = float(x.double().square().mean().sqrt()) if x.numel() else 0.0
+    return 2 * rms if rms > 0 else 1.0
+
+
+def chosen_gain(gain: float | str, *, adaptive: bool) -> float:
+    """``gain``, or what "auto" means for an adaptive base or for SGD."""
+    if isinstance(gain, str):
+        return ADAPTIVE_GAIN if adaptive else LINEAR_GAIN
+    return gain
 
 
 @dataclass(frozen=True)
@@ -82,30 +111,15 @@ class Hadamard(Geometry):
     latents: ClassVar[tuple[str, ...]] = ("m", "w")
 
     def __post_init__(self) -> None:
-        if isinstance(self.beta, str):
-            if self.beta != "rms":
-                raise ValueError(f"beta={self.beta!r} is neither a positive number nor 'rms'")
-        else:
-            check_number("beta", self.beta, low=0.0, open_low=True, hint="a balanced start cannot change signs")
-        if isinstance(self.gain, str):
-            if self.gain != "auto":
-                raise ValueError(f"gain={self.gain!r} is neither a positive number, 'auto' nor None")
-        elif self.gain is not None:
-            check_number("gain", self.gain, low=0.0, open_low=True)
+        check_beta_and_gain(self.beta, self.gain)
 
     def init(self, x: Tensor) -> dict[str, Tensor]:
         """``m₀, w₀`` of :func:`factorize`, in float32 at least."""
         x = x.detach()
         if x.dtype in (torch.float16, torch.bfloat16):
             x = x.float()
-        m, w = factorize(x, self._beta(x))
+        m, w = factorize(x, balance(self.beta, x))
         return {"m": m, "w": w}
-
-    def _beta(self, x: Tensor) -> float:
-        if not isinstance(self.beta, str):
-            return float(self.beta)
-        rms = float(x.double().square().mean().sqrt()) if x.numel() else 0.0
-        return 2 * rms if rms > 0 else 1.0
 
     def pullback(self, grads: list[Tensor], x: list[Tensor], latents: Latents) -> dict[str, list[Tensor]]:
         """``∂m = ∂x ⊙ w`` and ``∂w = ∂x ⊙ m``."""
@@ -128,8 +142,7 @@ class Hadamard(Geometry):
             return 1.0
         m, w = latents["m"].double(), latents["w"].double()
         speed = (m.abs() + w.abs()).mean() if adaptive else (m.square() + w.square()).mean()
-        gain = (ADAPTIVE_GAIN if adaptive else LINEAR_GAIN) if isinstance(self.gain, str) else self.gain
-        return float(gain / speed)
+        return float(chosen_gain(self.gain, adaptive=adaptive) / speed)
 
     def revive(self, latents: Mapping[str, Tensor], alive: Tensor, new: Tensor, values: Tensor | None = None) -> None:
         """``m = sqrt(2a)``, ``w = x / m``: at the scale that the living weights of the tensor have now."""

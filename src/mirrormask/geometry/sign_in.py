@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mirrormask.checks import check_number
-from mirrormask.geometry.hadamard import Hadamard, factorize
+from mirrormask.geometry.hadamard import Hadamard, balance, factorize
 from mirrormask.progress import Clock
 
 __all__ = ["SignIn"]
@@ -56,6 +56,6 @@ class SignIn(Hadamard):
     def refresh(self, x: Tensor, latents: Mapping[str, Tensor], mask: Tensor | None) -> None:
         """:func:`factorize` of x as it is now."""
         x = x.detach().to(latents["m"].dtype)
-        m, w = factorize(x, self._beta(x if mask is None else x[mask]))
+        m, w = factorize(x, balance(self.beta, x if mask is None else x[mask]))
         latents["m"].copy_(m)
         latents["w"].copy_(w)

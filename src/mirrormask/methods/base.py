@@ -32,7 +32,7 @@ class Method:
 
     Raises:
         TypeError: a part is not of its kind.
-        ValueError: a decay on a geometry without latents.
+        ValueError: a decay on a geometry without latents, or a coupled one where there is nothing to couple it to.
 
     Example:
         >>> from mirrormask.decay import ConstantDecay
@@ -57,6 +57,12 @@ class Method:
             raise ValueError(
                 f"{self.decay!r} decays latents, but {type(self.geometry).__name__} has none; "
                 "use ConstantDecay(0.0) here, or the base optimizer's weight_decay"
+            )
+
+        if self.decay.coupled and not self.geometry.couples:
+            raise ValueError(
+                f"{type(self.geometry).__name__} has no gradient for a coupled decay to join; "
+                "leave out coupled=True, or use the geometry Hadamard"
             )
 
     @property

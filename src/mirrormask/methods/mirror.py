@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mirrormask.decay import ConstantDecay, PILoTDecay, ShrinkDecay
-from mirrormask.geometry import Hadamard, SignIn
+from mirrormask.geometry import Hadamard, MirrorDescent, SignIn
 from mirrormask.masks import AtStart, Gradual, Iterative, OneShot
 from mirrormask.methods.base import Method, named
 
@@ -242,14 +242,14 @@ def mirror(
     allocation: str = "global",
     pattern: str | None = None,
 ) -> Method:
-    """The library's recommendation: ``x = m ⊙ w``, a decay of fixed total shrink, and a gradual mask.
+    """The library's recommendation: the mirror flow of ``m ⊙ w``, a scheduled decay and a gradual mask.
 
     Args:
         sparsity: the fraction of zeros, in [0, 1).
         shrink, decay_from, decay_until: ``a`` falls to ``a₀ exp(-shrink)`` over this window of training; see
             :class:`mirrormask.decay.ShrinkDecay`.
         start_at, end_at, every: as in :class:`mirrormask.masks.Gradual`.
-        beta, gain: as in :class:`mirrormask.geometry.Hadamard`.
+        beta, gain: as in :class:`mirrormask.geometry.MirrorDescent`.
         allocation, pattern: as in :class:`mirrormask.masks.Mask`.
 
     Example:
@@ -257,4 +257,4 @@ def mirror(
         4.0
     """
     mask = Gradual(sparsity, start_at, end_at, every, allocation=allocation, pattern=pattern)
-    return Method(Hadamard(beta, gain), ShrinkDecay(shrink, decay_from, decay_until), mask, "mirror")
+    return Method(MirrorDescent(beta, gain), ShrinkDecay(shrink, decay_from, decay_until), mask, "mirror")

@@ -1,0 +1,36 @@
+"""What `benchmarks/results.py --tune` tries of each method; the best are the settings of recipes/compare-*.yaml.
+
+Every method that has something to choose gets the same number of trials, its defaults among them. Methods without an
+option that could help (random, uniform, erk, snip, synflow, grasp, lth) are trained as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["TRIALS"]
+
+Options = dict[str, Any]
+
+#: LeNet-300-100 on Fashion-MNIST: four settings a method, compared on 5,000 training images that are held out.
+TRIALS: dict[str, list[Options]] = {
+    "magnitude": [{}, {"at": 0.2}, {"at": 0.3}, {"at": 0.7}],
+    "gmp": [{}, {"end_at": 0.4}, {"end_at": 0.5}, {"end_at": 0.6}],
+    "l1": [{}, {"alpha": 3e-5}, {"alpha": 3e-4}, {"alpha": 3e-4, "at": 0.7}],
+    "wr": [{}, {"prunings": 2}, {"prunings": 2, "rewind_to": 0.05}, {"prunings": 3}],
+    "lrr": [{}, {"prunings": 2}, {"prunings": 3}, {"prunings": 6}],
+    "acdc": [{}, {"phase": 0.025}, {"end_at": 0.7}, {"phase": 0.1, "end_at": 0.7}],
+    "str": [{}, {"end_at": 0.5}, {"init_threshold": 1e-3}, {"init_threshold": 1e-3, "end_at": 0.5}],
+    "cs": [{}, {"s_init": 0.1}, {"end_at": 0.5}, {"final": 50.0}],
+    "powerprop": [{}, {"power": 1.5}, {"power": 3.0}, {"at": 0.3}],
+    "rigl": [{}, {"fraction": 0.5}, {"allocation": "global"}, {"every": 0.02, "until": 0.5}],
+    "set": [{}, {"fraction": 0.5}, {"until": 0.75}, {"allocation": "global"}],
+    "ham": [{}, {"a": 10.0}, {"a": 50.0}, {"at": 0.3}],
+    "gmp_ham": [{}, {"end_at": 0.5}, {"a": 50.0}, {"a": 50.0, "end_at": 0.5}],
+    "acdc_ham": [{}, {"phase": 0.025}, {"end_at": 0.7}, {"a": 50.0, "end_at": 0.7}],
+    "sign_in": [{}, {"every": 0.05}, {"every": 0.2}, {"allocation": "global"}],
+    "spred": [{}, {"alpha": 3e-3}, {"alpha": 2e-2}, {"alpha": 1e-2, "at": 0.3}],
+    "pilot": [{}, {"alpha_init": 3e-3}, {"alpha_init": 1e-2}, {"at": 0.3}],
+    "pilot_lrr": [{}, {"prunings": 2}, {"prunings": 3}, {"prunings": 2, "alpha_init": 1e-2}],
+    "mirror": [{}, {"shrink": 3.0}, {"shrink": 6.0}, {"end_at": 0.65}],
+}

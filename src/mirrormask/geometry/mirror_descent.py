@@ -1,0 +1,125 @@
+"""Mirror descent in the hypentropy potential: the mirror flow of m ⊙ w, without the factors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mirrormask.geometry import hypentropy
+from mirrormask.geometry.base import Geometry, Latents
+from mirrormask.geometry.hadamard import balance, check_beta_and_gain, chosen_gain
+
+__all__ = ["MirrorDescent", "is_mirror_descent"]
+
+
+@dataclass(frozen=True)
+class MirrorDescent(Geometry):
+    """``x = a sinh(u)``, and the base optimizer steps u with the gradient of x: the mirror flow of ``m ⊙ w`` itself.
+
+    Gradient flow on the factors of ``x = m ⊙ w`` integrates to ``x_t = a_t sinh(c₀ - 2 ∫ ∇f(x_s) ds)`` with
+    ``a_t = a₀ exp(-4 A_t)``. This geometry takes that at its word: ``u`` is what stands in the sinh, one scale ``a``
+    per weight tensor carries the decay, and there are no factors to train. A step of size η on u moves x by
+    ``-η sqrt(a² + x²) ∂x``, the metric of the mirror flow; ``m² - w² = 2a`` holds exactly at any step size.
+
+    Beside ``m ⊙ w`` it needs one latent a weight instead of two, half of the base optimizer's state, and the geometry
+    outlives a base that rescales gradients: Adam on two factors, each rescaled by itself, does not follow the flow.
+
+    Args:
+        beta: ``2 a₀``, in the units of x; ``"rms"`` for ``2 rms(x₀)`` of each tensor (1 where it is all zeros).
+        gain: u trains at ``lr · gain / mean(sqrt(a₀² + x₀²))`` per tensor: gain 1 makes the first step move x, on
+            average, as the base optimizer would have. ``"auto"`` is 0.7 for SGD and 1 for Adam and its kin;
+            ``None`` trains it at ``2 lr``, the time of the factors' own flow.
+
+    Raises:
+        ValueError: beta or gain is not positive and finite.
+
+    Example:
+        >>> geometry = MirrorDescent(beta=2.0)
+        >>> latents = geometry.init(torch.tensor([0.75, 0.0]))
+        >>> [round(value, 6) for value in latents["u"].tolist()], latents["a"].item()
+        ([0.693147, 0.0], 1.0)
+
+    Source: the integrated flow of arXiv 2408.09966 (section 3); mirror descent in this potential: Ghai, Hazan and
+    Singer 2020, arXiv 1902.01903 (hypentropy).
+
+    Differs from the paper: the flow is discretised in u, where the paper takes steps on m and w.
+    """
+
+    beta: float | str = "rms"
+    gain: float | str | None = "auto"
+
+    latents: ClassVar[tuple[str, ...]] = ("u",)
+    constants: ClassVar[tuple[str, ...]] = ("a",)
+    masked: ClassVar[tuple[str, ...]] = ("u",)
+    keeps_zeros: ClassVar[bool] = False
+    couples: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_beta_and_gain(self.beta, self.gain)
+
+    def init(self, x: Tensor) -> dict[str, Tensor]:
+        """``u = arcsinh(x / a)`` in float32 at least, and ``a = β/2``, one number."""
+        x = x.detach()
+        if x.dtype in (torch.float16, torch.bfloat16):
+            x = x.float()
+        scale = balance(self.beta, x) / 2
+        return {"u": torch.asinh(x / scale), "a": x.new_full((), scale)}
+
+    def pullback(self, grads: list[Tensor], x: list[Tensor], latents: Latents) -> dict[str, list[Tensor]]:
+        """``∂x`` itself, in u's dtype: mirror descent steps the dual variable with the gradient of the primal one."""
+        return {"u": [grad.to(u.dtype, copy=True) for grad, u in zip(grads, latents["u"], strict=True)]}
+
+    def push(self, x: list[Tensor], latents: Latents) -> None:
+        """``x = a sinh(u)``."""
+        if x and x[0].dtype == latents["u"][0].dtype:
+            torch._foreach_copy_(x, latents["u"])
+            torch._foreach_sinh_(x)
+            torch._foreach_mul_(x, latents["a"])
+        elif x:
+            values = list(torch._foreach_sinh(latents["u"]))
+            torch._foreach_mul_(values, latents["a"])
+            torch._foreach_copy_(x, values)
+
+    def shrink(self, latents: Latents, keep: float) -> None:
+        """``a ← keep² a``, which is what ``m ← keep m, w ← keep w`` makes of ``½ (m² - w²)``; u stays."""
+        torch._foreach_mul_(latents["a"], keep * keep)
+
+    def rate(self, x: Tensor, latents: Mapping[str, Tensor], *, adaptive: bool) -> float:
+        """``gain / mean(sqrt(a² + x²))``; 2 if gain is None."""
+        if self.gain is None or not x.numel():
+            return 2.0
+        a = float(latents["a"])
+        return chosen_gain(self.gain, adaptive=adaptive) / float((x.detach().double().square() + a * a).sqrt().mean())
+
+    def prune(self, latents: Mapping[str, Tensor], mask: Tensor) -> None:
+        """``u = 0`` where the mask is False."""
+        latents["u"].masked_fill_(~mask, 0.0)
+
+    def revive(self, latents: Mapping[str, Tensor], alive: Tensor, new: Tensor, values: Tensor | None = None) -> None:
+        """``u = arcsinh(v / a)``: a weight at 0 moves with the metric ``a``."""
+        u = latents["u"]
+        start = torch.zeros_like(u) if values is None else torch.asinh(values.to(u.dtype) / latents["a"])
+        u.copy_(torch.where(new, start, u))
+
+    def scale(self, latents: Mapping[str, Tensor]) -> Tensor:
+        """``a``, the same for all weights of a tensor."""
+        return latents["a"].expand_as(latents["u"])
+
+    def potential(self, x: Tensor, latents: Mapping[str, Tensor]) -> float:
+        """The Bregman potential ``R_a(x)``, c₀ = 0; see :func:`mirrormask.flow.potential`."""
+        return hypentropy.potential(x.detach().double().cpu().numpy(), float(latents["a"]))
+
+
+def is_mirror_descent(geometry: Geometry) -> bool:
+    """Whether this is mirror descent in its pullback and its push, which is all that the fused step knows."""
+    kind = type(geometry)
+    return (
+        issubclass(kind, MirrorDescent)
+        and kind.pullback is MirrorDescent.pullback
+        and kind.push is MirrorDescent.push
+        and kind.shrink is MirrorDescent.shrink
+    )
