@@ -168,3 +168,24 @@ def test_histograms_as_the_page_has_them(tmp_path):
     layer["final"] = {**x, "counts": ["<b>"]}
     (tmp_path / "distributions.json").write_text(json.dumps({"version": 1, "layers": [layer]}))
     assert distributions.read(tmp_path) is None
+
+
+def test_a_comparison_s_own_names_are_used_wherever_it_lies_now(tmp_path):
+    results = [
+        make_run(tmp_path / f"{i}", "pilot", 0.9, i % 2, options=o) for i, o in enumerate([{}, {}, {"beta": 1.0}])
+    ]
+    assert settle(results).methods == ("pilot", "pilot beta=1.0")
+    rows = [{"folder": f"/elsewhere/{i}", "method": "pilot/literal" if i == 2 else "pilot"} for i in range(3)]
+    (tmp_path / "comparison.json").write_text(json.dumps({"runs": rows}))
+    assert set(settle(results).methods) == {"pilot", "pilot/literal"}
+    for damaged in ("{", '{"runs": 3}', '{"runs": [{}]}', "[]"):
+        (tmp_path / "comparison.json").write_text(damaged)
+        assert set(settle(results).methods) == {"pilot", "pilot beta=1.0"}
+
+
+def test_a_name_that_two_comparisons_give_to_different_methods_is_not_used(tmp_path):
+    results = []
+    for folder, options in (("a", {}), ("b", {"beta": 1.0})):
+        results.append(make_run(tmp_path / folder / "run", "pilot", options=options))
+        (tmp_path / folder / "comparison.json").write_text(json.dumps({"runs": [{"folder": "run", "method": "mine"}]}))
+    assert set(settle(results).methods) == {"pilot", "pilot beta=1.0"}
