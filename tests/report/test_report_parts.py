@@ -71,10 +71,17 @@ def test_other_headings(tmp_path):
     )
     said = findings(setting)
     assert said["closeness"] == "mirror stays within a point of the dense model's 90.5% at 99%"
-    assert said["size"] == "mirror keeps 89.8% in a file of 12.6\u00a0kB, 84 times smaller than dense"
+    assert said["size"] == "mirror at 99% keeps 89.8% in a file of 12.6\u00a0kB, 84 times smaller than dense"
     assert said["time"] == ""
     assert said["significance"] == "1 of 2 differences between methods is more than chance"
     assert setting.methods == ("mirror", "gmp", "dense")
+
+
+def test_without_a_method_near_the_dense_one_the_most_accurate_is_named(tmp_path):
+    setting = settled(tmp_path, {("dense", 0.0): [0.9], ("mirror", 0.9): [0.85], ("gmp", 0.99): [0.8]})
+    said = findings(setting)
+    assert said["closeness"] == "No method stays within a point of the dense model's 90.0%"
+    assert said["size"].startswith("mirror at 90% keeps 85.0% in a file of")
 
 
 def test_no_pair_can_be_tested_with_one_seed(tmp_path):
