@@ -45,7 +45,9 @@ def accuracy(setting: Setting) -> str:
         # Over the seeds that both have; with others the means may even point the other way.
         lead = paired if paired > 0 else lead
     text = f"{best.method} leads {second.method} by {words.points(lead)} at {where}"
-    return text if pair is not None and pair.significant else f"{text}, within chance"
+    if pair is None or pair.p is None:
+        return f"{text}, not tested"
+    return text if pair.significant else f"{text}, within chance"
 
 
 def summary(setting: Setting) -> str:
