@@ -142,7 +142,7 @@ def _setting(setting: Setting, detail: str) -> dict[str, Any]:
         "focus": setting.focus,
         "sparsities": sorted({row.sparsity for row in setting.sparse}),
         "conditions": setting.conditions,
-        "notes": comparison.notes,
+        "notes": [note.replace("`", "") for note in comparison.notes],
         "findings": findings(setting),
         "cells": [
             {

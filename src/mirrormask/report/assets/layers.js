@@ -1,6 +1,11 @@
 // What each layer keeps.
 const layered = { sparsity: 0 };
 const short = (name) => name.replace(/\.weight$/, "");
+/** A layer's name on an axis; on a phone the end of a long one, which tells layers apart. */
+function fitting(name) {
+  const most = innerWidth < 500 ? 20 : 90;
+  return plain(short(name).length > most ? `…${short(name).slice(1 - most)}` : short(name));
+}
 const height = (rows) => Math.max(180, 70 + 27 * rows);
 
 /** Mean share of weights kept in each layer, by method, at the sparsity that is chosen. */
@@ -67,7 +72,7 @@ function layersChart() {
       yaxis: {
         title: "layer",
         tickvals: names.map((_, i) => i),
-        ticktext: names.map((name) => plain(short(name))),
+        ticktext: names.map(fitting),
         range: [names.length - 0.5, -0.5],
         zeroline: false,
       },
