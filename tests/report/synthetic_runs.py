@@ -85,7 +85,7 @@ def make_run(
         test_accuracy=accuracy,
         validation_accuracy=None,
         unpruned_accuracy=accuracy,
-        train_accuracy=accuracy + 0.02,
+        train_accuracy=min(1.0, accuracy + 0.02),
         train_loss=0.3,
         epochs=epochs,
         steps=468 * epochs,

@@ -217,7 +217,7 @@ def test_choosing_another_sparsity_seed_run_and_layer_changes_what_is_shown(visi
         "gmp at 98%, seed 0"
     )
     assert "gmp at 98%, seed 0" in driver.find_element(By.ID, "weights-h").text
-    assert "does not train a product" in driver.find_element(By.ID, "imbalance-chart").text
+    assert "does not follow the flow of a product" in driver.find_element(By.ID, "imbalance-chart").text
     Select(driver.find_elements(By.CSS_SELECTOR, "#weights-controls select")[1]).select_by_visible_text("5.weight")
     assert driver.find_element(By.ID, "weights-h").text.startswith("In layer 5 of gmp")
     show(driver, "run-controls")

@@ -76,7 +76,7 @@ def test_headings_say_what_the_numbers_show(grid):
     assert finding["accuracy"] == "mirror leads gmp by 2.0\u00a0points at 99%"
     assert grid.text["headline"] == finding["accuracy"]
     assert finding["summary"] == "2 methods and the dense model, at 90% to 99% sparsity, 3 seeds."
-    assert "mirror keeps" in finding["size"]
+    assert finding["size"].startswith("mirror at 99% keeps")
     assert "faster than dense" in finding["time"]
     assert finding["significance"].endswith("differences between methods are more than chance")
 

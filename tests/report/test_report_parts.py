@@ -45,12 +45,12 @@ def settled(tmp_path, accuracies):
         # The sparsity with most methods, not the highest.
         (
             {("mirror", 0.9): [0.9], ("gmp", 0.9): [0.8], ("gmp", 0.99): [0.5]},
-            "mirror leads gmp by 10.0\u00a0points at 90%, within chance",
+            "mirror leads gmp by 10.0\u00a0points at 90%, not tested",
         ),
         # Only one seed is shared: what is said is the difference there.
         (
             {("mirror", 0.9): [0.9, 0.95], ("gmp", 0.9): [0.89]},
-            "mirror leads gmp by 1.0\u00a0points at 90%, within chance",
+            "mirror leads gmp by 1.0\u00a0points at 90%, not tested",
         ),
     ],
 )
@@ -71,10 +71,17 @@ def test_other_headings(tmp_path):
     )
     said = findings(setting)
     assert said["closeness"] == "mirror stays within a point of the dense model's 90.5% at 99%"
-    assert said["size"] == "mirror keeps 89.8% in a file of 12.6\u00a0kB, 84 times smaller than dense"
+    assert said["size"] == "mirror at 99% keeps 89.8% in a file of 12.6\u00a0kB, 84 times smaller than dense"
     assert said["time"] == ""
     assert said["significance"] == "1 of 2 differences between methods is more than chance"
     assert setting.methods == ("mirror", "gmp", "dense")
+
+
+def test_without_a_method_near_the_dense_one_the_most_accurate_is_named(tmp_path):
+    setting = settled(tmp_path, {("dense", 0.0): [0.9], ("mirror", 0.9): [0.85], ("gmp", 0.99): [0.8]})
+    said = findings(setting)
+    assert said["closeness"] == "No method stays within a point of the dense model's 90.0%"
+    assert said["size"].startswith("mirror at 90% keeps 85.0% in a file of")
 
 
 def test_no_pair_can_be_tested_with_one_seed(tmp_path):
@@ -168,3 +175,24 @@ def test_histograms_as_the_page_has_them(tmp_path):
     layer["final"] = {**x, "counts": ["<b>"]}
     (tmp_path / "distributions.json").write_text(json.dumps({"version": 1, "layers": [layer]}))
     assert distributions.read(tmp_path) is None
+
+
+def test_a_comparison_s_own_names_are_used_wherever_it_lies_now(tmp_path):
+    results = [
+        make_run(tmp_path / f"{i}", "pilot", 0.9, i % 2, options=o) for i, o in enumerate([{}, {}, {"beta": 1.0}])
+    ]
+    assert settle(results).methods == ("pilot", "pilot beta=1.0")
+    rows = [{"folder": f"/elsewhere/{i}", "method": "pilot/literal" if i == 2 else "pilot"} for i in range(3)]
+    (tmp_path / "comparison.json").write_text(json.dumps({"runs": rows}))
+    assert set(settle(results).methods) == {"pilot", "pilot/literal"}
+    for damaged in ("{", '{"runs": 3}', '{"runs": [{}]}', "[]"):
+        (tmp_path / "comparison.json").write_text(damaged)
+        assert set(settle(results).methods) == {"pilot", "pilot beta=1.0"}
+
+
+def test_a_name_that_two_comparisons_give_to_different_methods_is_not_used(tmp_path):
+    results = []
+    for folder, options in (("a", {}), ("b", {"beta": 1.0})):
+        results.append(make_run(tmp_path / folder / "run", "pilot", options=options))
+        (tmp_path / folder / "comparison.json").write_text(json.dumps({"runs": [{"folder": "run", "method": "mine"}]}))
+    assert set(settle(results).methods) == {"pilot", "pilot beta=1.0"}

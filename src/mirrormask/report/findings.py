@@ -45,7 +45,9 @@ def accuracy(setting: Setting) -> str:
         # Over the seeds that both have; with others the means may even point the other way.
         lead = paired if paired > 0 else lead
     text = f"{best.method} leads {second.method} by {words.points(lead)} at {where}"
-    return text if pair is not None and pair.significant else f"{text}, within chance"
+    if pair is None or pair.p is None:
+        return f"{text}, not tested"
+    return text if pair.significant else f"{text}, within chance"
 
 
 def summary(setting: Setting) -> str:
@@ -78,15 +80,19 @@ def closeness(setting: Setting) -> str:
 
 
 def cost(setting: Setting, costs: dict[Place, float], how: str, better: str, unit: Callable[[float], str]) -> str:
-    """The cheapest method about as accurate as dense; without one the cheapest of all."""
+    """The cheapest of the methods about as accurate as dense; where there is none, the most accurate."""
     rows = [row for row in setting.sparse if (row.method, row.sparsity) in costs]
     if not rows:
         return ""
     reference = setting.dense.mean if setting.dense is not None else max(row.mean for row in rows)
     close = [row for row in rows if row.mean >= reference - CLOSE]
-    chosen = min(close or rows, key=lambda row: (costs[row.method, row.sparsity], -row.mean))
+    if close:
+        chosen = min(close, key=lambda row: (costs[row.method, row.sparsity], -row.mean))
+    else:
+        chosen = max(rows, key=lambda row: row.mean)
     paid = costs[chosen.method, chosen.sparsity]
-    text = f"{chosen.method} keeps {words.percent(chosen.mean)} {how} {unit(paid)}"
+    where = f"{chosen.method} at {words.sparsity(chosen.sparsity)}"
+    text = f"{where} keeps {words.percent(chosen.mean)} {how} {unit(paid)}"
     dense = costs.get((DENSE, 0.0))
     return f"{text}, {dense / paid:.2g} times {better} than dense" if dense and dense > paid else text
 

@@ -12,7 +12,7 @@ from typing import Any
 from mirrormask.compare import DENSE, Pair, Runs, Skipped, by_setting, load_runs
 from mirrormask.report.findings import findings
 from mirrormask.report.reproduce import environment
-from mirrormask.report.runs import add_details, entry
+from mirrormask.report.runs import add_details, entry, points
 from mirrormask.report.setting import Setting, details, pareto, settle
 from mirrormask.train import recipe_file
 from mirrormask.train.reference import dense_folder
@@ -112,6 +112,7 @@ def _tree(settings: Sequence[Setting], skipped: Sequence[Skipped]) -> dict[str, 
         run["folder"] = os.path.relpath(run["folder"], root) if root else run["folder"]
     return {
         "root": root,
+        "points": points(total),
         "settings": shown,
         "runs": runs,
         "models": models,
@@ -141,7 +142,7 @@ def _setting(setting: Setting, detail: str) -> dict[str, Any]:
         "focus": setting.focus,
         "sparsities": sorted({row.sparsity for row in setting.sparse}),
         "conditions": setting.conditions,
-        "notes": comparison.notes,
+        "notes": [note.replace("`", "") for note in comparison.notes],
         "findings": findings(setting),
         "cells": [
             {

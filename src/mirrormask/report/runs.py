@@ -11,12 +11,17 @@ from mirrormask.report.curves import curves
 from mirrormask.report.reproduce import command
 from mirrormask.train.run_folder import RunResult
 
-__all__ = ["add_details", "entry"]
+__all__ = ["add_details", "entry", "points"]
 
 #: Points that all curves of one name share; each run keeps at least 40 and at most 400.
 POINTS = 30_000
 #: Characters of JSON for all histograms, and for all changed predictions: with many runs some go without.
 ROOM = {"distributions": 2_000_000, "changes": 1_500_000}
+
+
+def points(runs: int) -> int:
+    """The most points that a curve keeps on a page of so many runs."""
+    return min(400, max(40, POINTS // max(1, runs)))
 
 
 def entry(result: RunResult, *, runs: int) -> dict[str, Any]:
@@ -48,7 +53,7 @@ def entry(result: RunResult, *, runs: int) -> dict[str, Any]:
         "bytes": result.file_bytes,
         "layers": [layer.nonzeros for layer in result.layers],
         "bench": None if bench is None else _bench(bench),
-        "curves": curves(result.folder, min(400, max(40, POINTS // max(1, runs)))),
+        "curves": curves(result.folder, points(runs)),
         "command": command(result),
     }
 

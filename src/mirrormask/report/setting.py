@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from mirrormask.compare import DENSE, Summary
 from mirrormask.compare.budgets import file_costs, time_costs
 from mirrormask.compare.comparison import Comparison, compare_runs
+from mirrormask.report.labels import known_labels
 from mirrormask.train.run_folder import RunResult
 
 __all__ = ["Place", "Setting", "details", "pareto", "settle"]
@@ -53,7 +54,7 @@ class Setting:
 
 def settle(results: Sequence[RunResult]) -> Setting:
     """Compare the runs of one setting."""
-    comparison = compare_runs(results)
+    comparison = compare_runs(results, known=known_labels(results))
     groups: dict[Place, list[RunResult]] = {}
     for name, result in zip(comparison.labels, comparison.runs, strict=True):
         groups.setdefault((name, result.sparsity_asked), []).append(result)

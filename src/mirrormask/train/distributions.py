@@ -79,10 +79,12 @@ class Distributions:
         files.write_text(folder / FILE, json.dumps({"version": 1, "layers": layers}, separators=(",", ":")) + "\n")
 
     def _imbalance(self, x: Tensor) -> Tensor | None:
-        """``m² - w²`` of one weight tensor; None where the geometry has no two factors."""
+        """``m² - w²`` of one weight tensor; None where the geometry is not that of two factors."""
         latents = self.optimizer.latents_of(x)
         if set(latents) != {"m", "w"}:
-            return None
+            # Mirror descent takes the same flow without the factors: there it is 2a.
+            scale = self.optimizer.method.geometry.scale(latents)
+            return None if scale is None else 2 * scale
         # (m - w)(m + w) keeps the digits that m² - w² loses where the factors are nearly balanced.
         return (latents["m"] - latents["w"]) * (latents["m"] + latents["w"])
 

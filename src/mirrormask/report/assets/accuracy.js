@@ -7,7 +7,9 @@ const accuracyText = (cell) =>
 
 /** One line a method through its points. `where` gives a cell's place on the horizontal axis, `extra` a line of its label. */
 function methodLines(chosen, where, extra) {
-  return [...new Set(chosen.map((cell) => cell.method))].filter(shown).map((method) => {
+  // The best is drawn last, above the others.
+  const methods = [...new Set(chosen.map((cell) => cell.method))].filter(shown).sort((a, b) => b - a);
+  return methods.map((method) => {
     const own = chosen.filter((cell) => cell.method === method).sort((a, b) => where(a) - where(b));
     const { color, symbol, dash } = look(method);
     return {

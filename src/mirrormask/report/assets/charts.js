@@ -86,9 +86,18 @@ function layout(own) {
 /** Ticks of a logarithmic axis over these values: 1, 2 and 5 of each power of ten, or fewer where that is too many. */
 function logTicks(values, show) {
   const known = values.filter((value) => value > 0);
+  if (!known.length) return { type: "log" };
   const [low, high] = [Math.min(...known) / 1.3, Math.max(...known) * 1.3];
   const decades = Math.log10(high / low);
-  const steps = decades < 0.7 ? [1, 1.5, 2, 3, 4, 5, 6, 8] : decades < 3 ? [1, 2, 5] : [1];
+  const narrow = innerWidth < 500;
+  const steps =
+    decades < 0.7
+      ? narrow
+        ? [1, 2, 3, 5]
+        : [1, 1.5, 2, 3, 4, 5, 6, 8]
+      : decades < (narrow ? 1.5 : 3)
+        ? [1, 2, 5]
+        : [1];
   const places = [],
     every = decades > 6 ? 2 : 1;
   for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += every)

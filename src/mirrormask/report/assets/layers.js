@@ -1,6 +1,11 @@
 // What each layer keeps.
 const layered = { sparsity: 0 };
 const short = (name) => name.replace(/\.weight$/, "");
+/** A layer's name on an axis; on a phone the end of a long one, which tells layers apart. */
+function fitting(name) {
+  const most = innerWidth < 500 ? 20 : 90;
+  return plain(short(name).length > most ? `…${short(name).slice(1 - most)}` : short(name));
+}
 const height = (rows) => Math.max(180, 70 + 27 * rows);
 
 /** Mean share of weights kept in each layer, by method, at the sparsity that is chosen. */
@@ -67,7 +72,7 @@ function layersChart() {
       yaxis: {
         title: "layer",
         tickvals: names.map((_, i) => i),
-        ticktext: names.map((name) => plain(short(name))),
+        ticktext: names.map(fitting),
         range: [names.length - 0.5, -0.5],
         zeroline: false,
       },
@@ -80,7 +85,10 @@ function layersFinding() {
   if (!best || best.layers.length < 2) return "What each layer keeps";
   const order = best.shares.map((share, i) => [share, i]).sort((a, b) => b[0] - a[0]);
   const say = ([share, i]) => `${percent(share, share < 0.01 ? 2 : 1)} of layer ${short(best.layers[i])}`;
-  return `${setting().methods[best.method]} at ${level(layered.sparsity)} keeps ${say(order[0])} and ${say(order.at(-1))}`;
+  const where = `${setting().methods[best.method]} at ${level(layered.sparsity)}`;
+  const [most, least] = [order[0], order.at(-1)];
+  if (percent(most[0], 1) === percent(least[0], 1)) return `${where} keeps ${percent(most[0], 1)} of every layer`;
+  return `${where} keeps ${say(most)} and ${say(least)}`;
 }
 
 const refreshKept = chart(byId("layers-chart"), layersChart);

@@ -1,4 +1,5 @@
 // The setting that is shown, the theme, and the way around the page.
+const ONE = { runs: "run", settings: "setting", methods: "method", sparsities: "sparsity", seeds: "seed" };
 function tiles() {
   const own = runs(),
     seeds = new Set(own.map(({ run }) => run.seed)).size;
@@ -24,7 +25,9 @@ function tiles() {
   }
   if (data.skipped.length) facts.push(["not shown", data.skipped.length]);
   byId("tiles").replaceChildren(
-    ...facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, String(value)))),
+    ...facts
+      .map(([name, value]) => [value === 1 ? (ONE[name] ?? name) : name, value])
+      .map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, String(value)))),
   );
 }
 

@@ -144,7 +144,7 @@ function numbers(id, make) {
   const details = byId(id);
   const fill = () => {
     details.querySelector(".table")?.remove();
-    if (details.open) details.append(table(make()));
+    if (details.open && !details.hidden) details.append(table(make()));
   };
   details.addEventListener("toggle", fill);
   return () => {

@@ -41,7 +41,7 @@ function timeChart() {
       xaxis: { title: "µs", zeroline: false },
       yaxis: {
         tickvals: place,
-        ticktext: rows.map(([layer]) => plain(layer)),
+        ticktext: rows.map(([layer]) => fitting(layer)),
         range: [rows.length - 0.5, -0.5],
         zeroline: false,
       },

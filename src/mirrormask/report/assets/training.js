@@ -29,7 +29,7 @@ function panel([name, kind, , , factor, type]) {
   const key = name === "accuracy" ? heldOut() : name;
   const chosen = traced()
     .map(({ run }) => ({ run, y: column(run.curves[kind], key), x: run.curves[kind].x }))
-    .filter(({ y }) => y);
+    .filter(({ y }) => y?.some((v) => v !== null));
   if (!chosen.length) return name === "median_a" ? "No method that is shown has a scale a." : "Nothing was logged.";
   const traces = chosen.map(({ run, x, y }) => {
     const { color, symbol, dash } = look(run.method);
@@ -56,8 +56,12 @@ function panel([name, kind, , , factor, type]) {
       : { rangemode: name === "accuracy" ? "normal" : "tozero" };
   // The first epochs would take all the room from the differences that matter.
   if (name === "accuracy") {
-    const late = traces.flatMap(({ y }) => y.slice(Math.floor(0.6 * y.length))).filter((v) => v !== null);
-    const [low, high] = [Math.min(...late), Math.max(...late)];
+    const between = (from) => {
+      const values = traces.flatMap(({ y }) => y.slice(Math.floor(from * y.length))).filter((v) => v !== null);
+      return [Math.min(...values), Math.max(...values)];
+    };
+    const [late, all] = [between(0.6), between(0)];
+    const [low, high] = all[1] - all[0] < 5 * (late[1] - late[0]) ? all : late;
     own.range = [low - 0.08 * (high - low) - 0.2, high + 0.08 * (high - low) + 0.2];
   }
   return {
@@ -168,6 +172,7 @@ section(() => {
     );
   byId("training-controls").replaceChildren(...controls);
   const most = Math.max(...own.map(({ run }) => run.curves.step.x.length));
-  byId("training-thin").textContent = `Long curves are thinned to evenly spaced points, here at most ${most} a run.`;
+  byId("training-thin").textContent =
+    most < data.points ? "" : `Long curves are thinned to ${most} evenly spaced points a run.`;
   updateTraining();
 });

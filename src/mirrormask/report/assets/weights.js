@@ -59,7 +59,7 @@ function imbalanceChart() {
   const own = layerOf(spread.run),
     histogram = own[LAYER.imbalance],
     first = own[LAYER.first];
-  if (!histogram) return `${methodOf(data.runs[spread.run])} does not train a product of two factors.`;
+  if (!histogram) return `${methodOf(data.runs[spread.run])} does not follow the flow of a product of two factors.`;
   if (!histogram[3].length) return "Every imbalance that lives is exactly zero.";
   const { color } = look(data.runs[spread.run].method);
   const shapes =
