@@ -17,7 +17,7 @@ from mirrormask.compare import cluster, training
 from mirrormask.compare.options import parse
 from mirrormask.compare.parcel import pack, unpack
 from mirrormask.compare.progress import Progress
-from mirrormask.train import Observer, RunFolder, RunResult, log, recipe_file, run
+from mirrormask.train import Observer, RunFolder, RunResult, data, log, recipe_file, run
 
 GRID = ["compare", "--methods", "gmp", "--sparsity", "0.9", "--seeds", "1", "--epochs", "1"]
 
@@ -105,6 +105,7 @@ def test_an_address_that_is_none_is_named(address):
 def test_no_cell_is_lost_or_doubled_when_a_node_is_killed(tmp_path, monkeypatch):
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'mirrormask[cluster]'")
     from ray.cluster_utils import Cluster
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # Ray's sockets need a short path
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -115,24 +116,12 @@ def test_no_cell_is_lost_or_doubled_when_a_node_is_killed(tmp_path, monkeypatch)
         return list((tmp_path / "lost").glob("mirrormask-*/run/log.jsonl"))
 
     here = tmp_path / "here"
-    grid = [
-        "compare",
-        "--methods",
-        "dense,gmp",
-        "--sparsity",
-        "0.9",
-        "--seeds",
-        "3",
-        "--epochs",
-        "24",
-        "--threads",
-        "1",
-    ]
-    grid += ["--model.options.hidden", "[8]", "--out", str(here)]
+    grid = ["compare", "--methods", "dense,gmp", "--sparsity", "0.9", "--seeds", "2", "--epochs", "32"]
+    grid += ["--threads", "1", "--model.options.hidden", "[8]", "--out", str(here)]
     cells = parse(grid[1:])[0].cells()
     # The last cell has got somewhere on this machine, and goes on from there; the one before cannot go on.
     half, bad = cells[-1].recipe, cells[-2]
-    interrupted = interrupt_at(half, 900)
+    interrupted = interrupt_at(half, 1200)
     whole = run(recipe_file.from_dict({**recipe_file.to_dict(half), "out": str(tmp_path / "whole")}))
     (here / "dense-0-1").mkdir()
     recipe_file.save(bad.recipe, here / "dense-0-1" / "recipe.yaml")
@@ -146,8 +135,17 @@ def test_no_cell_is_lost_or_doubled_when_a_node_is_killed(tmp_path, monkeypatch)
         with pytest.raises(ValueError, match=r"needs 2 CPU\(s\) and 0 GPU\(s\), but no node .*at most 1 and 0"):
             cluster.train_cells(cells, ray=ray, threads=2, gpus=0, splits=None, watcher=None)
 
+        # A first run on each node, so that both are ready at the same time.
+        train = ray.remote(num_cpus=1)(cluster._train_far)
+        tree = recipe_file.to_dict(forge.recipe("dense"))
+        arrays = cluster._to_arrays(data.load(half.data))
+        nodes = [node["NodeID"] for node in ray.nodes() if node["Resources"].get("CPU")]
+        pinned = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+        first = [train.options(scheduling_strategy=place).remote(tree, b"", arrays, 1) for place in pinned]
+        assert [error for _, error in ray.get(first, timeout=90)] == [None, None]
+
         def kill():
-            wait_for(begun, 90)
+            wait_for(begun, 60)
             head.remove_node(lost, allow_graceful=False)
 
         killer = threading.Thread(target=kill)
