@@ -14,7 +14,7 @@ import reference
 from mirrormask.decay import ConstantDecay, ShrinkDecay, TargetDecay
 from mirrormask.geometry import Euclidean, Hadamard, MirrorDescent
 from mirrormask.masks import Gradual, Never, OneShot
-from mirrormask.optimizer import ELEMENTWISE
+from mirrormask.stepping import ELEMENTWISE
 
 BASES = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05),

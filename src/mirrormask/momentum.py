@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mirrormask.geometry.hadamard import is_product
+from mirrormask.linking import step_plain_parameters
 
 if TYPE_CHECKING:
     from mirrormask.optimizer import SparseOptimizer
@@ -60,7 +61,7 @@ def momentum_step(optimizer: SparseOptimizer) -> bool:
         if keep != 1.0:
             torch._foreach_mul_(own, keep)
         torch._foreach_add_(own, momenta, alpha=-rate)
-    optimizer.step_plain_parameters()
+    step_plain_parameters(optimizer)
     return True
 
 

@@ -2,45 +2,29 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mirrormask import masking
+from mirrormask import linking, masking, stepping
 from mirrormask.checks import check_int, check_known
 from mirrormask.diagnostics import diagnose, l1_norm
-from mirrormask.fused import SNAP, STATE_SNAP, FusedStep
+from mirrormask.fused import FusedStep
 from mirrormask.geometry import Geometry
 from mirrormask.masks import DATA_SCORES, keep_count
 from mirrormask.masks.saliency import Loss, measure
 from mirrormask.methods import Method
-from mirrormask.momentum import momentum_step
 from mirrormask.progress import Clock
 from mirrormask.rounds import Rounds
 from mirrormask.state import read_state, write_state
-from mirrormask.weights import Weights, select_weights
+from mirrormask.weights import Weights
 
 __all__ = ["SparseOptimizer", "sparsify"]
 
-#: Optimizers whose step is zero for an element that is zero, has a zero gradient and a zero state: under them pruned
-#: factors stay zero by themselves. Under any other (one that mixes elements, say) the mask is applied at every step.
-ELEMENTWISE = (
-    torch.optim.SGD,
-    torch.optim.Adam,
-    torch.optim.AdamW,
-    torch.optim.Adamax,
-    torch.optim.NAdam,
-    torch.optim.RAdam,
-    torch.optim.RMSprop,
-    torch.optim.Adagrad,
-    torch.optim.Adadelta,
-)
 #: How many steps pass between two rounds of snapping, and so how long a denormal number can live; the fused step
 #: snaps in every step.
 SNAP_EVERY = 64
@@ -153,7 +137,7 @@ class SparseOptimizer(Optimizer):
         loss_fn: Loss | None = None,
         on_empty: str = "warn",
     ) -> None:
-        _check_arguments(model, base, method)
+        linking.check_arguments(model, base, method)
         if (batches is not None or loss_fn is not None) and not method.reads_data:
             raise ValueError(
                 f"the method {method.name!r} reads no data; leave out batches= and loss_fn=, "
@@ -163,7 +147,7 @@ class SparseOptimizer(Optimizer):
         self.steps = check_int("steps", steps, low=1, hint="epochs * len(loader)")
         self.base = base
         self.method = method
-        self.weights: dict[str, nn.Parameter] = _held_weights(model, base, weights)
+        self.weights: dict[str, nn.Parameter] = linking.held_weights(model, base, weights)
         empty = method.mask.check_weights({name: tuple(x.shape) for name, x in self.weights.items()})
         if method.mask.sparsity_at(Clock(0, self.steps)) is None:  # else the pruning before the first step tells
             masking.report_empty(empty, self.on_empty)
@@ -205,7 +189,7 @@ class SparseOptimizer(Optimizer):
             self.state[x] = {**latents, "rate": rate, "negative_start": x.detach() < 0}
             if latents:
                 self.base.state.pop(x, None)
-        self._link()
+        linking.link(self)
         self.push_all()
         if scores is not None:
             for x, score in zip(self.weights.values(), scores, strict=True):
@@ -231,34 +215,6 @@ class SparseOptimizer(Optimizer):
         rounds the learning rates of the first are set again, whatever the scheduler does in the meantime.
         """
         return self.method.mask.round_steps(self.steps)
-
-    def _link(self) -> None:
-        """Build the base optimizer's groups: per group of ours one for plain parameters and one for each rate."""
-        geometry = self.method.geometry
-        stepped = geometry.latents if geometry.stepped is None else geometry.stepped
-        groups: list[dict[str, Any]] = []
-        self.links, self._stepped = [], []
-        for index, group in enumerate(self.param_groups):
-            plain: list[Tensor] = []
-            by_rate: defaultdict[tuple[float, bool], list[Tensor]] = defaultdict(list)
-            owners: dict[Tensor, Tensor] = {}  # what a step after the optimizer's acts on -> the model's weight
-            for p in group["params"]:
-                if geometry.latents and self.is_sparsified(p):
-                    for name in geometry.latents:
-                        latent = self.state[p][name]
-                        by_rate[self.state[p]["rate"], name in geometry.weight_decayed].append(latent)
-                        if name in stepped:
-                            owners[latent] = p
-                else:
-                    plain.append(p)
-                    if self.is_sparsified(p):
-                        owners[p] = p
-            for (rate, decayed), params in [((None, True), plain), *by_rate.items()]:
-                groups.append({**group, "params": params})
-                self.links.append((index, rate, decayed))
-                self._stepped.append([(p, owners[p]) for p in params if p in owners])
-        self.base.param_groups = groups
-        self._sync_groups()
 
     def is_sparsified(self, p: Tensor) -> bool:
         """Whether ``p``, a parameter of the model, is one of ``weights``."""
@@ -290,18 +246,18 @@ class SparseOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if not self._keep_finite(grads):
+        if not stepping.keep_finite(grads):
             self.skipped_steps += 1
             return loss
         if self.rounds is not None:
             self.rounds.before_step(self)
-        self._sync_groups()
+        linking.sync_groups(self)
         self._measure_decay()
         dense = self._gradients_for_growth()
         if self.fused and self._fused is None:
             self._fused = FusedStep(self)
         if self._fused is None or not self._fused.step():
-            self._plain_step()
+            stepping.plain_step(self)
         self.step_count += 1
         self._after_step(dense)
         return loss
@@ -312,77 +268,6 @@ class SparseOptimizer(Optimizer):
         if not mask.regrows or self.finalized or not mask.regrow_at(Clock(self.step_count + 1, self.steps)):
             return None
         return [None if x.grad is None else x.grad.clone() for x in self.weights.values()]
-
-    def _plain_step(self) -> None:
-        """The path that works for every base optimizer, dtype and device, on whole lists of tensors."""
-        live = [x for x in self.weights.values() if x.grad is not None]
-        geometry = self.geometry
-        if not geometry.latents or not live:
-            self._base_step()
-            self._apply_masks(live)
-            return
-        if momentum_step(self):
-            self._push(live)
-            self._apply_masks(live)
-            return
-        latents = self._latents(live)
-        pulled = geometry.pullback([x.grad for x in live if x.grad is not None], list[Tensor](live), latents)
-        for increment, members in self._by_increment(live):
-            if self.method.decay.coupled:
-                for name in geometry.latents:
-                    chosen = [pulled[name][i] for i in members]
-                    torch._foreach_add_(chosen, [latents[name][i] for i in members], alpha=2 * increment)
-            else:
-                chosen_latents = {name: [values[i] for i in members] for name, values in latents.items()}
-                geometry.shrink(chosen_latents, 1 - 2 * increment)
-        for name in geometry.latents:
-            for latent, grad in zip(latents[name], pulled[name], strict=True):
-                latent.grad = grad
-        del pulled
-        self._base_step()
-        for name in geometry.latents:
-            for latent in latents[name]:
-                latent.grad = None
-        self._push(live, ahead=1)
-        self._apply_masks(live)
-
-    def _base_step(self) -> None:
-        """The base optimizer's step, and the method's own after it."""
-        after = self.method.after
-        if after is None or not after.active(Clock(self.step_count, self.steps)):
-            self.base.step()
-            return
-        work = []
-        for group, pairs in zip(self.base.param_groups, self._stepped, strict=True):
-            theta = [held for held, _ in pairs if held.grad is not None]
-            if theta:
-                lr = float(group["lr"])
-                work.append((theta, after.prepare([p.grad for p in theta if p.grad is not None], lr), lr))
-        self.base.step()
-        for theta, prepared, lr in work:
-            after.apply(theta, prepared, lr)
-
-    def step_plain_parameters(self) -> None:
-        """Step what the base optimizer trains itself; groups of latents cost time even where they have no gradient."""
-        groups = self.base.param_groups
-        self.base.param_groups = [
-            group for group, (_, rate, _) in zip(groups, self.links, strict=True) if rate is None and group["params"]
-        ]
-        try:
-            if self.base.param_groups:
-                self.base.step()
-        finally:
-            self.base.param_groups = groups
-
-    def _by_increment(self, live: list[nn.Parameter]) -> Iterable[tuple[float, list[int]]]:
-        """The positions of the live weights by what the decay does to them: ``ΔA``, or α where it is coupled."""
-        if self.method.decay.off or self.finalized:
-            return
-        position = {x: i for i, x in enumerate(live)}
-        for group, increment in zip(self.param_groups, self.increments, strict=True):
-            members = [position[p] for p in group["params"] if p in position]
-            if members and increment:
-                yield (increment / float(group["lr"]) if self.method.decay.coupled else increment), members
 
     def _measure_decay(self) -> None:
         """Ask the decay for ``ΔA`` of this step, once a group."""
@@ -416,7 +301,7 @@ class SparseOptimizer(Optimizer):
         if geometry.refresh_due(clock):
             self._refresh()
         if self.step_count % SNAP_EVERY == 0:
-            self._snap()
+            stepping.snap(self)
 
     def _refresh(self) -> None:
         """Let the geometry choose its latents anew; what the base optimizer knew of the old ones does not hold."""
@@ -435,75 +320,15 @@ class SparseOptimizer(Optimizer):
         self.base.state.clear()
         self._fused = None
 
-    def _snap(self) -> None:
-        """Set to zero what is on its way to denormal numbers: latents, and the base optimizer's state of them."""
-        for x in self.weights.values():
-            for name in self.method.geometry.latents:
-                latent = self.state[x][name]
-                latent.masked_fill_(latent.abs() < SNAP, 0.0)
-                for value in self.base_tensors(latent):
-                    value.masked_fill_(value.abs() < STATE_SNAP, 0.0)
-        self.push_all()
-
     def base_tensors(self, held: Tensor) -> list[Tensor]:
         """The base optimizer's state of one tensor, as far as it has a value for each element."""
         state = self.base.state.get(held, {}).values()
         return [value for value in state if isinstance(value, Tensor) and value.shape == held.shape]
 
-    def _keep_finite(self, grads: list[Tensor]) -> bool:
-        """True if the step may go on: on a CPU, if all gradients are finite; elsewhere bad ones become zeros."""
-        if not grads:
-            return True
-        if all(grad.device.type == "cpu" for grad in grads):
-            # A sum is fast to take; it can overflow where every gradient is finite.
-            return all(math.isfinite(grad.sum().item()) or bool(grad.isfinite().all()) for grad in grads)
-        norms = torch._foreach_norm(grads)
-        bad = ~torch.stack([norm.to(norms[0].device) for norm in norms]).isfinite().all()
-        for grad in grads:
-            grad.masked_fill_(bad.to(grad.device), 0.0)
-        return True
-
-    def _sync_groups(self) -> None:
-        """Carry the groups' options (a scheduler may have changed them) to the base optimizer's groups."""
-        for (index, rate, decayed), inner in zip(self.links, self.base.param_groups, strict=True):
-            for key, value in self.param_groups[index].items():
-                if key != "params":
-                    inner[key] = value
-            if rate is not None:
-                inner["lr"] = self.param_groups[index]["lr"] * rate
-                if "weight_decay" in inner and not decayed:
-                    inner["weight_decay"] = 0.0
-
-    def _latents(self, weights: Iterable[nn.Parameter]) -> dict[str, list[Tensor]]:
-        states, geometry = [self.state[x] for x in weights], self.method.geometry
-        return {name: [state[name] for state in states] for name in (*geometry.latents, *geometry.constants)}
-
-    def _push(self, weights: list[nn.Parameter], ahead: int = 0) -> None:
-        """Write ``x = φ(θ)``, with φ as it is ``ahead`` steps from now."""
-        if weights and self.method.geometry.latents:
-            geometry = self.method.geometry.at(Clock(self.step_count + ahead, self.steps))
-            for name in geometry.masked:
-                self._hold_zeros({x: self.state[x][name] for x in weights})
-            geometry.push(list[Tensor](weights), self._latents(weights))
-
     def push_all(self) -> None:
         """Write all weights anew from their latents and masks."""
-        self._push(list(self.weights.values()))
-        self._apply_masks(self.weights.values())
-
-    def _apply_masks(self, weights: Iterable[nn.Parameter]) -> None:
-        geometry = self.method.geometry
-        if geometry.masked or (geometry.keeps_zeros and type(self.base) in ELEMENTWISE):
-            return
-        self._hold_zeros({x: x for x in weights})
-
-    def _hold_zeros(self, tensors: Mapping[Tensor, Tensor]) -> None:
-        """Set to zero, of each weight's tensor here, what the weight's mask removes."""
-        masked = [x for x in tensors if "mask" in self.state[x]]
-        if masked:
-            held = [tensors[x] for x in masked]
-            torch._foreach_mul_(held, [self.state[x]["mask"] for x in masked])
-            torch._foreach_add_(held, 0.0)  # -0.0, which a negative weight leaves, is a value that files must store
+        stepping.push(self, list(self.weights.values()))
+        stepping.apply_masks(self, self.weights.values())
 
     # -- masks -------------------------------------------------------------------------------------------------
 
@@ -595,30 +420,3 @@ class SparseOptimizer(Optimizer):
 
     def __repr__(self) -> str:
         return f"SparseOptimizer({self.method!r}, {self.base!r})"
-
-
-def _check_arguments(model: nn.Module, base: Optimizer, method: Method) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model={model!r} is a {type(model).__name__}, not an nn.Module")
-    if not isinstance(base, Optimizer):
-        raise TypeError(f"optimizer={base!r} is a {type(base).__name__}, not a torch optimizer")
-    if isinstance(base, SparseOptimizer):
-        raise ValueError("this optimizer is wrapped already; pass the base optimizer, and wrap it once")
-    if isinstance(base, torch.optim.LBFGS):
-        raise ValueError("LBFGS evaluates the model inside its step, where latents cannot be pushed; use SGD or Adam")
-    if not isinstance(method, Method):
-        raise TypeError(f"method={method!r} is a {type(method).__name__}; pass mm.methods.pilot(sparsity=0.95), say")
-    if getattr(base.step, "_wrapped_by_lr_sched", False):
-        raise ValueError("a scheduler is built on this optimizer already; build it on what mm.sparsify returns")
-
-
-def _held_weights(model: nn.Module, base: Optimizer, weights: Weights | None) -> dict[str, nn.Parameter]:
-    chosen = select_weights(model, weights)
-    held = {id(p) for group in base.param_groups for p in group["params"]}
-    missing = [name for name, p in chosen.items() if id(p) not in held]
-    if missing:
-        raise ValueError(
-            f"the optimizer does not hold {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; "
-            "build it over model.parameters(), or choose other weights with weights="
-        )
-    return chosen

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mirrormask.linking import link
 from mirrormask.rounds import KEPT, Rounds, pack, unpack
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def _read_tensors(optimizer: SparseOptimizer, entries: dict[Tensor, dict[str, An
             state.pop("score", None)
             if "score" in entry:
                 state["score"] = entry["score"].to(device=p.device, copy=True)
-    optimizer._link()  # the rates of the saved run, not of this model's fresh weights
+    link(optimizer)  # the rates of the saved run, not of this model's fresh weights
     held_now = [held for group in optimizer.base.param_groups for held in group["params"]]
     position = {id(held): index for index, held in enumerate(held_now)}
     base_state: dict[int, dict[str, Any]] = {}

@@ -17,6 +17,7 @@ from mirrormask.fused.dual import Dual
 from mirrormask.fused.product import Product
 from mirrormask.fused.update import Update
 from mirrormask.jit import host_engine
+from mirrormask.linking import step_plain_parameters
 
 if TYPE_CHECKING:
     from mirrormask.optimizer import SparseOptimizer
@@ -110,7 +111,7 @@ class FusedStep:
         kernel(address, self._shares[0].stop)
         for job in jobs:
             job.result()
-        optimizer.step_plain_parameters()
+        step_plain_parameters(optimizer)
         return True
 
     def _cut(self) -> None:
