@@ -198,7 +198,7 @@ class _Worker:
         try:
             message: tuple[str, Any] = self.connection.recv()
             return message
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):
             self.process.join()
             code = self.process.exitcode or 0
             how = f"was killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with {code}"
