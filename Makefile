@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint types pytest fuzz clean
+.PHONY: demo test lint types pytest browser fuzz clean
 demo: $(VENV)/.train
 	$(BIN)/mirrormask train recipes/digits-mlp.yaml --method pilot,mirror --out runs/demo --overwrite true
 
@@ -16,8 +16,15 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
-pytest: $(VENV)/.test
+pytest: $(VENV)/.test browser
 	$(BIN)/python -m pytest -n 2 --durations=15
+
+# The page of `mirrormask report` is tested in a real Chromium; where none can be had those tests say so and are skipped.
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
+browser:
+	@command -v chromedriver >/dev/null || ! command -v apt-get >/dev/null || \
+	{ $(SUDO) apt-get update -qq; $(SUDO) apt-get install -y -qq chromium chromium-driver; } >/dev/null 2>&1 || \
+	echo "chromium could not be installed; the browser tests are skipped"
 
 # The reader of model files against ten minutes of coverage-guided inputs; `make test` has a short run.
 fuzz: $(VENV)/.test
@@ -27,7 +34,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # The package is built and installed, not linked: what the tests see is what a user's pip would install.
-SOURCES := $(shell find src -name '*.py')
+SOURCES := $(shell find src -type f -not -name '*.pyc')
 $(VENV)/.%: $(VENV)/bin/python pyproject.toml constraints.txt README.md $(SOURCES)
 	$(BIN)/python -m pip install --quiet -c constraints.txt '.[$*]'
 	touch $@

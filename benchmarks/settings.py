@@ -1,4 +1,4 @@
-"""What benchmarks/results.py tries of each method, and what its tables use.
+"""What benchmarks/results.py tries of each method; the best trials are the settings of recipes/compare-*.yaml.
 
 Every method that has something to choose gets the same number of trials, its defaults among them. Methods without an
 option that could help (random, uniform, erk, snip, synflow, grasp, lth) are trained as they are.
@@ -6,7 +6,10 @@ option that could help (random, uniform, erk, snip, synflow, grasp, lth) are tra
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from mirrormask.compare.options import load_grid
 
 __all__ = ["ADAMW_SETTINGS", "ADAMW_TRIALS", "SETTINGS", "TRIALS"]
 
@@ -39,21 +42,9 @@ TRIALS: dict[str, list[Options]] = {
 RATES: list[Options] = [{"lr": 5e-4}, {"lr": 1e-3}, {"lr": 2e-3}, {"lr": 4e-3}]
 
 #: What the tables use: the best trial of each method by its mean over 98% and 99.5%.
-SETTINGS: dict[str, Options] = {
-    "dense": {},
-    "magnitude": {"at": 0.3},
-    "gmp": {"end_at": 0.4},
-    "acdc": {"end_at": 0.7},
-    "rigl": {"every": 0.02, "until": 0.5},
-    "gmp_ham": {"a": 50.0},
-    "str": {"end_at": 0.5},
-    "spred": {},
-    "pilot": {},
-    "pilot/literal": {"beta": 1.0, "gain": None},
-    "mirror": {},
-}
+SETTINGS = load_grid(Path(__file__).parent.parent / "recipes" / "compare-fashion-mnist.yaml").methods
 ADAMW_METHODS = ("gmp", "acdc", "gmp_ham", "str", "pilot", "mirror")
 ADAMW_TRIALS: dict[str, list[Options]] = {
     method: [{**SETTINGS[method], **rate} for rate in RATES] for method in ADAMW_METHODS
 }
-ADAMW_SETTINGS: dict[str, Options] = {method: SETTINGS[method] for method in ("dense", *ADAMW_METHODS)}
+ADAMW_SETTINGS = {method: SETTINGS[method] for method in ("dense", *ADAMW_METHODS)}

@@ -23,7 +23,7 @@ def errors(capsys, *arguments):
 def test_help_lists_the_commands_and_does_not_import_torch():
     code = "import sys; from mirrormask.cli import main; main(['--help']); assert 'torch' not in sys.modules"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    for name in ("train", "flow", "export", "info"):
+    for name in ("train", "compare", "flow", "export", "info"):
         assert f"\n  {name} " in out
 
 

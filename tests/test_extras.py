@@ -7,7 +7,7 @@ SCRIPT = """
 import importlib.util, sys
 import torch, torch._dynamo
 
-EXTRAS = "llvmlite scipy rich jsonargparse sklearn torchvision accelerate tensorboard matplotlib onnx".split()
+EXTRAS = "llvmlite scipy rich jsonargparse sklearn torchvision accelerate tensorboard matplotlib plotly onnx".split()
 
 
 class Missing:

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mirrormask import after, decay, flow, geometry, masks, methods
+    from mirrormask import after, decay, flow, geometry, masks, methods, report
     from mirrormask.batchnorm import recalibrate
     from mirrormask.methods import Method
     from mirrormask.optimizer import SparseOptimizer, sparsify
@@ -33,6 +33,7 @@ __all__ = [
     "methods",
     "predict_size",
     "recalibrate",
+    "report",
     "save",
     "select_weights",
     "sparsify",
@@ -57,6 +58,7 @@ _LAZY: dict[str, str] = {
     "methods": "mirrormask.methods",
     "predict_size": "mirrormask.storage",
     "recalibrate": "mirrormask.batchnorm",
+    "report": "mirrormask.report",
     "save": "mirrormask.storage",
     "select_weights": "mirrormask.weights",
     "sparsify": "mirrormask.optimizer",

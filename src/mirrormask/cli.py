@@ -26,11 +26,20 @@ COMMANDS = {
         "main",
         "train a network to an exact sparsity, and compare it with its dense run",
     ),
+    "compare": ("mirrormask.compare.command", "main", "train a grid of methods and seeds, and test what differs"),
+    "report": (
+        "mirrormask.report.command",
+        "main",
+        "write one HTML page about finished runs: charts and tables",
+    ),
     "bench": ("mirrormask.train.bench", "bench_run", "time a trained model in every engine against mm.compile"),
     "flow": ("mirrormask.flow.commands", "*", "check the theory: recovery, bias, signs, rates, norm, all"),
     "export": ("mirrormask.storage.commands", "export_file", "turn a model's file into ONNX and other formats"),
     "info": ("mirrormask.info", "main", "the installation; info methods: the methods; info FILE: a model's file"),
 }
+
+#: What to do after an interruption.
+GO_ON = {"train": "; go on with --resume true", "compare": "; run the same command again to go on"}
 
 #: What a user can cause and mend; anything else is a bug and shows its traceback.
 EXPECTED = (ValueError, TypeError, ImportError, OSError, FloatingPointError)
@@ -69,8 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{where}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        hint = "; go on with --resume true" if name == "train" else ""
-        print(f"mirrormask {name}: interrupted{hint}", file=sys.stderr)
+        print(f"mirrormask {name}: interrupted{GO_ON.get(name, '')}", file=sys.stderr)
         return 130
 
 

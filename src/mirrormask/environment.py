@@ -15,7 +15,8 @@ EXTRAS = {
     "runtime": ("llvmlite",),
     "flow": ("scipy", "matplotlib"),
     "export": ("onnx", "onnxscript", "onnxruntime"),
-    "train": ("torchvision", "accelerate", "jsonargparse", "rich", "scikit-learn", "tensorboard"),
+    "train": ("torchvision", "accelerate", "jsonargparse", "plotly", "rich", "scikit-learn", "tensorboard"),
+    "cluster": ("ray",),
 }
 
 

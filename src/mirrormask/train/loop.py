@@ -15,7 +15,9 @@ from torch import nn
 import mirrormask as mm
 from mirrormask import environment
 from mirrormask.masks import keep_count
-from mirrormask.train import checkpoint, figure, models, recipe_file
+from mirrormask.train import checkpoint, figure, models, predictions, recipe_file
+from mirrormask.train.data import Splits
+from mirrormask.train.distributions import Distributions
 from mirrormask.train.log import Log
 from mirrormask.train.recipe import Recipe
 from mirrormask.train.run_folder import RunFolder, RunResult
@@ -49,6 +51,7 @@ def run(
     overwrite: bool = False,
     wait: bool = False,
     observer: Observer | None = None,
+    splits: Splits | None = None,
 ) -> RunResult:
     """Train as the recipe says, in the recipe's folder.
 
@@ -63,6 +66,7 @@ def run(
         overwrite: remove an older run's files first.
         wait: where another process is training in this folder, wait for it instead of raising.
         observer: is told of every step, record and of the end.
+        splits: the recipe's data, where the caller has read it for several runs.
 
     Returns:
         The result, as ``result.json`` holds it.
@@ -75,8 +79,8 @@ def run(
     folder.check(recipe, resume=resume, overwrite=overwrite)
     if resume and folder.finished:
         return RunResult.read(folder.path)
-    with _isolated(recipe.threads):
-        session = Session(recipe)
+    with isolated(recipe.threads):
+        session = Session(recipe, splits)
         with contextlib.ExitStack() as stack:
             # No process may find a folder that another one has begun to fill.
             session.accelerator.wait_for_everyone()
@@ -96,6 +100,8 @@ class _Run:
     def __init__(self, session: Session, folder: RunFolder, observer: Observer) -> None:
         self.session, self.folder, self.observer = session, folder, observer
         self.main = session.accelerator.is_main_process
+        # Before the checkpoint is loaded: a run that goes on makes the weights of its start again.
+        self.distributions = Distributions(session.optimizer)
         state = checkpoint.load(folder / "checkpoint.pt", session.recipe)
         offset, earlier = 0, 0.0
         self.last: dict[str, float] = {}
@@ -180,6 +186,7 @@ class _Run:
 
     def _finish(self) -> RunResult:
         session, recipe = self.session, self.session.recipe
+        self.distributions.trained()
         session.finish()
         counted = mm.sparsity(session.model)
         test = session.evaluate(session.test)[1]
@@ -216,6 +223,8 @@ class _Run:
             environment=environment.describe(),
         )
         if self.main:
+            self.distributions.write(self.folder.path)
+            predictions.write(self.folder.path, session)
             figure.draw(self.folder.path, result)
             result.write()
             self.observer.finished(result)
@@ -243,7 +252,7 @@ def load_model(folder: str | Path) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _isolated(threads: int | None) -> Iterator[None]:
+def isolated(threads: int | None) -> Iterator[None]:
     """Give the random state and the number of threads back as they were."""
     before = torch.get_num_threads()
     with torch.random.fork_rng():

@@ -48,6 +48,15 @@ def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe
 
 def read(path: str | Path) -> dict[str, Any]:
     """The tree in a YAML file, its keys checked and shorthands expanded."""
+    tree = read_tree(path)
+    try:
+        return expand(tree)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_tree(path: str | Path) -> dict[str, Any]:
+    """The tree in a YAML file, as it is."""
     yaml = checks.require("yaml", "train", "reading a recipe")
     try:
         tree = yaml.safe_load(Path(path).read_text("utf-8"))
@@ -57,10 +66,7 @@ def read(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"the recipe {str(path)!r} is not YAML: {error}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"the recipe {str(path)!r} holds a {type(tree).__name__}, not a mapping of keys to values")
-    try:
-        return expand(tree)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    return tree
 
 
 def expand(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,9 +104,9 @@ def shorten(arguments: Sequence[str]) -> list[str]:
     return result
 
 
-def add_recipe_arguments(parser: Any) -> None:
-    """Give a jsonargparse parser an option for every field of a recipe."""
-    parser.add_class_arguments(Recipe, None, as_group=False)
+def add_recipe_arguments(parser: Any, *, skip: Sequence[str] = ()) -> None:
+    """Give a jsonargparse parser an option for every field of a recipe, but those to ``skip``."""
+    parser.add_class_arguments(Recipe, None, as_group=False, skip=set(skip))
     # These follow from other fields; the parser would otherwise fix them to what they are in a default recipe.
     parser.set_defaults({"optimizer.lr": None, "optimizer.momentum": None, "out": ""})
     parser.add_argument("--recipe", action="config", help="a YAML file with a recipe")

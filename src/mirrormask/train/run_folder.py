@@ -105,7 +105,8 @@ class RunFolder:
     """The files of a run.
 
     ``recipe.yaml`` (resolved), ``log.jsonl``, ``tensorboard/``, ``checkpoint.pt``, ``model.safetensors``,
-    ``figure.png``, ``figure.svg`` and, last, ``result.json``.
+    ``distributions.json``, ``predictions.json``, ``figure.png``, ``figure.svg`` and, last, ``result.json``;
+    ``bench.json`` once ``mirrormask bench`` has timed it.
     """
 
     NAMES = (
@@ -115,6 +116,9 @@ class RunFolder:
         "tensorboard",
         "checkpoint.pt",
         "model.safetensors",
+        "distributions.json",
+        "predictions.json",
+        "bench.json",
         "figure.png",
         "figure.svg",
     )

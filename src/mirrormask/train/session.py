@@ -65,17 +65,18 @@ class Session:
 
     Args:
         recipe: the run.
+        splits: the recipe's data, where the caller has read it already.
 
     Raises:
         TypeError, ValueError: anything in the recipe that does not fit: all of it is found here, before the
             first step.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, splits: data.Splits | None = None) -> None:
         self.recipe = recipe
         self.accelerator = _accelerator(recipe.precision)
         device, rank, world = self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes
-        self.splits = data.load(recipe.data)
+        self.splits = data.load(recipe.data) if splits is None else splits
         if len(self.splits.train) < recipe.batch_size:
             n = len(self.splits.train)
             raise ValueError(f"batch_size={recipe.batch_size} is larger than the {n} training images; lower it")

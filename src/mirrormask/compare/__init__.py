@@ -1,0 +1,26 @@
+"""Comparisons: a grid of runs, trained side by side, and what it shows.
+
+:func:`load_runs` finds finished runs, :func:`summarize` and :func:`paired_tests` are the statistics, and
+:mod:`mirrormask.compare.table` writes them; ``mirrormask compare`` trains the grid first.
+"""
+
+from __future__ import annotations
+
+from mirrormask.compare.runs import Runs, Skipped, by_setting, held_out_accuracy, labels, load_runs, measured
+from mirrormask.compare.statistics import DENSE, Pair, Summary, Values, paired_tests, summarize
+
+__all__ = [
+    "DENSE",
+    "Pair",
+    "Runs",
+    "Skipped",
+    "Summary",
+    "Values",
+    "by_setting",
+    "held_out_accuracy",
+    "labels",
+    "load_runs",
+    "measured",
+    "paired_tests",
+    "summarize",
+]

@@ -1,0 +1,31 @@
+"""``mirrormask report``: folders of runs to one HTML file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run ``mirrormask report`` with these arguments; the exit status.
+
+    Raises:
+        ValueError: no finished run is there, or the page cannot be written where it was asked for.
+    """
+    parser = argparse.ArgumentParser(
+        prog="mirrormask report",
+        description="Write one self-contained HTML page about finished runs: charts, tables, how to reproduce them.",
+        epilog="Example: mirrormask report runs/demo --out demo.html",
+    )
+    parser.add_argument("folders", nargs="+", help="run folders, or folders that hold some at any depth")
+    parser.add_argument("--out", default="report.html", help="the page (default: report.html, replaced if it is there)")
+    parser.add_argument("--title", default="", help="the page's title; by default what was trained on what")
+    values = parser.parse_args(list(arguments))
+
+    from mirrormask.report.page import report
+
+    written = report(values.folders, values.out, title=values.title)
+    print(written)
+    return 0
