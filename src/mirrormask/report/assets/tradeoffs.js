@@ -83,8 +83,7 @@ section(() => {
   byId("accuracy-notes").replaceChildren(...setting().notes.map((note) => el("li", {}, note)));
   const timed = cells().some((cell) => cell.call !== null);
   byId("time-h").textContent = timed ? setting().findings.time : "No run here was timed yet";
-  if (timed) byId("time-text").append(byId("time-text").dataset.said ? "" : ` Measured on ${setting().conditions}.`);
-  byId("time-text").dataset.said = "1";
+  byId("time-where").textContent = timed ? ` Measured on ${setting().conditions}.` : "";
   byId("time").querySelector(".legend").hidden = !timed;
   byId("time-numbers").hidden = !timed;
   byId("time-text").hidden = !timed;

@@ -171,6 +171,7 @@ section(() => {
       }),
     );
   byId("training-controls").replaceChildren(...controls);
+  byId("training-choose").hidden = !controls.length;
   const most = Math.max(...own.map(({ run }) => run.curves.step.x.length));
   byId("training-thin").textContent =
     most < data.points ? "" : `Long curves are thinned to ${most} evenly spaced points a run.`;
