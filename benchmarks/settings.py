@@ -35,7 +35,7 @@ TRIALS: dict[str, list[Options]] = {
     "spred": [{}, {"alpha": 3e-3}, {"alpha": 2e-2}, {"alpha": 1e-2, "at": 0.3}],
     "pilot": [{}, {"alpha_init": 3e-3}, {"alpha_init": 1e-2}, {"at": 0.3}],
     "pilot_lrr": [{}, {"prunings": 2}, {"prunings": 3}, {"prunings": 2, "alpha_init": 1e-2}],
-    "mirror": [{"shrink": 4.0}, {"shrink": 3.0}, {"shrink": 6.0}, {"shrink": 4.0, "end_at": 0.65}],
+    "mirror": [{}, {"shrink": 3.0}, {"shrink": 6.0}, {"end_at": 0.65}],
 }
 
 #: Under AdamW the learning rate is what matters most; each method keeps its SGD setting and chooses among four.

@@ -231,7 +231,7 @@ def sign_in(
 def mirror(
     sparsity: float,
     *,
-    shrink: float = 3.0,
+    shrink: float = 4.0,
     decay_from: float = 0.05,
     decay_until: float = 0.75,
     start_at: float = 0.10,
@@ -255,7 +255,7 @@ def mirror(
 
     Example:
         >>> mirror(0.99).decay.shrink
-        3.0
+        4.0
     """
     mask = Gradual(sparsity, start_at, end_at, every, allocation=allocation, pattern=pattern)
     return Method(MirrorDescent(beta, gain, clip), ShrinkDecay(shrink, decay_from, decay_until), mask, "mirror")
