@@ -87,7 +87,8 @@ def compared(tmp_path_factory):
     """A small comparison that went well, and what it printed."""
     out = tmp_path_factory.mktemp("compared") / "c"
     with contextlib.redirect_stdout(io.StringIO()) as text:
-        assert cli.main(["compare", *GRID, *FAST, "--out", str(out)]) == 0
+        status = cli.main(["compare", *GRID, *FAST, "--out", str(out)])
+    assert status == 0, text.getvalue()
     return out, text.getvalue()
 
 
