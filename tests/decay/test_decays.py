@@ -3,7 +3,10 @@
 import math
 
 import pytest
+import torch
+from torch import nn
 
+import mirrormask as mm
 from mirrormask.decay import ConstantDecay, PILoTDecay, ShrinkDecay, TargetDecay
 from mirrormask.progress import Clock
 
@@ -71,3 +74,31 @@ def test_target_spends_no_more_than_its_cap_where_decay_does_not_help():
     spent, rho = simulate(TargetDecay(rho_end=0.03, cap=8.0), 2000, 0.01)
     assert spent == pytest.approx(8.0)
     assert rho > 0.5
+
+
+def test_a_limit_keeps_a_short_training_from_shrinking_everything():
+    def total(steps):
+        decay = ShrinkDecay(shrink=4.0, start_at=0.0, end_at=0.5, limit=0.01)
+        return 4 * sum(decay.increment({}, Clock(step, steps), lr=0.1, integral=0.0) for step in range(steps))
+
+    assert total(10_000) == pytest.approx(4.0)
+    assert total(100) == pytest.approx(50 * 0.01)
+    with pytest.raises(ValueError, match=r"limit=0\.0"):
+        ShrinkDecay(limit=0.0)
+
+
+@pytest.mark.parametrize("steps", [60, 200])
+def test_mirror_learns_in_a_short_training(steps):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 24), nn.Tanh(), nn.Linear(24, 4))
+    optimizer = mm.sparsify(
+        model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), mm.methods.mirror(0.8), steps=steps
+    )
+    labels = torch.arange(4).repeat(16)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        images = 2 * torch.eye(8)[labels] + 0.5 * torch.randn(64, 8)
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    optimizer.finalize()
+    assert float((model(2 * torch.eye(8)[labels]).argmax(1) == labels).float().mean()) == 1.0

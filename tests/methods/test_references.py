@@ -44,7 +44,15 @@ CASES = {
     "pilot_init": ({"gain": 0.8}, plain.Hadamard),
     "pilot": (PILOT, plain.Pilot),
     "mirror": (
-        {**GRADUAL, "gain": 0.8, "clip": 0.03, "shrink": 4.0, "decay_from": 0.05, "decay_until": 0.75},
+        {
+            **GRADUAL,
+            "gain": 0.8,
+            "clip": 0.03,
+            "shrink": 4.0,
+            "decay_from": 0.05,
+            "decay_until": 0.75,
+            "decay_limit": None,
+        },
         plain.Mirror,
     ),
     "sign_in": ({"gain": 0.8, "alpha": 0.05, "every": 0.1, "until": 0.75, "seed": 5}, plain.SignIn),

@@ -15,13 +15,15 @@ __all__ = ["ShrinkDecay"]
 class ShrinkDecay(Decay):
     """A total shrink ``4 A_T``, spread evenly over a window of training: ``a_T = a₀ exp(-shrink)``.
 
-    Neither the learning rate nor the number of steps changes where ``a`` ends, which is what the implicit bias
-    depends on; afterwards the decay is zero, and its effect stays.
+    Neither the learning rate nor the number of steps (but for ``limit``) changes where ``a`` ends, which is what the
+    implicit bias depends on; afterwards the decay is zero, and its effect stays.
 
     Args:
         shrink: ``4 A_T``, in [0, inf).
         start_at: the fraction of training at which the decay begins, in [0, 1).
         end_at: the fraction at which it ends, in (start_at, 1].
+        limit: the most that one step may lower ``log a`` by, in (0, inf): in a training of few steps the weights could
+            not hold their own against the whole shrink, and ``a`` ends higher. ``None`` for no limit.
         coupled: as in :class:`Decay`.
 
     Raises:
@@ -39,16 +41,22 @@ class ShrinkDecay(Decay):
     shrink: float = 4.0
     start_at: float = 0.05
     end_at: float = 0.75
+    limit: float | None = None
 
     def __post_init__(self) -> None:
         check_number("shrink", self.shrink, low=0.0)
         check_window(self.start_at, self.end_at, what="decay")
+        if self.limit is not None:
+            check_number("limit", self.limit, low=0.0, open_low=True)
 
     def increment(self, state: DecayState, clock: Clock, lr: float, integral: float) -> float:
-        """``shrink / 4`` over the number of steps in the window, inside it; 0 outside."""
+        """``shrink / 4`` over the number of steps in the window, and at most ``limit / 4``, inside it; 0 outside."""
         first = clock.at(self.start_at)
         last = max(clock.at(self.end_at), first + 1)
-        return self.shrink / 4 / (last - first) if first <= clock.step < last else 0.0
+        if not first <= clock.step < last:
+            return 0.0
+        fall = self.shrink / (last - first)
+        return (fall if self.limit is None else min(fall, self.limit)) / 4
 
     @property
     def off(self) -> bool:

@@ -234,6 +234,7 @@ def mirror(
     shrink: float = 4.0,
     decay_from: float = 0.05,
     decay_until: float = 0.75,
+    decay_limit: float | None = 0.0015,
     start_at: float = 0.10,
     end_at: float = 0.75,
     every: float = 1 / 45,
@@ -247,8 +248,8 @@ def mirror(
 
     Args:
         sparsity: the fraction of zeros, in [0, 1).
-        shrink, decay_from, decay_until: ``a`` falls to ``a₀ exp(-shrink)`` over this window of training; see
-            :class:`mirrormask.decay.ShrinkDecay`.
+        shrink, decay_from, decay_until, decay_limit: ``a`` falls to ``a₀ exp(-shrink)`` in this window of training, and
+            ``log a`` by at most ``decay_limit`` in a step; see :class:`mirrormask.decay.ShrinkDecay`.
         start_at, end_at, every: as in :class:`mirrormask.masks.Gradual`.
         beta, gain, clip: as in :class:`mirrormask.geometry.MirrorDescent`.
         allocation, pattern: as in :class:`mirrormask.masks.Mask`.
@@ -258,4 +259,6 @@ def mirror(
         4.0
     """
     mask = Gradual(sparsity, start_at, end_at, every, allocation=allocation, pattern=pattern)
-    return Method(MirrorDescent(beta, gain, clip), ShrinkDecay(shrink, decay_from, decay_until), mask, "mirror")
+    return Method(
+        MirrorDescent(beta, gain, clip), ShrinkDecay(shrink, decay_from, decay_until, decay_limit), mask, "mirror"
+    )
