@@ -238,13 +238,15 @@ def test_a_second_build_comes_from_the_cache_and_damage_is_noticed(tmp_path):
     first = mm.compile(model, x, force=True)
     assert not first.report.cached
     assert mm.compile(model, x, force=True).report.cached
-    (plan,) = tmp_path.glob("*.json")
-    whole = plan.read_bytes()
-    for damaged in (b"", whole[:-20], whole.replace(b"rows", b"cows"), b"[]", b'{"key": 1}', b"\xff\xfe"):
-        plan.write_bytes(damaged)
-        fast = mm.compile(model, x, force=True)
-        assert not fast.report.cached
-        agree(fast, model, x)
+    plans = {path: path.read_bytes() for path in tmp_path.glob("*.json")}
+    assert len(plans) == 3, "the model's structure, what was measured for its layers, and the report"
+    for plan, whole in plans.items():
+        for damaged in (b"", whole[:-20], whole.replace(b"0", b"1"), b"[]", b'{"key": 1}', b"\xff\xfe"):
+            plan.write_bytes(damaged)
+            fast = mm.compile(model, x, force=True)
+            assert fast.report.cached == (b'"layers"' not in whole)
+            agree(fast, model, x)
+            assert cache.load(plan.stem) is not None, "it was made again"
     for file in tmp_path.glob("*.o"):
         data = file.read_bytes()
         assert cache.load_bytes(file.stem) == data[32:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 
 from mirrormask.checks import check_known
 from mirrormask.runtime import cache
-from mirrormask.runtime.capture import Capture, capture
+from mirrormask.runtime.capture import Capture, capture, from_blueprint
 from mirrormask.runtime.compiled import CompiledModel
+from mirrormask.runtime.graph import Graph
 from mirrormask.runtime.measure import layer_reports
-from mirrormask.runtime.problem import Choice
 from mirrormask.runtime.region import Region
 from mirrormask.runtime.report import LayerReport, Report
+from mirrormask.runtime.structure import structure_key
 from mirrormask.runtime.targets import Target, best_target, fp16_target
 from mirrormask.runtime.tune import Tuner, median_seconds
 
@@ -85,13 +87,33 @@ def compile(
         )
     with torch.no_grad():
         if half is not None:
-            fast = _build(model, capture(model, inputs), inputs, half, tune, force, start)
+            fast = _build(model, inputs, half, tune, force, start)
             if fast.report.compiled:
                 return fast
-        return _build(model, capture(model, inputs), inputs, target, tune, force, start)
+        return _build(model, inputs, target, tune, force, start)
 
 
 def _build(
+    model: nn.Module, inputs: tuple[Tensor, ...], target: Target, tune: bool, force: bool, start: float
+) -> CompiledModel:
+    """From the structure that the cache holds for such a model, if its output is right; else from a new capture."""
+    key = structure_key(model, inputs, _versions())
+    stored = None if key is None else cache.load(key)
+    if stored is not None:
+        # Nothing in a wrong file may do more harm than the time that this takes.
+        with contextlib.suppress(ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError):
+            captured = from_blueprint(Graph.from_plain(stored["graph"]), model)
+            fast = _built(model, captured, inputs, target, tune, force, start)
+            if fast.report.error <= TOLERANCE[target.precision]:
+                return fast
+    captured = capture(model, inputs)
+    fast = _built(model, captured, inputs, target, tune, force, start)
+    if key is not None and captured.blueprint is not None and fast.report.error <= TOLERANCE[target.precision]:
+        cache.store(key, {"graph": captured.blueprint.as_plain()})
+    return fast
+
+
+def _built(
     model: nn.Module,
     captured: Capture,
     inputs: tuple[Tensor, ...],
@@ -102,26 +124,23 @@ def _build(
 ) -> CompiledModel:
     graphs = list(captured.regions.values())
     shapes = [tuple(x.shape) for x in inputs]
-    key = cache.graph_key(graphs, _versions(), target.name, shapes, torch.get_num_threads(), tune)
+    weights = cache.weights_key(graphs, _versions(), target.name)
+    key = cache.graph_key(graphs, weights, shapes, torch.get_num_threads(), tune)
     known = cache.load(key) or {}
-    choices = {name: Choice(**values) for name, values in known.get("choices", {}).items()}
-    tuner = Tuner(choices, measure=tune)
+    tuner = Tuner(weights, measure=tune)
     regions = {name: Region(graph, target, tuner) for name, graph in captured.regions.items()}
     for name, region in regions.items():
         captured.module.set_submodule(name, region)
-    expected = model(*inputs)
-    result = captured.module(*inputs)
-    error = _error(result, expected)
+    # A model that is one region is called without the captured module around it, as CompiledModel will.
+    plan = regions[captured.whole].forward if captured.whole in regions else captured.module
+    error = _error(plan(*inputs), model(*inputs))
     if "layers" in known:
         eager, seconds = float(known["eager"]), float(known["seconds"])
         layers = [LayerReport(**{**row, "shape": tuple(row["shape"])}) for row in known["layers"]]
     else:
-        # A model that is one region is called without the captured module around it, as CompiledModel will.
-        plan = regions[captured.whole].forward if captured.whole in regions else captured.module
         eager, seconds = _race(model, plan, inputs)
-        layers = _layers(captured, regions, inputs)
-        body = {"choices": {name: asdict(choice) for name, choice in tuner.choices.items()}}
-        cache.store(key, body | {"eager": eager, "seconds": seconds, "layers": [asdict(row) for row in layers]})
+        layers = _layers(plan, regions, inputs)
+        cache.store(key, {"eager": eager, "seconds": seconds, "layers": [asdict(row) for row in layers]})
     reason = ""
     if not graphs:
         reason = "it holds no layer that the runtime knows"
@@ -166,19 +185,30 @@ def _race(model: nn.Module, plan: Callable[..., Any], inputs: tuple[Tensor, ...]
     return statistics.median(r[0] for r in rounds), statistics.median(r[1] for r in rounds)
 
 
-def _layers(captured: Capture, regions: dict[str, Region], inputs: tuple[Tensor, ...]) -> list[LayerReport]:
+def _layers(plan: Callable[..., Any], regions: dict[str, Region], inputs: tuple[Tensor, ...]) -> list[LayerReport]:
     """The steps of every region, on the tensors that the example brings to it."""
+    if len(regions) == 1 and plan == next(iter(regions.values())).forward:
+        seen = dict.fromkeys(regions, inputs)
+    else:
+        seen = _inputs_of(plan, regions, inputs)
+    rows = [row for name, region in regions.items() for row in layer_reports(region, seen[name], {})]
+    total = sum(row.seconds for row in rows) or 1.0
+    return [replace(row, share=row.seconds / total) for row in rows]
+
+
+def _inputs_of(
+    plan: Callable[..., Any], regions: dict[str, Region], inputs: tuple[Tensor, ...]
+) -> dict[str, tuple[Tensor, ...]]:
+    """What each region is called with."""
     seen: dict[str, tuple[Tensor, ...]] = {}
     hooks = [
         region.register_forward_pre_hook(lambda _, given, name=name: seen.__setitem__(name, given))  # type: ignore[misc]
         for name, region in regions.items()
     ]
-    captured.module(*inputs)
+    plan(*inputs)
     for hook in hooks:
         hook.remove()
-    rows = [row for name, region in regions.items() for row in layer_reports(region, seen[name], {})]
-    total = sum(row.seconds for row in rows) or 1.0
-    return [replace(row, share=row.seconds / total) for row in rows]
+    return seen
 
 
 def _error(result: Any, expected: Any) -> float:

@@ -45,7 +45,7 @@ class Region(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self.target not in available_targets():
-            self.target, self.tuner = best_target(), Tuner(measure=self.tuner.measure)
+            self.target, self.tuner = best_target(), Tuner("", measure=self.tuner.measure)
 
     def resized(self, shapes: list[tuple[int, ...]]) -> Region:
         """The same region for inputs of other shapes, the first dimension left out."""
@@ -61,8 +61,10 @@ class Region(nn.Module):
         key = (min(torch.get_num_threads(), MAX_THREADS), self.tokens(items))
         if key not in self._plans:
             plan = lower(self.graph, self.target, key[0], self.tuner, key[1])
-            plan.shares = plan.threads > 1 and _sharing_pays(plan)
+            question = f"threads share {key} {self.graph.shapes}"
+            plan.shares = plan.threads > 1 and self.tuner.decide(question, lambda: _sharing_pays(plan))
             self._plans[key] = plan
+            self.tuner.save()
         return self._plans[key]
 
     def tokens(self, rows: int) -> int:

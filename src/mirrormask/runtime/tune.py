@@ -5,9 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
+from mirrormask.runtime import cache
 from mirrormask.runtime.layout import Layout, map_layout
 from mirrormask.runtime.plan import MARGIN, Plan
 from mirrormask.runtime.problem import Choice, Problem
@@ -110,16 +113,20 @@ def default_choice(problem: Problem) -> Choice:
 
 
 class Tuner:
-    """Measures the candidates of a layer and remembers the winner.
+    """Measures the candidates of a layer and remembers the winner, on disk too.
 
     Args:
-        known: choices by :attr:`Problem.key`, from an earlier build.
+        key: under which the cache holds what was measured for this model before, for whatever input shape; ``""`` to
+            neither read nor write it.
         measure: whether to measure at all; without, unknown layers get :func:`default_choice`.
     """
 
-    def __init__(self, known: dict[str, Choice] | None = None, *, measure: bool = True) -> None:
-        self.choices = dict(known or {})
-        self.measure = measure
+    def __init__(self, key: str = "", *, measure: bool = True) -> None:
+        self.key, self.measure = key, measure
+        self.choices: dict[str, Choice] = {}
+        self.facts: dict[str, bool] = {}
+        self._new = False
+        self._read()
 
     def __call__(self, problem: Problem) -> Choice:
         """The choice for a layer."""
@@ -128,9 +135,34 @@ class Tuner:
             found = list(dict.fromkeys(candidates(problem)))
             if self.measure and len(found) > 1:
                 self.choices[key] = _fastest(problem, found)
+                self._new = True
             else:
                 self.choices[key] = found[0]
         return self.choices[key]
+
+    def decide(self, question: str, measure: Callable[[], bool]) -> bool:
+        """The answer to a question that measuring decides."""
+        if question not in self.facts:
+            self.facts[question] = measure()
+            self._new = True
+        return self.facts[question]
+
+    def save(self) -> None:
+        """Write what was measured since, beside what others wrote meanwhile."""
+        if self.key and self.measure and self._new:
+            self._read()
+            choices = {name: asdict(choice) for name, choice in self.choices.items()}
+            cache.store(self.key, {"choices": choices, "facts": self.facts})
+            self._new = False
+
+    def _read(self) -> None:
+        known = (cache.load(self.key) or {}) if self.key and self.measure else {}
+        choices = {name: Choice(**values) for name, values in known.get("choices", {}).items()}
+        self.choices, self.facts = choices | self.choices, known.get("facts", {}) | self.facts
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is measured elsewhere is not for this machine's cache.
+        return {**self.__dict__, "key": ""}
 
 
 def _fastest(problem: Problem, found: list[Choice]) -> Choice:
