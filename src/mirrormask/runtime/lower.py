@@ -11,12 +11,14 @@ import numpy as np
 from mirrormask.runtime.geometry import Geometry
 from mirrormask.runtime.graph import Graph, Node, Weight
 from mirrormask.runtime.kernels import dense, vector
+from mirrormask.runtime.kernels.clear import ClearSpec
 from mirrormask.runtime.kernels.elementwise import ElementwiseSpec
 from mirrormask.runtime.kernels.pool import MeanSpec, PoolSpec
 from mirrormask.runtime.kernels.relayout import RelayoutSpec, plain_layout
 from mirrormask.runtime.layout import Layout, flat_layout, map_layout
+from mirrormask.runtime.memory import Memory
 from mirrormask.runtime.native import aligned_array
-from mirrormask.runtime.plan import Memory, Op, Plan
+from mirrormask.runtime.plan import Op, Plan
 from mirrormask.runtime.problem import Choice, Fused, Problem
 from mirrormask.runtime.targets import Target
 
@@ -55,7 +57,6 @@ class _Lowering:
         self.nodes = {node.name: node for node in graph.nodes}
         self.users = {node.name: graph.users(node.name) for node in graph.nodes}
         self.outputs = set(graph.outputs)
-        self.last_use: dict[str, int] = {}
         self.alias: dict[str, str] = {}
         self.needs = self._needs()
 
@@ -66,16 +67,17 @@ class _Lowering:
             self.values[name] = Value(self._shape(name), external=number)
             strides.append(int(np.prod(self._shape(name))))
         done: set[str] = set()
-        for index, node in enumerate(graph.nodes):
+        for node in graph.nodes:
             if node.op == "input" or node.name in done:
                 continue
             fused = self._fuse(node, done)
-            done.add(fused.out)
+            done |= {node.name, fused.out}
             getattr(self, f"_{node.op}")(node, fused)
-            self._release(index)
+            self._release(done)
         for number, name in enumerate(graph.outputs):
             self._export(name, len(graph.inputs) + number)
             strides.append(int(np.prod(self._shape(name))))
+        self._clear_disturbed()
         shapes = [graph.shapes[name] for name in graph.outputs]
         return Plan(self.ops, self.memory.size + 4096, strides, shapes, self.threads, self.target.dtype)
 
@@ -108,9 +110,9 @@ class _Lowering:
         halo, gap = self.needs.get((shape[1], shape[2]), (0, 0))
         return map_layout(shape[0], shape[1], shape[2], self.target.lanes, halo=halo, gap=gap)
 
-    def _new(self, name: str, layout: Layout | None = None) -> tuple[Layout, int]:
+    def _new(self, name: str, layout: Layout | None = None, *, partly: bool = True) -> tuple[Layout, int]:
         layout = layout or self._layout(name)
-        place = self.memory.take(layout)
+        place = self.memory.take(layout, len(self.ops), partly=partly)
         self.values.setdefault(name, Value(self._shape(name))).places[layout] = place
         return layout, place
 
@@ -129,7 +131,7 @@ class _Lowering:
             return value.places[layout]
         if (layout, (step, phases)) in value.phases:
             return value.phases[layout, (step, phases)]
-        place = self.memory.take(layout)
+        place = self.memory.take(layout, len(self.ops))
         if geometry is None:
             value.places[layout] = place
         else:
@@ -168,20 +170,28 @@ class _Lowering:
         )
         self.ops.append(Op("relayout", spec, {"x": held, "out": number}, max(source.channels, transposed), name))
 
-    def _release(self, index: int) -> None:
+    def _release(self, done: set[str]) -> None:
+        """Give back the memory of values that nothing will read any more."""
         for name, value in list(self.values.items()):
-            if value.external is not None or name in self.outputs:
-                continue
             names = [name, *(a for a in self.alias if self._resolve(a) == name)]
-            if any(a in self.outputs for a in names):
+            if value.external is not None or any(a in self.outputs for a in names):
                 continue
-            last = max((self.order[u.name] for a in names for u in self.users[a]), default=-1)
-            if last <= index:
+            if all(user.name in done for a in names for user in self.users[a]):
                 for layout, place in value.places.items():
                     self.memory.give(layout, place)
                 for (layout, _), place in value.phases.items():
                     self.memory.give(layout, place)
                 del self.values[name]
+
+    def _clear_disturbed(self) -> None:
+        """Before each buffer whose zeros another one may have overwritten, an op that restores them."""
+        for taken in reversed(self.memory.disturbed()):
+            layout = taken.layout
+            gap = layout.segments == 1 and layout.stride - layout.width >= layout.lanes
+            missing = layout.segments > 1 and layout.groups * layout.segments != layout.height
+            spec = ClearSpec(self.target, _one(layout), taken.partly and (gap or missing))
+            op = Op("clear", spec, {"out": taken.place}, layout.channels, "padding")
+            self.ops.insert(taken.step, op)
 
     # -- fusion -----------------------------------------------------------------------------------------------------
 
@@ -224,7 +234,7 @@ class _Lowering:
             out = map_layout(*geometry.out, self.target.lanes, halo=0, gap=1)
         residual = self._in(fused.residual, out) if fused.residual else 0
         place_x = self._in(name, x, None if node.stride == (1, 1) else geometry)
-        _, place = self._new(fused.out, out)
+        _, place = self._new(fused.out, out, partly=False)
         plain = Problem(node, geometry, out, fused, self.target, self.threads)
         self.ops.append(plain.op(choice, x, place_x, place, residual))
         if out != problem.out:

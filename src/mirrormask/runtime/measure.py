@@ -39,8 +39,13 @@ def layer_reports(region: Region, inputs: tuple[Tensor, ...], dense: dict[str, f
     calls = -(-items // tokens)
     owners = _owners(region)
     rows = []
+    clearing = 0.0
     for index, op in enumerate(plan.ops):
-        seconds = calls * op_seconds(plan, index, place)
+        seconds = clearing + calls * op_seconds(plan, index, place)
+        clearing = 0.0
+        if op.kind == "clear":  # part of whatever fills the buffer
+            clearing = seconds
+            continue
         node = owners.get(op.node) if op.kind in LAYER_KERNELS else None
         if node is None or node.weight is None:
             rows.append(LayerReport(op.node, (), 0.0, op.kind, seconds, 0.0, 0.0))

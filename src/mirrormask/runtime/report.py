@@ -42,7 +42,8 @@ class Report:
         left: (operation, why) of what stays in PyTorch.
         eager_seconds, seconds: one call on the example before and after, with the threads of the build.
         error: the largest difference from eager PyTorch over the largest output.
-        nbytes: memory of the plan: constants and activations.
+        nbytes: memory of the plan: constants, activations (at their peak), the table of calls, and the weights that
+            the graph keeps for other input shapes; machine code, which plans share, is not counted.
         build_seconds: how long the build took.
         cached: whether its choices came from the disk.
         instruction_set, threads, processor: what it was built for.

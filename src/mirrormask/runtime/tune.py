@@ -12,7 +12,8 @@ import numpy as np
 
 from mirrormask.runtime import cache
 from mirrormask.runtime.layout import Layout, map_layout
-from mirrormask.runtime.plan import MARGIN, Plan
+from mirrormask.runtime.memory import MARGIN
+from mirrormask.runtime.plan import Plan
 from mirrormask.runtime.problem import Choice, Problem
 
 __all__ = ["Tuner", "candidates", "default_choice", "median_seconds", "op_seconds"]

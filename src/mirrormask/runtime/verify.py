@@ -102,4 +102,24 @@ def _vector(op: Op, numbers: int) -> None:
     _inside(op, "out", args["out"] + int(rows.min()), args["out"] + int(rows.max()) + 1, numbers)
 
 
-_CHECKS = {"sparse": _sparse, "dense": _dense, "vector_sparse": _vector, "vector_windows": _vector}
+def _vector_dense(op: Op, numbers: int) -> None:
+    args, width = op.args, op.spec.panel * op.spec.target.lanes
+    outputs = op.units * width
+    _inside(op, "x", args["x"], args["x"] + args["terms"], numbers)
+    _inside(op, "out", args["out"], args["out"] + outputs, numbers)
+    _inside(op, "bias", 0, outputs, args["bias"].size)
+    _inside(op, "weights", 0, outputs * args["terms"], args["weights"].size)
+
+
+def _clear(op: Op, numbers: int) -> None:
+    _inside(op, "out", op.args["out"], op.args["out"] + op.units * op.spec.layout.plane, numbers)
+
+
+_CHECKS = {
+    "sparse": _sparse,
+    "dense": _dense,
+    "vector_sparse": _vector,
+    "vector_windows": _vector,
+    "vector_dense": _vector_dense,
+    "clear": _clear,
+}
