@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mirrormask.runtime.capture import Capture, capture
+from mirrormask.runtime.mixed import make_region
 from mirrormask.runtime.region import Region
 from mirrormask.runtime.report import Report
 from mirrormask.runtime.targets import Target
@@ -36,7 +37,7 @@ class CompiledModel(nn.Module):
     _examples: list[tuple[tuple[int, ...], torch.dtype]]
     _regions: dict[tuple[torch.Size, ...], Region]
     _partial: dict[tuple[tuple[int, ...], ...], nn.Module]
-    _tools: tuple[Target, Tuner]
+    _tools: dict[str, tuple[Target, Tuner, frozenset[str], bool]]
 
     def __init__(
         self, captured: Capture | None, model: nn.Module, examples: tuple[Tensor, ...], report: Report
@@ -53,8 +54,7 @@ class CompiledModel(nn.Module):
         self.__dict__["_regions"] = {} if region is None else {_keys(examples): region}
         self.__dict__["_partial"] = {}
         if captured is not None and region is None:
-            first = next(m for m in captured.module.modules() if isinstance(m, Region))
-            self.__dict__["_tools"] = (first.target, first.tuner)
+            self.__dict__["_tools"] = {n: m.tools for n, m in captured.module.named_modules() if isinstance(m, Region)}
             self._partial[tuple(shape for shape, _ in self._examples)] = captured.module
 
     def __call__(self, *inputs: Tensor) -> Any:
@@ -100,7 +100,8 @@ class CompiledModel(nn.Module):
         if shapes not in self._partial:
             captured = capture(self._model, inputs)
             for name, graph in captured.regions.items():
-                captured.module.set_submodule(name, Region(graph, *self._tools))
+                tools = self._tools.get(name) or next(iter(self._tools.values()))
+                captured.module.set_submodule(name, make_region(graph, *tools))
             self._partial[shapes] = captured.module
         module = self._partial[shapes]
         while len(self._partial) > MOST_SHAPES:

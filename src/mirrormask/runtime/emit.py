@@ -161,6 +161,16 @@ class Emitter:
         """``if condition: then()``."""
         self.either(condition, lambda: (then() and ()) or (), lambda: ())
 
+    def watch(self, value: Value) -> None:
+        """If the target is watched: set the slot ``flag`` points at when a lane of ``value`` is not finite."""
+        if self.target.watched:
+            kind = value.type
+            infinity = ir.Constant(kind, [float("inf")] * kind.count)
+            outside = self.b.fcmp_unordered(">=", self.absolute(value), infinity)
+            reduce = self._declare(f"llvm.vector.reduce.or.v{kind.count}i1", I1, [outside.type])
+            flag = self.constants("flag")
+            self.when(self.b.call(reduce, [outside]), lambda: self.b.store(self.whole(1), flag))
+
     # -- vectors ----------------------------------------------------------------------------------------------------
 
     def vector_type(self, lanes: int | None = None, number: Any = None) -> Any:
@@ -315,6 +325,10 @@ class Emitter:
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         """``a * b + c``, fused where the target can."""
+        if self.number is HALF and "avx512fp16" not in self.target.needs:
+            # One rounding, as the real instruction does: the product of two halves is exact in 32 bits.
+            wide = [self.converted(value, FLOAT) for value in (a, b, c)]
+            return self.converted(self._intrinsic("llvm.fmuladd", wide[0].type, wide))
         return self._intrinsic("llvm.fmuladd", a.type, [a, b, c])
 
     def fadd(self, a: Value, b: Value) -> Value:

@@ -44,7 +44,13 @@ def lower(graph: Graph, target: Target, threads: int, choose: Chooser, tokens: i
     Args:
         choose: picks the kernel of each convolution or linear layer over tokens.
         tokens: rows per item of a region over rows: 1, or a multiple of ``target.lanes``.
+
+    Raises:
+        ValueError: ``tokens`` is neither.
+        IndexError: a constant is out of bounds, which would be an error of this library.
     """
+    if tokens != 1 and tokens % target.lanes:
+        raise ValueError(f"{tokens} tokens are not whole vectors of {target.lanes}")
     return _Lowering(graph, target, threads, choose, tokens).plan()
 
 

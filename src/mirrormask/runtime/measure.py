@@ -26,6 +26,8 @@ def layer_reports(region: Region, inputs: tuple[Tensor, ...], dense: dict[str, f
     Args:
         dense: seconds of the dense layers by name, from an earlier build; filled in where they are missing.
     """
+    if region.parts != [region]:
+        return _by_parts(region, inputs, dense)
     graph = region.graph
     items = math.prod(graph.leading(inputs[0].shape))
     plan, tokens = region.plan_for(items), region.tokens(items)
@@ -55,6 +57,16 @@ def layer_reports(region: Region, inputs: tuple[Tensor, ...], dense: dict[str, f
         weight = node.weight
         rows.append(LayerReport(node.layer, weight.shape, weight.sparsity, op.label, seconds, dense[node.name], 0.0))
     return rows
+
+
+def _by_parts(region: Region, inputs: tuple[Tensor, ...], dense: dict[str, float]) -> list[LayerReport]:
+    """The steps of each part, on what the parts before it give."""
+    seen: list[tuple[Region, tuple[Tensor, ...]]] = []
+    hooks = [part.register_forward_pre_hook(lambda part, given: seen.append((part, given))) for part in region.parts]
+    region(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return [row for part, given in seen for row in layer_reports(part, given, dense)]
 
 
 def _owners(region: Region) -> dict[str, Node]:

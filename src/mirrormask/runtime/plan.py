@@ -91,9 +91,12 @@ class Plan:
     def __post_init__(self) -> None:
         if len(self.strides) > MAX_TENSORS:
             raise ValueError(f"the region has {len(self.strides)} inputs and outputs; a plan takes {MAX_TENSORS}")
+        self.flag = np.zeros(1, np.int64)
+        """Set by watched kernels that met a result that is not finite."""
         table = np.zeros((max(1, len(self.ops)), op_words(self.threads)), np.int64)
         for row, op in zip(table, self.ops, strict=False):
             check_op(op, self.floats)
+            op.args["flag"] = self.flag
             words, args = op.pack(self.threads)
             row[:] = words
             self._keep.append(args)

@@ -14,7 +14,7 @@ from mirrormask.runtime.graph import Graph
 from mirrormask.runtime.kernels.driver import MAX_THREADS
 from mirrormask.runtime.lower import lower
 from mirrormask.runtime.plan import Plan
-from mirrormask.runtime.targets import Target, available_targets, best_target
+from mirrormask.runtime.targets import Target, available_targets, best_target, fp16_target
 from mirrormask.runtime.tune import Tuner, median_seconds
 
 __all__ = ["Region"]
@@ -44,7 +44,8 @@ class Region(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self.target not in available_targets():
+        runs = fp16_target() is not None if self.target.half else self.target in available_targets()
+        if not runs:
             self.target, self.tuner = best_target(), Tuner("", measure=self.tuner.measure)
 
     def resized(self, shapes: list[tuple[int, ...]]) -> Region:
@@ -54,7 +55,11 @@ class Region(nn.Module):
             flat = self.graph.flattens
             self.graph.resized([(math.prod(shape),) if flat else shape[-1:] for shape in shapes])
             return self
-        return Region(self.graph.resized(shapes), self.target, self.tuner)
+        return self.remade(self.graph.resized(shapes))
+
+    def remade(self, graph: Graph) -> Region:
+        """Such a region for another graph."""
+        return Region(graph, self.target, self.tuner)
 
     def plan_for(self, items: int) -> Plan:
         """The plan for a call with so many images or rows."""
@@ -66,6 +71,20 @@ class Region(nn.Module):
             self._plans[key] = plan
             self.tuner.save()
         return self._plans[key]
+
+    @property
+    def tools(self) -> tuple[Target, Tuner, frozenset[str], bool]:
+        """What :func:`mirrormask.runtime.mixed.make_region` made it of, but for the graph."""
+        return self.target, self.tuner, frozenset(), False
+
+    def plans(self) -> list[Plan]:
+        """The plans made so far."""
+        return list(self._plans.values())
+
+    @property
+    def parts(self) -> list[Region]:
+        """The regions that do the work: this one."""
+        return [self]
 
     def tokens(self, rows: int) -> int:
         """Rows per item of the plan for a call with so many rows."""

@@ -77,11 +77,21 @@ def _sparse(
     # With many nonzeros per block its size matters less, and packing each candidate takes long.
     dense = problem.node.weight is not None and problem.node.weight.sparsity < 0.7
     shares = (1.2, 6.0) if dense else (0.6, 1.2, 2.5, 6.0, 1e9)
+    most_planes = _most_planes(problem, x) if problem.target.half else x.channels
     for rows, vectors in _tiles(out, most, whole_rows):
         plane = (rows + reach) * x.pitch * problem.target.dtype.itemsize
-        blocks = {max(1, min(x.channels, round(share * L1_BYTES / plane))) for share in shares}
+        blocks = {max(1, min(x.channels, most_planes, round(share * L1_BYTES / plane))) for share in shares}
         for block in sorted(blocks):
             yield Choice(kernel, rows, vectors, -(-x.channels // -(-x.channels // block)))
+
+
+def _most_planes(problem: Problem, x: Layout) -> int:
+    """Input planes per block in half precision: as many as make sums of 16 terms, since long sums lose digits."""
+    weight = problem.node.weight
+    assert weight is not None
+    groups = len(np.unique(problem.geometry.taps[1][1]))
+    terms = weight.nonzeros / weight.shape[0] / groups
+    return max(1, int(x.channels * 16 / max(16.0, terms)))
 
 
 def _tiles(out: Layout, most: int, whole_rows: bool) -> list[tuple[int, int]]:
@@ -100,7 +110,8 @@ def _dense(problem: Problem, out: Layout) -> Iterator[Choice]:
     registers = problem.target.registers
     found = []
     for channels in (6, 5, 4, 3, 2, 1):
-        most = (registers - 1) // (channels + 1)
+        copies = 2 if problem.target.half else 1  # of the accumulators: of a chunk, and of all
+        most = (registers - 1) // (copies * channels + 1)
         for vectors in (v for v in range(1, most + 1) if out.vectors % v == 0):
             for rows in row_choices(out.groups, vectors, most) if vectors == out.vectors else [1]:
                 found.append((channels * rows * vectors, Choice("dense", rows, vectors, channels)))

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from llvmlite import ir
 
-from mirrormask.runtime.emit import I8, I16, I32, Emitter, Value
+from mirrormask.runtime.emit import FLOAT, I8, I16, I32, Emitter, Value
 from mirrormask.runtime.kernels.activation import activate
 from mirrormask.runtime.targets import Target
 
@@ -34,9 +35,9 @@ __all__ = [
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 
-WINDOW_FIELDS = ("x", "out", "bias", "weights", "indices", "windows", "starts", "rows")
-SPARSE_FIELDS = ("x", "out", "bias", "weights", "indices", "starts", "rows")
-DENSE_FIELDS = ("x", "out", "bias", "weights", "terms")
+WINDOW_FIELDS = ("x", "out", "bias", "weights", "indices", "windows", "starts", "rows", "flag")
+SPARSE_FIELDS = ("x", "out", "bias", "weights", "indices", "starts", "rows", "flag")
+DENSE_FIELDS = ("x", "out", "bias", "weights", "terms", "flag")
 
 
 @dataclass(frozen=True)
@@ -118,11 +119,17 @@ def pack_windows(weight: Floats, lanes: int) -> tuple[Floats, npt.NDArray[np.uin
     return all_weights, all_indices, windows, starts.astype(np.int32), rows.astype(np.int32)
 
 
+def _add_product(e: Emitter, a: Value, b: Value, total: Value) -> Value:
+    """``total + a * b`` with 32-bit sums: the sums of these layers are long, and memory is what bounds them."""
+    with e.floats():
+        return e.fma(e.converted(a), e.converted(b), total)
+
+
 def emit_windows(spec: VectorSpec, name: str) -> str:
     """The window kernel's LLVM IR, for AVX-512. Work unit: groups of ``lanes`` rows."""
     e = Emitter(spec.target, name, WINDOW_FIELDS)
     x, out = e.buffer("x"), e.buffer("out")
-    bias, weights, indices, windows, starts, rows = (e.constants(n) for n in WINDOW_FIELDS[2:])
+    bias, weights, indices, windows, starts, rows = (e.constants(n) for n in WINDOW_FIELDS[2:-1])
 
     def at_group(group: Value, _: list[Value]) -> None:
         first = e.mul(group, e.lanes)
@@ -131,14 +138,17 @@ def emit_windows(spec: VectorSpec, name: str) -> str:
             place = e.mul(s, e.lanes)
             table = e.at(x, e.load_int(windows, s))
             low, high = e.load(table), e.load(e.at(table, e.lanes))
-            return e.fma(e.load(e.at(weights, place), aligned=True), e.pick(low, high, e.at(indices, place, I8)), total)
+            return _add_product(
+                e, e.load(e.at(weights, place), aligned=True), e.pick(low, high, e.at(indices, place, I8)), total
+            )
 
         def two_slices(s: Value, sums: list[Value]) -> list[Value]:
             return [product(s, sums[0]), product(e.add(s, 1), sums[1])]
 
         low, high = e.load_int(starts, group), e.load_int(starts, e.add(group, 1))
-        a, b = e.loop(low, high, two_slices, [e.load(e.at(bias, first)), e.zero()], step=2)
-        e.scatter(activate(e, spec.activation, e.fadd(a, b)), out, e.at(rows, first, I32))
+        start = e.converted(e.load(e.at(bias, first)), FLOAT)
+        a, b = e.loop(low, high, two_slices, [start, ir.Constant(start.type, [0.0] * e.lanes)], step=2)
+        e.scatter(activate(e, spec.activation, e.converted(e.fadd(a, b))), out, e.at(rows, first, I32))
 
     e.loop(e.low, e.high, at_group)
     return e.finish()
@@ -148,7 +158,7 @@ def emit_sparse(spec: VectorSpec, name: str) -> str:
     """The SELL kernel's LLVM IR. Work unit: groups of ``lanes`` rows."""
     e = Emitter(spec.target, name, SPARSE_FIELDS)
     x, out = e.buffer("x"), e.buffer("out")
-    bias, weights, indices, starts, rows = (e.constants(n) for n in SPARSE_FIELDS[2:])
+    bias, weights, indices, starts, rows = (e.constants(n) for n in SPARSE_FIELDS[2:-1])
 
     def at_group(group: Value, _: list[Value]) -> None:
         first = e.mul(group, e.lanes)
@@ -186,11 +196,13 @@ def emit_dense(spec: VectorSpec, name: str) -> str:
 
         def term(k: Value, sums: list[Value]) -> list[Value]:
             value, row = e.splat(e.load_float(e.at(x, k))), e.at(rows, e.mul(k, width))
-            return [e.fma(value, e.load(e.at(row, p), aligned=True), s) for p, s in zip(places, sums, strict=True)]
+            return [
+                _add_product(e, value, e.load(e.at(row, p), aligned=True), s) for p, s in zip(places, sums, strict=True)
+            ]
 
-        sums = e.loop(0, terms, term, [e.load(e.at(bias, e.add(first, p))) for p in places])
-        for p, value in zip(places, sums, strict=True):
-            e.store(activate(e, spec.activation, value), e.at(out, e.add(first, p)))
+        start = [e.converted(e.load(e.at(bias, e.add(first, p))), FLOAT) for p in places]
+        for p, value in zip(places, e.loop(0, terms, term, start), strict=True):
+            e.store(activate(e, spec.activation, e.converted(value)), e.at(out, e.add(first, p)))
 
     e.loop(e.low, e.high, at_panel)
     return e.finish()
