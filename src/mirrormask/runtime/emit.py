@@ -285,13 +285,11 @@ class Emitter:
         gather = self._declare(name, vector, [self._lanes_of(POINTER), I32, mask.type, vector])
         return self.b.call(gather, [pointers, ir.Constant(I32, 4), mask, self.zero()])
 
-    def pick(self, low: Value, high: Value, indices: Value) -> Value:
-        """Lane ``i`` is element ``indices[i]`` of ``low`` followed by ``high``; bytes in memory. AVX-512 alone."""
-        word, name = (I16, "hi") if self.number is HALF else (I32, "ps")
-        kind = self._lanes_of(I16) if self.number is HALF else low.type
-        lanes = self.b.zext(self.b.load(indices, align=1, typ=self._lanes_of(I8)), self._lanes_of(word))
-        permute = self._declare(f"llvm.x86.avx512.vpermi2var.{name}.512", kind, [kind, lanes.type, kind])
-        found = self.b.call(permute, [self.b.bitcast(low, kind), lanes, self.b.bitcast(high, kind)])
+    def permuted(self, low: Value, high: Value, indices: Value) -> Value:
+        """Lane ``i`` is element ``indices[i]`` of ``low`` followed by ``high``, higher bits ignored. AVX-512 alone."""
+        name, kind = ("hi", indices.type) if self.number is HALF else ("ps", low.type)
+        permute = self._declare(f"llvm.x86.avx512.vpermi2var.{name}.512", kind, [kind, indices.type, kind])
+        found = self.b.call(permute, [self.b.bitcast(low, kind), indices, self.b.bitcast(high, kind)])
         return self.b.bitcast(found, low.type)
 
     def scatter(self, value: Value, base: Value, indices: Value) -> None:

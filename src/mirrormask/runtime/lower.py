@@ -10,17 +10,16 @@ import numpy as np
 
 from mirrormask.runtime.geometry import Geometry
 from mirrormask.runtime.graph import Graph, Node, Weight
-from mirrormask.runtime.kernels import dense, vector
 from mirrormask.runtime.kernels.clear import ClearSpec
 from mirrormask.runtime.kernels.elementwise import ElementwiseSpec
 from mirrormask.runtime.kernels.pool import MeanSpec, PoolSpec
 from mirrormask.runtime.kernels.relayout import RelayoutSpec, plain_layout
 from mirrormask.runtime.layout import Layout, flat_layout, map_layout
 from mirrormask.runtime.memory import Memory
-from mirrormask.runtime.native import aligned_array
 from mirrormask.runtime.plan import Op, Plan
 from mirrormask.runtime.problem import Choice, Fused, Problem
 from mirrormask.runtime.targets import Target
+from mirrormask.runtime.vectors import VectorProblem
 
 __all__ = ["lower"]
 
@@ -35,7 +34,7 @@ class Value:
     external: int | None = None
 
 
-Chooser = Callable[[Problem], Choice]
+Chooser = Callable[[Problem | VectorProblem], Choice]
 
 
 def lower(graph: Graph, target: Target, threads: int, choose: Chooser, tokens: int = 1) -> Plan:
@@ -264,42 +263,15 @@ class _Lowering:
         if len(self._shape(node.name)) == 3:
             self._conv(node, fused)
             return
-        weight = node.weight
-        assert weight is not None
-        outputs, terms = weight.shape
-        lanes = self.target.lanes
-        x = self._in(node.inputs[0], flat_layout(terms))
+        problem = VectorProblem(node, fused, self.target)
+        choice = self.choose(problem)
+        x = self._in(node.inputs[0], flat_layout(problem.terms))
         _, place = self._new(fused.out)
-        sparse = weight.sparsity > 0.6 and terms < 1 << 16  # their indices have 16 bits
-        width = lanes if sparse else lanes * min(8, -(-outputs // lanes))
-        count = -(-outputs // width)
-        bias = aligned_array(count * width + 64, self.target.dtype)
-        if node.bias is not None:
-            bias[:outputs] = node.bias
-        args: dict[str, Any] = {"x": x, "out": place, "bias": bias}
-        kind = "vector_dense"
-        if sparse:
-            windows = self.target.name.startswith("avx512")
-            kind = "vector_windows" if windows else "vector_sparse"
-            if windows:
-                values, indices, args["windows"], starts, rows = vector.pack_windows(weight.dense(), lanes)
-            else:
-                values, indices, starts, rows = vector.pack_sell(weight.dense(), lanes)  # type: ignore[assignment]
-            weights = aligned_array(values.size, self.target.dtype)
-            weights[:] = values.reshape(-1)
-            bias[: count * width] = bias[rows]
-            args |= {"weights": weights, "indices": indices, "starts": starts, "rows": rows}
-        else:
-            weights = weight.values
-            if weight.panel != width or weights.ctypes.data % 64:  # a copied model's arrays lie anywhere
-                weights = aligned_array(count * width * terms, self.target.dtype)
-                weights[:] = dense.pack(weight.dense(), width).reshape(-1)
-            if not self.target.half:
-                # From here on the graph keeps the panels, rather than the same numbers twice.
-                node.weight = Weight(weight.shape, None, weights, width)
-            args |= {"weights": weights, "terms": terms}
-        spec = vector.VectorSpec(self.target, fused.activation, 1 if sparse else width // lanes)
-        self.ops.append(Op(kind, spec, args, count, fused.out))
+        op = problem.op(choice, x, place)
+        if op.kind == "vector_dense" and not self.target.half:
+            # From here on the graph keeps the panels, rather than the same numbers twice.
+            node.weight = Weight(problem.weight.shape, None, op.args["weights"], op.spec.panel * self.target.lanes)
+        self.ops.append(op)
 
     def _act(self, node: Node, fused: Fused) -> None:
         self._elementwise(node, fused.out, node.kind)

@@ -15,6 +15,7 @@ from mirrormask.runtime.layout import Layout, map_layout
 from mirrormask.runtime.memory import MARGIN
 from mirrormask.runtime.plan import Plan
 from mirrormask.runtime.problem import Choice, Problem
+from mirrormask.runtime.vectors import VectorProblem
 
 __all__ = ["Tuner", "candidates", "default_choice", "median_seconds", "op_seconds"]
 
@@ -46,8 +47,11 @@ def row_choices(rows: int, vectors: int, most: int) -> list[int]:
     return sorted({near, *largest[:1], *largest[len(largest) // 2 : len(largest) // 2 + 1]}, reverse=True)
 
 
-def candidates(problem: Problem) -> Iterator[Choice]:
+def candidates(problem: Problem | VectorProblem) -> Iterator[Choice]:
     """The choices worth measuring for a layer, best guess first."""
+    if isinstance(problem, VectorProblem):
+        yield from problem.candidates()
+        return
     geometry, out, target = problem.geometry, problem.out, problem.target
     weight = problem.node.weight
     assert weight is not None
@@ -119,7 +123,7 @@ def _dense(problem: Problem, out: Layout) -> Iterator[Choice]:
     yield from (choice for _, choice in found[:5])
 
 
-def default_choice(problem: Problem) -> Choice:
+def default_choice(problem: Problem | VectorProblem) -> Choice:
     """A good guess without measuring."""
     return next(iter(candidates(problem)))
 
@@ -140,7 +144,7 @@ class Tuner:
         self._new = False
         self._read()
 
-    def __call__(self, problem: Problem) -> Choice:
+    def __call__(self, problem: Problem | VectorProblem) -> Choice:
         """The choice for a layer."""
         key = problem.key
         if key not in self.choices:
@@ -177,7 +181,7 @@ class Tuner:
         return {**self.__dict__, "key": ""}
 
 
-def _fastest(problem: Problem, found: list[Choice]) -> Choice:
+def _fastest(problem: Problem | VectorProblem, found: list[Choice]) -> Choice:
     best, least = found[0], float("inf")
     for choice in found:
         seconds = _seconds(problem, choice, least)
@@ -186,11 +190,14 @@ def _fastest(problem: Problem, found: list[Choice]) -> Choice:
     return best
 
 
-def _seconds(problem: Problem, choice: Choice, least: float) -> float:
+def _seconds(problem: Problem | VectorProblem, choice: Choice, least: float) -> float:
     """How long a layer takes with a choice, input and output being where the last run left them.
 
     One that takes twice as long as ``least`` at its first try is not tried again.
     """
+    if isinstance(problem, VectorProblem):
+        op, numbers = problem.alone(choice)
+        return _alone(Plan([op], numbers, [0], [], 1, problem.target.dtype), least)
     out = problem.out
     if choice.kernel != "aligned" and out.segments > 1:
         out = _unshared(problem)
@@ -202,13 +209,17 @@ def _seconds(problem: Problem, choice: Choice, least: float) -> float:
     op = problem.op(choice, x, place, out_place, residual_place)
     op.bounds = (0, op.units)
     plan = Plan([op], residual_place + out.size + 4096, [0], [], 1, problem.target.dtype)
-    nothing = np.zeros(1, np.int64)
-    seconds = median_seconds(lambda: plan.run_op(0, nothing.ctypes.data), repeats=1)
-    if seconds < 2 * least:
-        seconds = op_seconds(plan, 0, nothing.ctypes.data)
+    seconds = _alone(plan, least)
     # A layout of its own costs a copy, unless the layer is strided: then every choice needs one.
     copied = choice.kernel != "aligned" and problem.geometry.stride == (1, 1)
     return seconds + (x.size * 4 / 1e10 if copied else 0.0)
+
+
+def _alone(plan: Plan, least: float) -> float:
+    """The time of a plan of one op."""
+    nothing = np.zeros(1, np.int64)
+    seconds = median_seconds(lambda: plan.run_op(0, nothing.ctypes.data), repeats=1)
+    return op_seconds(plan, 0, nothing.ctypes.data) if seconds < 2 * least else seconds
 
 
 def op_seconds(plan: Plan, index: int, tensors: int) -> float:
