@@ -10,6 +10,7 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mirrormask.runtime.graph import Graph, Node
@@ -91,6 +92,9 @@ class Mixed(Region):
     def nbytes(self) -> int:
         """Memory of the parts."""
         return sum(part.nbytes for part in self.parts)
+
+    def quick(self, shape: torch.Size) -> None:
+        """There is no short way through several parts."""
 
     def remade(self, graph: Graph) -> Region:
         """Such a region for another graph."""

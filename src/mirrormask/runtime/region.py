@@ -17,7 +17,7 @@ from mirrormask.runtime.plan import Plan
 from mirrormask.runtime.targets import Target, available_targets, best_target, fp16_target
 from mirrormask.runtime.tune import Tuner, median_seconds
 
-__all__ = ["Region"]
+__all__ = ["Quick", "Region"]
 
 #: Rows of linear layers that one item of a plan holds at most; a multiple of every vector width.
 MOST_TOKENS = 128
@@ -101,6 +101,11 @@ class Region(nn.Module):
         weights = sum(w.nbytes for w in kept if not any(w.values is value for value in constants))
         return weights + sum(plan.nbytes for plan in self._plans.values())
 
+    def quick(self, shape: torch.Size) -> Quick | None:
+        """The parts of a call for a contiguous tensor of this shape, if one native call on one thread is all of it."""
+        call = self._calls.get((shape, torch.get_num_threads()))
+        return None if call is None or not call.simple else Quick(call)
+
     def forward(self, *inputs: Tensor) -> Any:
         """Run the region on float32 tensors of the captured shapes (any batch size)."""
         key = (inputs[0].shape, torch.get_num_threads())
@@ -128,18 +133,9 @@ class _Call:
         self.addresses = (ctypes.c_int64 * len(self.plan.strides))()
         self.place = ctypes.addressof(self.addresses)
         self.alone = self.plan.threads == 1 or (self.steps < self.plan.threads and not self.plan.shares)
-        self._words = self.plan.words(self.place, 0, self.steps)
-        self._words_place = self._words.ctypes.data
         self.simple = self.alone and self.inner == self.outer and len(self.plan.strides) == 2
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> Any:
-        if self.simple and inputs[0].is_contiguous():
-            # The usual case, without a list: small models are called within microseconds.
-            result = torch.empty(self.outer[0])
-            with self.plan.lock:
-                self.addresses[0], self.addresses[1] = inputs[0].data_ptr(), result.data_ptr()
-                self.plan.function(self._words_place)
-            return result
         tensors = [x if x.is_contiguous() else x.contiguous() for x in inputs]
         if self.padded != self.items:
             tensors = [_pad(x.reshape(self.items, -1), self.padded) for x in tensors]
@@ -151,6 +147,23 @@ class _Call:
         if self.inner != self.outer:
             results = [x[: self.items].view(shape) for x, shape in zip(results, self.outer, strict=True)]
         return results[0] if len(results) == 1 else tuple(results)
+
+
+class Quick:
+    """What a simple call needs, for a caller that makes it without a function between; see ``CompiledModel``."""
+
+    __slots__ = ("_keep", "addresses", "function", "lock", "size", "strides", "threads", "words")
+
+    def __init__(self, call: _Call) -> None:
+        plan = call.plan
+        self.threads = torch.get_num_threads()
+        self.size = call.outer[0]
+        self.strides = torch.empty(self.size).stride()
+        self.addresses = (ctypes.c_int64 * 2)()
+        words = plan.words(ctypes.addressof(self.addresses), 0, call.steps)
+        self.words = words.ctypes.data
+        self.function, self.lock = plan.function, plan.lock
+        self._keep = (plan, words)
 
 
 def _sharing_pays(plan: Plan) -> bool:
