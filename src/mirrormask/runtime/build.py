@@ -24,7 +24,7 @@ from mirrormask.runtime.region import Region
 from mirrormask.runtime.report import LayerReport, Report
 from mirrormask.runtime.structure import structure_key
 from mirrormask.runtime.targets import Target, best_target, fp16_target
-from mirrormask.runtime.tune import Tuner, median_seconds
+from mirrormask.runtime.tune import Tuner, median_seconds, own_time
 
 __all__ = ["compile"]
 
@@ -210,11 +210,12 @@ def _versions() -> tuple[str, ...]:
 
 def _race(model: nn.Module, plan: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tuple[float, float]:
     """Median seconds of both, taken in turns so that a busy moment hits both."""
+    clock = own_time if torch.get_num_threads() == 1 else time.perf_counter
     rounds: list[tuple[float, float]] = []
     start = time.perf_counter()
     while len(rounds) < 3 and (not rounds or time.perf_counter() - start < 2.0):
-        one = median_seconds(lambda: model(*inputs), repeats=3)
-        rounds.append((one, median_seconds(lambda: plan(*inputs), repeats=3)))
+        one = median_seconds(lambda: model(*inputs), repeats=3, clock=clock)
+        rounds.append((one, median_seconds(lambda: plan(*inputs), repeats=3, clock=clock)))
     return statistics.median(r[0] for r in rounds), statistics.median(r[1] for r in rounds)
 
 

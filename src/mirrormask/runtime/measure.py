@@ -12,7 +12,7 @@ from torch import Tensor
 from mirrormask.runtime.graph import Node
 from mirrormask.runtime.region import Region
 from mirrormask.runtime.report import LayerReport
-from mirrormask.runtime.tune import median_seconds, op_seconds
+from mirrormask.runtime.tune import median_seconds, op_seconds, own_time
 
 __all__ = ["layer_reports"]
 
@@ -95,8 +95,8 @@ def _dense_seconds(node: Node, source: tuple[int, ...], items: int) -> float:
     try:
         with torch.no_grad():
             if node.op == "linear":
-                return median_seconds(lambda: F.linear(x, weight, bias), repeats=3)
+                return median_seconds(lambda: F.linear(x, weight, bias), repeats=3, clock=own_time)
             settings = (node.stride, node.padding, node.dilation, node.groups)
-            return median_seconds(lambda: F.conv2d(x, weight, bias, *settings), repeats=3)
+            return median_seconds(lambda: F.conv2d(x, weight, bias, *settings), repeats=3, clock=own_time)
     finally:
         torch.set_num_threads(threads)

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,21 +17,35 @@ from mirrormask.runtime.plan import Plan
 from mirrormask.runtime.problem import Choice, Problem
 from mirrormask.runtime.vectors import VectorProblem
 
-__all__ = ["Tuner", "candidates", "default_choice", "median_seconds", "op_seconds"]
+__all__ = ["Tuner", "candidates", "default_choice", "median_seconds", "op_seconds", "own_time"]
 
 #: What a block of input planes may take of a 32 KiB L1 cache.
 L1_BYTES = 24 * 1024
 
 
-def median_seconds(call: Callable[[], object], *, repeats: int = 5, budget: float = 0.25) -> float:
+def _fine(clock: Literal["thread_time"]) -> bool:
+    return hasattr(time, clock) and time.get_clock_info(clock).resolution < 1e-6
+
+
+#: The time of this thread alone, where the system keeps it finely: other processes do not lengthen it.
+own_time: Callable[[], float] = time.thread_time if _fine("thread_time") else time.perf_counter
+
+
+def median_seconds(
+    call: Callable[[], object],
+    *,
+    repeats: int = 5,
+    budget: float = 0.25,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """The median time of ``call``, warmed up once; fewer repeats when they would exceed ``budget`` seconds."""
     times = []
-    start = time.perf_counter()
+    start = clock()
     call()
     for _ in range(repeats):
-        before = time.perf_counter()
+        before = clock()
         call()
-        times.append(time.perf_counter() - before)
+        times.append(clock() - before)
         if times[-1] + before - start > budget:
             break
     return statistics.median(times)
@@ -218,12 +232,12 @@ def _seconds(problem: Problem | VectorProblem, choice: Choice, least: float) -> 
 def _alone(plan: Plan, least: float) -> float:
     """The time of a plan of one op."""
     nothing = np.zeros(1, np.int64)
-    seconds = median_seconds(lambda: plan.run_op(0, nothing.ctypes.data), repeats=1)
+    seconds = median_seconds(lambda: plan.run_op(0, nothing.ctypes.data), repeats=1, clock=own_time)
     return op_seconds(plan, 0, nothing.ctypes.data) if seconds < 2 * least else seconds
 
 
 def op_seconds(plan: Plan, index: int, tensors: int) -> float:
     """The time of one op, repeated in native code until the call from Python weighs little."""
-    once = median_seconds(lambda: plan.run_op(index, tensors), repeats=1)
-    repeats = max(1, int(2e-4 / once))
-    return median_seconds(lambda: plan.run_op(index, tensors, repeats), repeats=5, budget=0.05) / repeats
+    once = median_seconds(lambda: plan.run_op(index, tensors), repeats=1, clock=own_time)
+    repeats = max(1, int(2e-4 / max(once, 1e-7)))
+    return median_seconds(lambda: plan.run_op(index, tensors, repeats), budget=0.05, clock=own_time) / repeats
