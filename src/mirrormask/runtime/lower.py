@@ -15,7 +15,7 @@ from mirrormask.runtime.kernels.elementwise import ElementwiseSpec
 from mirrormask.runtime.kernels.pool import MeanSpec, PoolSpec
 from mirrormask.runtime.kernels.relayout import RelayoutSpec, plain_layout
 from mirrormask.runtime.layout import Layout, flat_layout, map_layout
-from mirrormask.runtime.memory import Memory
+from mirrormask.runtime.memory import MARGIN, Memory
 from mirrormask.runtime.plan import Op, Plan
 from mirrormask.runtime.problem import Choice, Fused, Problem
 from mirrormask.runtime.targets import Target
@@ -194,7 +194,7 @@ class _Lowering:
             layout = taken.layout
             gap = layout.segments == 1 and layout.stride - layout.width >= layout.lanes
             missing = layout.segments > 1 and layout.groups * layout.segments != layout.height
-            spec = ClearSpec(self.target, _one(layout), taken.partly and (gap or missing))
+            spec = ClearSpec(self.target, _one(layout), taken.partly and (gap or missing), MARGIN)
             op = Op("clear", spec, {"out": taken.place}, layout.channels, "padding")
             self.ops.insert(taken.step, op)
 

@@ -1,7 +1,8 @@
 """Which part of a plan's arena each buffer takes, and which buffers must be cleared because others were there.
 
-Kernels rely on zeros around each map and write only the maps themselves. Memory that holds one layout throughout keeps
-its zeros from one run to the next; where layouts take turns, the zeros are written again each time.
+Kernels rely on zeros around each map, also before the first row of the first one, and write only the maps themselves.
+Memory that holds one layout throughout keeps its zeros from one run to the next; where layouts take turns, they are
+written again each time. Every buffer ends with a margin that holds nothing: the zeros before the next one fit there.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from mirrormask.runtime.layout import Layout
 
 __all__ = ["MARGIN", "Memory", "Taken"]
 
-#: Zeroed numbers before the first buffer, for loads left of the first row.
+#: Zeros before a buffer, for loads left of its first row; and what every buffer's size has to spare at its end.
 MARGIN = 64
 #: Buffers start at multiples of so many numbers.
 STEP = 16
@@ -35,7 +36,7 @@ class Taken:
     def disturbs(self, other: Taken) -> bool:
         """Whether it leaves other numbers where ``other`` needs zeros."""
         same = (self.place, self.layout) == (other.place, other.layout)
-        return not same and self.place < other.end and other.place < self.end
+        return not same and self.place < other.end and other.place - MARGIN < self.end - MARGIN
 
 
 class Memory:

@@ -128,7 +128,8 @@ def _vector_dense(op: Op, numbers: int) -> None:
 
 
 def _clear(op: Op, numbers: int) -> None:
-    _inside(op, "out", op.args["out"], op.args["out"] + op.units * op.spec.layout.plane, numbers)
+    out, spec = op.args["out"], op.spec
+    _inside(op, "out", out - spec.margin, out + op.units * spec.layout.plane, numbers)
 
 
 _CHECKS = {

@@ -1,4 +1,4 @@
-"""Zeros around the maps of a buffer whose memory held another layout: the halo, and what lies between planes."""
+"""Zeros around the maps of a buffer whose memory held another layout: the halo, between planes, and before."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ FIELDS = ("out",)
 
 @dataclass(frozen=True)
 class ClearSpec:
-    """What the code depends on: the layout of one channel, and whether its rows are cleared too."""
+    """What the code depends on: the layout of one channel, whether its rows are cleared too, and how much before it."""
 
     target: Target
     layout: Layout
     whole: bool
+    margin: int
 
 
 def emit(spec: ClearSpec, name: str) -> str:
@@ -42,5 +43,7 @@ def emit(spec: ClearSpec, name: str) -> str:
             clear(plane, 0, layout.origin)
             clear(plane, end, layout.plane)
 
+    is_first = e.b.icmp_signed("==", e.low, e.whole(0))
+    e.when(is_first, lambda: clear(e.at(e.buffer("out"), -spec.margin), 0, spec.margin))
     e.loop(e.low, e.high, at_channel)
     return e.finish()
