@@ -90,9 +90,8 @@ def markdown(path: Path) -> None:
         print("|---|---|" + "---|" * len(columns))
         for r in chosen:
             best = min(r["dense_seconds"], key=lambda key: r["dense_seconds"][key])
-            cells = [
-                f"{1e3 * row['seconds']:.3g} ms, {row['ratio']:.2f} ({row['over_eager']:.1f})" for row in r["rows"]
-            ]
+            over = {row["sparsity"]: f" ({row['over_eager']:.1f})" if row["over_eager"] else "" for row in r["rows"]}
+            cells = [f"{1e3 * row['seconds']:.3g} ms, {row['ratio']:.2f}{over[row['sparsity']]}" for row in r["rows"]]
             print(f"| {r['network']} | {best} {1e3 * r['dense_seconds'][best]:.3g} ms | " + " | ".join(cells) + " |")
 
 
