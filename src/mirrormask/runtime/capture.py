@@ -11,7 +11,8 @@ from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
 from torch.fx.passes.operator_support import OperatorSupportBase
 
 from mirrormask.runtime.bind import bind, names_in, tensors_of
-from mirrormask.runtime.convert import CONVERTERS, Context, aten, convert, why_not
+from mirrormask.runtime.captured import Context
+from mirrormask.runtime.convert import CONVERTERS, aten, convert, why_not
 from mirrormask.runtime.graph import Graph
 
 __all__ = ["Capture", "capture", "from_blueprint"]
