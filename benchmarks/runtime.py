@@ -24,8 +24,12 @@ from mirrormask.runtime.bench import ENGINES, in_turns, prepare_engines
 from mirrormask.runtime.cache import processor_name
 from networks import NETWORKS, build
 
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
-def measure(name: str, sparsities: list[float], threads: int, engines: list[str], rounds: int) -> dict[str, object]:
+
+def measure(
+    name: str, sparsities: list[float], threads: int, engines: list[str], rounds: int, clock: str
+) -> dict[str, object]:
     torch.set_num_threads(threads)
     torch.compiler.reset()
     dense, x = build(NETWORKS[name], 0.0)
@@ -37,7 +41,7 @@ def measure(name: str, sparsities: list[float], threads: int, engines: list[str]
         fast = mm.compile(model, x)
         built[sparsity] = (time.perf_counter() - start, fast.report)
         calls[f"{sparsity}"] = functools.partial(fast, x)
-    seconds = {key: statistics.median(t) for key, t in in_turns(calls, rounds, 0.05).items()}
+    seconds = {key: statistics.median(t) for key, t in in_turns(calls, rounds, 0.05, CLOCKS[clock]).items()}
     others = {key: seconds[key] for key in engines if key in seconds}
     weights = 4 * sum(p.numel() for p in dense.parameters())
     rows = [
@@ -54,13 +58,14 @@ def measure(name: str, sparsities: list[float], threads: int, engines: list[str]
         }
         for sparsity, (took, report) in built.items()
     ]
-    facts = {"network": name, "threads": threads, "processor": processor_name()}
+    facts = {"network": name, "threads": threads, "processor": processor_name(), "clock": clock}
     return {**facts, "dense_seconds": others, "missing": missing, "rows": rows}
 
 
 def show(result: dict) -> None:
     dense = ", ".join(f"{key} {1e3 * s:.3f}" for key, s in result["dense_seconds"].items())
-    print(f"\n{result['network']}, {result['threads']} thread(s), {result['processor']}; dense ms: {dense}")
+    print(f"\n{result['network']}, {result['threads']} thread(s), {result['clock']} time, {result['processor']}")
+    print(f"dense ms: {dense}")
     for key, why in result["missing"].items():
         print(f"  {key} not measured: {why}")
     print(f"{'sparsity':>9}{'ms':>10}{'ratio':>8}{'eager x':>9}{'error':>10}{'memory':>8}{'build s':>9}")
@@ -85,9 +90,8 @@ def markdown(path: Path) -> None:
         print("|---|---|" + "---|" * len(columns))
         for r in chosen:
             best = min(r["dense_seconds"], key=lambda key: r["dense_seconds"][key])
-            cells = [
-                f"{1e3 * row['seconds']:.3g} ms, {row['ratio']:.2f} ({row['over_eager']:.1f})" for row in r["rows"]
-            ]
+            over = {row["sparsity"]: f" ({row['over_eager']:.1f})" if row["over_eager"] else "" for row in r["rows"]}
+            cells = [f"{1e3 * row['seconds']:.3g} ms, {row['ratio']:.2f}{over[row['sparsity']]}" for row in r["rows"]]
             print(f"| {r['network']} | {best} {1e3 * r['dense_seconds'][best]:.3g} ms | " + " | ".join(cells) + " |")
 
 
@@ -99,15 +103,23 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, os.cpu_count() or 1}))
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES))
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument(
+        "--clock",
+        default="wall",
+        choices=list(CLOCKS),
+        help="processor time is not lengthened by others' work on a shared machine; for one thread only",
+    )
     parser.add_argument("--out", type=Path, help="append one JSON line per network and thread count to this file")
     parser.add_argument("--table", type=Path, help="only print the Markdown tables of a file that --out wrote")
     options = parser.parse_args()
     if options.table:
         markdown(options.table)
         return
+    if options.clock == "processor" and options.threads != [1]:
+        parser.error("--clock processor adds up threads; give it --threads 1")
     for threads in options.threads:
         for name in options.networks:
-            result = measure(name, options.sparsities, threads, options.engines, options.rounds)
+            result = measure(name, options.sparsities, threads, options.engines, options.rounds, options.clock)
             show(result)
             if options.out:
                 with options.out.open("a") as file:

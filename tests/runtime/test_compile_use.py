@@ -80,8 +80,11 @@ def test_threads_share_images_and_channels(threads, batch):
     x = torch.randn(batch, 3, 16, 16)
     torch.set_num_threads(threads)
     fast = compiled(model, x)
-    plan = next(iter(fast._regions.values())).plan_for(batch)
+    region = next(iter(fast._regions.values()))
+    plan = region.plan_for(batch)
     for plan.shares in {False, threads > 1}:
+        region._calls.clear()
+        fast._quick.clear()
         for _ in range(20):
             agree(fast, model, x)
 
@@ -110,6 +113,27 @@ def test_non_contiguous_and_channels_last_inputs():
     fast = compiled(model, torch.randn(2, 3, 16, 16))
     agree(fast, model, torch.randn(2, 3, 16, 16).to(memory_format=torch.channels_last))
     agree(fast, model, torch.randn(2, 3, 16, 32)[..., ::2])
+
+
+def test_the_short_way_of_small_calls_gives_the_same_and_checks_as_much():
+    model = network()
+    fast = compiled(model, torch.randn(2, 3, 16, 16))
+    x = torch.randn(1, 3, 16, 16)
+    torch.set_num_threads(1)
+    first = fast(x)
+    assert x.shape in fast._quick
+    again = fast(x)
+    assert torch.equal(first, again) and first.data_ptr() != again.data_ptr(), "results are the caller's own"
+    agree(fast, model, x.to(memory_format=torch.channels_last))
+    agree(fast, model, torch.randn(1, 3, 16, 32)[..., ::2])
+    for bad in (x.double(), x.to("meta"), x.clone().requires_grad_()):
+        with pytest.raises((TypeError, ValueError)):
+            fast(bad)
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        agree(fast, model, x)
+    other = pickle.loads(pickle.dumps(fast))
+    assert not other._quick and torch.equal(other(x), first) and torch.equal(other(x), first)
 
 
 def test_copies_and_pickles_give_the_same_numbers():
@@ -238,13 +262,15 @@ def test_a_second_build_comes_from_the_cache_and_damage_is_noticed(tmp_path):
     first = mm.compile(model, x, force=True)
     assert not first.report.cached
     assert mm.compile(model, x, force=True).report.cached
-    (plan,) = tmp_path.glob("*.json")
-    whole = plan.read_bytes()
-    for damaged in (b"", whole[:-20], whole.replace(b"rows", b"cows"), b"[]", b'{"key": 1}', b"\xff\xfe"):
-        plan.write_bytes(damaged)
-        fast = mm.compile(model, x, force=True)
-        assert not fast.report.cached
-        agree(fast, model, x)
+    plans = {path: path.read_bytes() for path in tmp_path.glob("*.json")}
+    assert len(plans) == 3, "the model's structure, what was measured for its layers, and the report"
+    for plan, whole in plans.items():
+        for damaged in (b"", whole[:-20], whole.replace(b"0", b"1"), b"[]", b'{"key": 1}', b"\xff\xfe"):
+            plan.write_bytes(damaged)
+            fast = mm.compile(model, x, force=True)
+            assert fast.report.cached == (b'"layers"' not in whole)
+            agree(fast, model, x)
+            assert cache.load(plan.stem) is not None, "it was made again"
     for file in tmp_path.glob("*.o"):
         data = file.read_bytes()
         assert cache.load_bytes(file.stem) == data[32:]

@@ -8,10 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from mirrormask.runtime.capture import capture
+from mirrormask.runtime.kernels import shared
 from mirrormask.runtime.lower import lower
 from mirrormask.runtime.problem import Choice, Problem
-from mirrormask.runtime.targets import Target, available_targets
+from mirrormask.runtime.targets import EMULATED_FP16, Target, available_targets
 from mirrormask.runtime.tune import candidates
+from mirrormask.runtime.vectors import VectorProblem
+
+EVERY = available_targets()
+if "avx512" in {target.name for target in EVERY}:
+    EVERY = (*EVERY, EMULATED_FP16)
 
 #: (outputs, inputs, kernel, stride, padding, dilation, groups), size
 LAYERS = [
@@ -28,9 +34,13 @@ LAYERS = [
 ]
 
 
-def choices(problem: Problem) -> list[Choice]:
+def choices(problem: Problem | VectorProblem) -> list[Choice]:
     """What the tuner would measure, and the same with blocks of one and three planes."""
     found = list(dict.fromkeys(candidates(problem)))
+    if isinstance(problem, VectorProblem):
+        kernels = {"panel", "shared" if problem.target.name.startswith("avx512") else "sell"}
+        missing = kernels - {choice.kernel for choice in found}
+        return [*found, *(Choice(kernel, block=150) for kernel in missing)]
     blocked = [dataclasses.replace(c, block=n) for c in found if c.kernel != "dense" for n in (1, 3)]
     return list(dict.fromkeys(found + blocked))
 
@@ -43,7 +53,7 @@ def outputs(model: nn.Module, x: Tensor, target: Target) -> list[tuple[Choice, T
     tokens = len(x) if graph.rows else 1
     seen: list[Choice] = []
 
-    def note(problem: Problem) -> Choice:
+    def note(problem: Problem | VectorProblem) -> Choice:
         seen.extend(choices(problem))
         return seen[0]
 
@@ -71,13 +81,14 @@ def check(model: nn.Module, x: Tensor, target: Target, sparsity: float) -> set[s
     with torch.no_grad():
         expected = model.eval()(x)
     kernels = set()
+    atol = 3e-3 * float(expected.abs().max()) if target.half else 2e-6
     for choice, got in outputs(model, x, target):
         kernels.add(choice.kernel)
-        torch.testing.assert_close(got, expected, rtol=0, atol=2e-6, msg=lambda m, choice=choice: f"{choice}: {m}")
+        torch.testing.assert_close(got, expected, rtol=0, atol=atol, msg=lambda m, choice=choice: f"{choice}: {m}")
     return kernels
 
 
-@pytest.mark.parametrize("target", available_targets(), ids=lambda target: target.name)
+@pytest.mark.parametrize("target", EVERY, ids=lambda target: target.name)
 @pytest.mark.parametrize(("layer", "size"), LAYERS, ids=str)
 @pytest.mark.parametrize("sparsity", [0.3, 0.9])
 def test_convolutions(target, layer, size, sparsity):
@@ -87,7 +98,58 @@ def test_convolutions(target, layer, size, sparsity):
     assert ("dense" in kernels) == (sparsity < 0.7 and groups == 1)
 
 
-@pytest.mark.parametrize("target", available_targets(), ids=lambda target: target.name)
+@pytest.mark.parametrize("target", EVERY, ids=lambda target: target.name)
 @pytest.mark.parametrize("tokens", [16, 48, 128])
 def test_linear_layers_over_tokens(target, tokens):
+    tokens *= 2 if target.half else 1  # whole vectors of them
     check(nn.Sequential(nn.Linear(30, 21), nn.ReLU()), torch.randn(2 * tokens, 30)[:tokens], target, 0.8)
+
+
+@pytest.mark.parametrize("target", EVERY, ids=lambda target: target.name)
+@pytest.mark.parametrize("features", [(1, 1), (7, 40), (33, 5), (70, 130), (300, 270), (100, 17)], ids=str)
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9, 0.98, 1.0])
+def test_linear_layers_on_one_row(target, features, sparsity):
+    model = nn.Sequential(nn.Linear(*features), nn.ReLU())
+    kernels = check(model, torch.randn(1, features[0]), target, sparsity)
+    assert kernels == {"panel", "shared" if target.name.startswith("avx512") else "sell"}
+
+
+@pytest.mark.parametrize("target", EVERY, ids=lambda target: target.name)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_on_one_row_too_what_is_not_a_number_goes_where_weights_lead(target, value):
+    layer = nn.Linear(90, 150)
+    layer.weight.data *= torch.rand_like(layer.weight) >= 0.9
+    layer.weight.data[0, 40] = 1.0
+    x = torch.randn(1, 90)
+    x[0, 40] = value
+    clean = torch.where(x.isfinite(), x, 0.0)
+    with torch.no_grad():
+        expected = layer.eval()(clean)
+        expected += torch.where(layer.weight[:, 40] == 0, 0.0, layer.weight[:, 40] * value)
+    for choice, got in outputs(layer, x, target):
+        if choice.kernel != "panel":  # which multiplies zeros, as PyTorch does
+            torch.testing.assert_close(got, expected, rtol=0, atol=5e-3 if target.half else 2e-6, equal_nan=True)
+
+
+def test_shared_windows_hold_each_nonzero_once():
+    """A layer's slots and rest, put back together, are the layer."""
+    generator = np.random.default_rng(0)
+    for outputs_, terms, sparsity, slices in [(40, 90, 0.8, 1.2), (130, 20, 0.5, 2), (64, 33, 0.98, 1), (16, 64, 1, 3)]:
+        dense = generator.standard_normal((outputs_, terms)).astype(np.float32)
+        dense *= generator.random(dense.shape) >= sparsity
+        for lanes, groups in ((16, 8), (16, 4), (32, 2)):
+            made = shared.pack(dense, lanes, groups, slices)
+            again = np.zeros((-(-outputs_ // (groups * lanes)) * groups * lanes, terms + 2 * lanes), np.float32)
+            share = 4 if lanes == 16 else 2
+            places = made["indices"].view(np.uint8).reshape(-1, groups // share, lanes, share).transpose(0, 1, 3, 2)
+            for block in range(len(made["starts"]) - 1):
+                for s in range(made["starts"][block], made["starts"][block + 1]):
+                    rows = block * groups * lanes + np.arange(groups * lanes)
+                    columns = made["positions"][s] + places[s].reshape(-1)
+                    assert columns.max() < max(terms, 2 * lanes)
+                    again[rows, columns] += made["weights"][s].reshape(-1)
+                for k in range(made["rest_starts"][block], made["rest_starts"][block + 1]):
+                    row = block * groups * lanes + made["rest_rows"][k]
+                    again[row, made["rest_columns"][k]] += made["rest_weights"][k]
+            assert np.array_equal(again[:outputs_, :terms], dense) and not again[outputs_:].any()
+            assert np.count_nonzero(made["weights"]) + len(made["rest_rows"]) == np.count_nonzero(dense)

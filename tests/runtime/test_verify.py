@@ -49,18 +49,52 @@ def test_sparse_convolution():
     refuses(whole, dataclasses.replace(op, bounds=(0, 5)))
 
 
-def test_sparse_vector():
-    layer = nn.Linear(40, 20)
-    layer.weight.data *= torch.rand_like(layer.weight) > 0.8
-    with torch.no_grad():
-        whole = plan(layer, torch.randn(1, 40))
+def vector_op(name: str, sparsity: float) -> tuple[Plan, Op]:
+    layer = nn.Linear(80, 40).eval()
+    layer.weight.data *= torch.rand_like(layer.weight) >= sparsity
+    captured = capture(layer, (torch.randn(1, 80),))
+    whole = lower(captured.regions[captured.whole], best_target(name), 1, default_choice, 1)
     (op,) = (op for op in whole.ops if op.kind.startswith("vector"))
-    indices, rows = op.args["indices"].copy(), op.args["rows"]
-    indices[0, 0] = 255
-    if "windows" in op.args:
-        refuses(whole, spoiled(op, windows=op.args["windows"] + np.int32(whole.floats)))
-        refuses(whole, spoiled(op, indices=indices))
-    refuses(whole, spoiled(op, rows=rows + np.int32(whole.floats)))
-    refuses(whole, spoiled(op, rows=rows[:-1]))
+    Plan([op], whole.floats, whole.strides, whole.outputs, 1, whole.dtype)
+    return whole, op
+
+
+def changed(values: np.ndarray, index: int, value: int) -> np.ndarray:
+    copy = values.copy()
+    copy.reshape(-1)[index] = value
+    return copy
+
+
+@pytest.mark.skipif(best_target().name != "avx512", reason="this processor has no AVX-512")
+def test_shared_windows():
+    whole, op = vector_op("avx512", 0.8)
+    assert op.kind == "vector_shared" and op.args["rest_starts"][-1] > 0, "all that can be wrong is there"
+    for name in ("positions", "starts", "rest_rows", "rest_columns", "rest_starts"):
+        wrong = 65535 if op.args[name].dtype == np.uint16 else whole.floats
+        refuses(whole, spoiled(op, **{name: changed(op.args[name], -1, wrong)}))
+        refuses(whole, spoiled(op, **{name: op.args[name][:-1]}))
+    refuses(whole, spoiled(op, positions=changed(op.args["positions"], 0, -1)))
+    for name in ("indices", "weights", "bias"):
+        refuses(whole, spoiled(op, **{name: op.args[name][: op.args[name].size // 4]}))
+    refuses(whole, spoiled(op, x=whole.floats - 40))
+    refuses(whole, spoiled(op, out=whole.floats - 40))
+    refuses(whole, spoiled(op, terms=2 * whole.floats))
+
+
+def test_sell():
+    whole, op = vector_op("scalar", 0.8)
+    assert op.kind == "vector_sparse"
+    refuses(whole, spoiled(op, indices=changed(op.args["indices"], 0, 65535)))
+    refuses(whole, spoiled(op, rows=op.args["rows"] + np.int32(whole.floats)))
+    refuses(whole, spoiled(op, rows=op.args["rows"][:-1]))
     refuses(whole, spoiled(op, starts=op.args["starts"] - 1))
     refuses(whole, spoiled(op, x=whole.floats))
+
+
+def test_dense_panels():
+    whole, op = vector_op("scalar", 0.0)
+    assert op.kind == "vector_dense"
+    refuses(whole, spoiled(op, terms=op.args["terms"] + 1))
+    refuses(whole, spoiled(op, bias=op.args["bias"][:3]))
+    refuses(whole, spoiled(op, out=whole.floats - 3))
+    refuses(whole, spoiled(op, x=whole.floats - 3))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -13,14 +14,17 @@ from torch import Tensor, nn
 
 from mirrormask.checks import check_known
 from mirrormask.runtime import cache
-from mirrormask.runtime.capture import Capture, capture
+from mirrormask.runtime.capture import Capture, capture, from_blueprint
 from mirrormask.runtime.compiled import CompiledModel
+from mirrormask.runtime.graph import Graph
 from mirrormask.runtime.measure import layer_reports
-from mirrormask.runtime.problem import Choice
+from mirrormask.runtime.mixed import make_region
+from mirrormask.runtime.ranges import RangeFinder
 from mirrormask.runtime.region import Region
 from mirrormask.runtime.report import LayerReport, Report
+from mirrormask.runtime.structure import structure_key
 from mirrormask.runtime.targets import Target, best_target, fp16_target
-from mirrormask.runtime.tune import Tuner, median_seconds
+from mirrormask.runtime.tune import Tuner, median_seconds, own_time
 
 __all__ = ["compile"]
 
@@ -37,6 +41,7 @@ def compile(
     instruction_set: str | None = None,
     tune: bool = True,
     force: bool = False,
+    check_range: bool = False,
 ) -> CompiledModel:
     """Compile a model for this processor; its zeros are skipped, and it never becomes slower than it was.
 
@@ -47,12 +52,16 @@ def compile(
     Args:
         model: a module in eval mode, float32, on the CPU; it is not changed.
         example_input: one input (or a tuple of them); any first dimension works later, another shape makes a new plan.
-        precision: ``"fp32"``; ``"fp16"``, on a processor with AVX512-FP16: the whole plan computes in half precision,
-            and stays in fp32 if its output for the example then differs by more than 2% of the largest element or is
-            not finite (half precision ends at 65,504); ``"auto"``: ``"fp16"`` where the processor has it.
+        precision: ``"fp32"``; ``"fp16"``, on a processor with AVX512-FP16: half precision, but for the layers in which
+            a sum may pass 65,504 for the example, which stay in fp32; and if the output for the example then still
+            differs by more than 2% of its largest element, all of the plan does; ``"auto"``: ``"fp16"`` where the
+            processor has it.
         instruction_set: ``"avx512"``, ``"avx2"``, ``"neon"`` or ``"scalar"``; the best of this machine by default.
         tune: measure the candidates; without, take good guesses.
         force: use the plan even where it is not faster than the model.
+        check_range: in fp16, look at every result of every call. When one is not finite though the input is, the
+            layers that left the range move to fp32 with a ``RuntimeWarning``, and the call runs again. Costs a
+            comparison per stored vector; without, such values become infinite. No effect in fp32.
 
     Returns:
         A :class:`CompiledModel`: called like ``model``, equal to it to about 1e-6 of the largest output, with a
@@ -83,62 +92,89 @@ def compile(
             "precision='fp16' needs a processor with AVX512-FP16 (and no other instruction_set), and this one "
             f"({cache.processor_name()}) runs {target.name}; use 'fp32', or 'auto' to take fp16 where it is there"
         )
+    note = ""
     with torch.no_grad():
         if half is not None:
-            fast = _build(model, capture(model, inputs), inputs, half, tune, force, start)
+            fast = _build(model, inputs, Options(half, tune, force, check_range, start))
             if fast.report.compiled:
                 return fast
-        return _build(model, capture(model, inputs), inputs, target, tune, force, start)
+            note = f"in fp32, as in fp16 {fast.report.reason}"
+        return _build(model, inputs, Options(target, tune, force, False, start, note))
 
 
-def _build(
-    model: nn.Module,
-    captured: Capture,
-    inputs: tuple[Tensor, ...],
-    target: Target,
-    tune: bool,
-    force: bool,
-    start: float,
-) -> CompiledModel:
-    graphs = list(captured.regions.values())
+@dataclass(frozen=True)
+class Options:
+    """What a build is asked for, when it began, and what the report shall say besides."""
+
+    target: Target
+    tune: bool
+    force: bool
+    check_range: bool
+    start: float
+    note: str = ""
+
+
+def _build(model: nn.Module, inputs: tuple[Tensor, ...], options: Options) -> CompiledModel:
+    """From the structure that the cache holds for such a model, if its output is right; else from a new capture."""
+    key, tolerance = structure_key(model, inputs, _versions()), TOLERANCE[options.target.precision]
+    stored = None if key is None else cache.load(key)
+    if stored is not None:
+        # Nothing in a wrong file may do more harm than the time that this takes.
+        with contextlib.suppress(ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError):
+            captured = from_blueprint(Graph.from_plain(stored["graph"]), model)
+            fast = _built(model, captured, inputs, options)
+            if fast.report.error <= tolerance:
+                return fast
+    captured = capture(model, inputs)
+    fast = _built(model, captured, inputs, options)
+    if key is not None and captured.blueprint is not None and fast.report.error <= tolerance:
+        cache.store(key, {"graph": captured.blueprint.as_plain()})
+    return fast
+
+
+def _built(model: nn.Module, captured: Capture, inputs: tuple[Tensor, ...], options: Options) -> CompiledModel:
+    graphs, target = list(captured.regions.values()), options.target
     shapes = [tuple(x.shape) for x in inputs]
-    key = cache.graph_key(graphs, _versions(), target.name, shapes, torch.get_num_threads(), tune)
+    weights = cache.weights_key(graphs, _versions(), target.name)
+    wide, peaks = _wide(captured, inputs) if target.half else ({}, {})
+    settings = (torch.get_num_threads(), options.tune, sorted(peaks), options.check_range)
+    key = cache.graph_key(graphs, weights, shapes, *settings)
     known = cache.load(key) or {}
-    choices = {name: Choice(**values) for name, values in known.get("choices", {}).items()}
-    tuner = Tuner(choices, measure=tune)
-    regions = {name: Region(graph, target, tuner) for name, graph in captured.regions.items()}
+    tuner = Tuner(weights, measure=options.tune)
+    regions = {
+        name: make_region(graph, target, tuner, wide.get(name, ()), options.check_range)
+        for name, graph in captured.regions.items()
+    }
     for name, region in regions.items():
         captured.module.set_submodule(name, region)
-    expected = model(*inputs)
-    result = captured.module(*inputs)
-    error = _error(result, expected)
+    # A model that is one region is called without the captured module around it, as CompiledModel will.
+    plan = regions[captured.whole].forward if captured.whole in regions else captured.module
+    error = _error(plan(*inputs), model(*inputs))
     if "layers" in known:
         eager, seconds = float(known["eager"]), float(known["seconds"])
         layers = [LayerReport(**{**row, "shape": tuple(row["shape"])}) for row in known["layers"]]
     else:
-        # A model that is one region is called without the captured module around it, as CompiledModel will.
-        plan = regions[captured.whole].forward if captured.whole in regions else captured.module
         eager, seconds = _race(model, plan, inputs)
-        layers = _layers(captured, regions, inputs)
-        body = {"choices": {name: asdict(choice) for name, choice in tuner.choices.items()}}
-        cache.store(key, body | {"eager": eager, "seconds": seconds, "layers": [asdict(row) for row in layers]})
+        layers = _layers(plan, regions, inputs)
+        cache.store(key, {"eager": eager, "seconds": seconds, "layers": [asdict(row) for row in layers]})
     reason = ""
     if not graphs:
         reason = "it holds no layer that the runtime knows"
     elif not error <= TOLERANCE[target.precision]:
         reason = f"its output would differ by {error:.1e}"
-    elif seconds >= eager and not force:
+    elif seconds >= eager and not options.force:
         reason = f"the plan takes {1e3 * seconds:.3f} ms where eager PyTorch takes {1e3 * eager:.3f} ms"
     report = Report(
         compiled=not reason,
-        reason=reason,
+        reason=reason or options.note,
         layers=tuple(layers),
+        wide=tuple(sorted(peaks.items())),
         left=tuple(captured.left),
         eager_seconds=eager,
         seconds=eager if reason else seconds,
         error=error,
         nbytes=sum(region.nbytes for region in regions.values()),
-        build_seconds=time.perf_counter() - start,
+        build_seconds=time.perf_counter() - options.start,
         cached="layers" in known,
         instruction_set=target.name,
         precision=target.precision,
@@ -146,6 +182,22 @@ def _build(
         processor=cache.processor_name(),
     )
     return CompiledModel(None if reason else captured, model, inputs, report)
+
+
+def _wide(captured: Capture, inputs: tuple[Tensor, ...]) -> tuple[dict[str, set[str]], dict[str, float]]:
+    """The nodes of each region that leave half precision's range for the example, and the layers' sums."""
+    finders = {name: RangeFinder(graph) for name, graph in captured.regions.items()}
+    for name, finder in finders.items():
+        captured.module.set_submodule(name, finder)
+    whole = finders.get(captured.whole)
+    (captured.module if whole is None else whole)(*inputs)
+    peaks = {
+        finder.graph.node(node).layer or node: peak
+        for finder in finders.values()
+        for node, peak in finder.peaks.items()
+        if finder.graph.node(node).op != "act"
+    }
+    return {name: finder.wide for name, finder in finders.items()}, peaks
 
 
 def _versions() -> tuple[str, ...]:
@@ -158,27 +210,39 @@ def _versions() -> tuple[str, ...]:
 
 def _race(model: nn.Module, plan: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tuple[float, float]:
     """Median seconds of both, taken in turns so that a busy moment hits both."""
+    clock = own_time if torch.get_num_threads() == 1 else time.perf_counter
     rounds: list[tuple[float, float]] = []
     start = time.perf_counter()
     while len(rounds) < 3 and (not rounds or time.perf_counter() - start < 2.0):
-        one = median_seconds(lambda: model(*inputs), repeats=3)
-        rounds.append((one, median_seconds(lambda: plan(*inputs), repeats=3)))
+        one = median_seconds(lambda: model(*inputs), repeats=3, clock=clock)
+        rounds.append((one, median_seconds(lambda: plan(*inputs), repeats=3, clock=clock)))
     return statistics.median(r[0] for r in rounds), statistics.median(r[1] for r in rounds)
 
 
-def _layers(captured: Capture, regions: dict[str, Region], inputs: tuple[Tensor, ...]) -> list[LayerReport]:
+def _layers(plan: Callable[..., Any], regions: dict[str, Region], inputs: tuple[Tensor, ...]) -> list[LayerReport]:
     """The steps of every region, on the tensors that the example brings to it."""
+    if len(regions) == 1 and plan == next(iter(regions.values())).forward:
+        seen = dict.fromkeys(regions, inputs)
+    else:
+        seen = _inputs_of(plan, regions, inputs)
+    rows = [row for name, region in regions.items() for row in layer_reports(region, seen[name], {})]
+    total = sum(row.seconds for row in rows) or 1.0
+    return [replace(row, share=row.seconds / total) for row in rows]
+
+
+def _inputs_of(
+    plan: Callable[..., Any], regions: dict[str, Region], inputs: tuple[Tensor, ...]
+) -> dict[str, tuple[Tensor, ...]]:
+    """What each region is called with."""
     seen: dict[str, tuple[Tensor, ...]] = {}
     hooks = [
         region.register_forward_pre_hook(lambda _, given, name=name: seen.__setitem__(name, given))  # type: ignore[misc]
         for name, region in regions.items()
     ]
-    captured.module(*inputs)
+    plan(*inputs)
     for hook in hooks:
         hook.remove()
-    rows = [row for name, region in regions.items() for row in layer_reports(region, seen[name], {})]
-    total = sum(row.seconds for row in rows) or 1.0
-    return [replace(row, share=row.seconds / total) for row in rows]
+    return seen
 
 
 def _error(result: Any, expected: Any) -> float:

@@ -10,10 +10,12 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
 from torch.fx.passes.operator_support import OperatorSupportBase
 
-from mirrormask.runtime.convert import CONVERTERS, Context, aten, convert, why_not
+from mirrormask.runtime.bind import bind, names_in, tensors_of
+from mirrormask.runtime.captured import Context
+from mirrormask.runtime.convert import CONVERTERS, aten, convert, why_not
 from mirrormask.runtime.graph import Graph
 
-__all__ = ["Capture", "capture"]
+__all__ = ["Capture", "capture", "from_blueprint"]
 
 WEIGHTED = {aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding, aten.linear.default}
 #: Operations that may only give a tensor another shape.
@@ -25,16 +27,19 @@ class Capture:
     """What became of a model.
 
     Attributes:
-        module: the model as operations; ``call_module`` nodes stand for the regions.
+        module: the model as operations; ``call_module`` nodes stand for the regions. Empty when the graph of a
+            single region came from the cache.
         regions: name of the ``call_module`` target -> its graph.
         left: (operation, why) of what stays in PyTorch.
         whole: the name of the region that is the entire model, or ``""``.
+        blueprint: the graph of that region without weights, when the model's own tensors can fill it.
     """
 
-    module: fx.GraphModule
+    module: nn.Module
     regions: dict[str, Graph]
     left: list[tuple[str, str]]
     whole: str
+    blueprint: Graph | None = None
 
 
 def capture(model: nn.Module, inputs: tuple[Tensor, ...]) -> Capture:
@@ -53,6 +58,8 @@ def capture(model: nn.Module, inputs: tuple[Tensor, ...]) -> Capture:
         ) from error
     assert isinstance(module, fx.GraphModule)
     nodes = list(module.graph.nodes)
+    constants, constant_names = _constants(module)
+    tensors = {constant_names[node]: tensor for node, tensor in constants.items()}
     reasons: dict[str, str] = {}
     regions: dict[str, Graph] = {}
     has_maps = any(n.target in WEIGHTED and n.target is not aten.linear.default for n in nodes)
@@ -75,7 +82,25 @@ def capture(model: nn.Module, inputs: tuple[Tensor, ...]) -> Capture:
         if n.op == "call_function" and n.name in reasons
     ]
     whole = _whole(module, regions)
-    return Capture(module, regions, left, whole)
+    blueprint = regions.get(whole)
+    own = tensors_of(model)
+    if blueprint is not None and not all(_same(tensors, own, name) for name in names_in(blueprint)):
+        blueprint = None  # it holds tensors that only the export has names for
+    bound = {name: bind(graph, tensors) for name, graph in regions.items()}
+    return Capture(module, bound, left, whole, blueprint)
+
+
+def from_blueprint(blueprint: Graph, model: nn.Module) -> Capture:
+    """What :func:`capture` made of a model of this structure, with this model's weights.
+
+    Raises:
+        KeyError: the model has no tensor of some name.
+    """
+    return Capture(nn.Module(), {"whole": bind(blueprint, tensors_of(model))}, [], "whole", blueprint)
+
+
+def _same(one: dict[str, Tensor], other: dict[str, Tensor], name: str) -> bool:
+    return name in other and one[name].data_ptr() == other[name].data_ptr() and one[name].shape == other[name].shape
 
 
 def _whole(module: fx.GraphModule, regions: dict[str, Graph]) -> str:

@@ -4,112 +4,36 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import fx
 
-from mirrormask.runtime.graph import Graph, Node, Weight
+from mirrormask.runtime.captured import (
+    Context,
+    Unsupported,
+    argument,
+    item_shape,
+    one_dimensional,
+    pair,
+    shape_of,
+    source_of,
+)
+from mirrormask.runtime.graph import Graph, Node, Origin
 
-__all__ = ["convert", "why_not"]
+__all__ = ["CONVERTERS", "convert", "why_not"]
 
 aten = torch.ops.aten
 
 
-class Unsupported(Exception):
-    """An operation that stays in PyTorch; the message says why."""
-
-
-@dataclass
-class Context:
-    """What a converter may look at."""
-
-    module: torch.nn.Module
-    constants: dict[fx.Node, Tensor]
-    names: dict[fx.Node, str]
-    rows: bool
-
-    def constant(self, node: Any, default: Any = None) -> Any:
-        """A parameter or buffer as a float32 array; ``default`` for ``None``."""
-        if node is None:
-            return default
-        if node not in self.constants:
-            raise Unsupported("its weight is computed, not stored")
-        tensor = self.constants[node]
-        if tensor.dtype != torch.float32:
-            raise Unsupported(f"its weight is {str(tensor.dtype).removeprefix('torch.')}, not float32")
-        return tensor.detach().cpu().numpy()
-
-    def layer(self, node: Any) -> str:
-        """The name of the module that owns a parameter."""
-        return self.names.get(node, "").rpartition(".")[0] or self.names.get(node, "")
-
-
-def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """The shape of the tensor a node makes."""
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor):
-        raise Unsupported("it does not make a single tensor")
-    if value.dtype != torch.float32:
-        raise Unsupported(f"it makes {str(value.dtype).removeprefix('torch.')}, not float32")
-    return tuple(int(size) for size in value.shape)
-
-
-def item_shape(context: Context, node: fx.Node) -> tuple[int, ...]:
-    """The shape per item: channels, height, width of an image, or features of a row."""
-    shape = shape_of(node)
-    if context.rows:
-        if not shape:
-            raise Unsupported("it makes a scalar")
-        return (shape[-1],)
-    if len(shape) == 3:
-        return (shape[1], 1, shape[2])
-    if len(shape) not in (2, 4):
-        raise Unsupported(f"it makes a tensor of {len(shape)} dimensions")
-    return shape[1:]
-
-
-def source_of(node: fx.Node) -> fx.Node:
-    """The tensor that an operation reads first."""
-    source = node.args[0] if node.args else None
-    if not isinstance(source, fx.Node):
-        raise Unsupported("its input is not a tensor of the graph")
-    return source
-
-
-def one_dimensional(node: fx.Node) -> bool:
-    """Whether an operation over maps is of the 1-d kind; both kinds must have a batch dimension."""
-    one = "1d" in str(node.target)
-    if len(shape_of(node)) != (3 if one else 4):
-        raise Unsupported("its input has no batch dimension")
-    return one
-
-
-def argument(node: fx.Node, index: int, name: str, default: Any = None) -> Any:
-    """An argument by position or by name."""
-    return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
-
-
-def pair(value: Any, *, one: bool = False, fill: int = 1) -> tuple[int, int]:
-    """A row and a column setting; with ``one``, of a 1-d operation, which has columns only."""
-    values = [int(value)] if isinstance(value, int) else [int(v) for v in value]
-    if one:
-        return (fill, values[0])
-    return (values[0], values[-1])
-
-
 def _conv(context: Context, node: fx.Node) -> Node:
     one = one_dimensional(node)
-    weight = context.constant(node.args[1])
-    bias = context.constant(argument(node, 2, "bias"))
-    if one:
-        weight = weight[:, :, None, :]
+    weight, shape = context.constant(node.args[1])
+    bias, _ = context.constant(argument(node, 2, "bias"))
     stride = pair(argument(node, 3, "stride", 1), one=one)
     padding = argument(node, 4, "padding", 0)
     dilation = pair(argument(node, 5, "dilation", 1), one=one)
-    kernel = (weight.shape[2], weight.shape[3])
+    kernel = (1, shape[2]) if one else (shape[2], shape[3])
     if isinstance(padding, str):
         reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         if padding == "same" and any(r % 2 for r in reach):
@@ -125,8 +49,7 @@ def _conv(context: Context, node: fx.Node) -> Node:
         [source_of(node).name],
         item_shape(context, node),
         layer=context.layer(node.args[1]),
-        weight=Weight.of(weight),
-        bias=None if bias is None else bias.copy(),
+        origin=Origin(weight, bias),
         stride=stride,
         padding=padding,
         dilation=dilation,
@@ -138,38 +61,33 @@ def _conv(context: Context, node: fx.Node) -> Node:
 def _linear(context: Context, node: fx.Node) -> Node:
     if not context.rows and len(shape_of(node)) != 2:
         raise Unsupported("it is a linear layer over a map")
-    bias = context.constant(argument(node, 2, "bias"))
-    weight = context.constant(node.args[1])
+    bias, _ = context.constant(argument(node, 2, "bias"))
+    weight, _ = context.constant(node.args[1])
     return Node(
         "linear",
         node.name,
         [source_of(node).name],
         item_shape(context, node),
         layer=context.layer(node.args[1]),
-        weight=Weight.of(weight),
-        bias=None if bias is None else bias.copy(),
+        origin=Origin(weight, bias),
     )
 
 
 def _batch_norm(context: Context, node: fx.Node) -> Node:
-    """A batch norm of its own is a 1x1 convolution with one weight per channel; :func:`fold` merges it if it can."""
+    """A batch norm of its own is a 1x1 convolution with one weight per channel; binding merges it if it can."""
     if context.rows or len(shape_of(node)) < 3:
         raise Unsupported("it normalises rows, not maps")
     shape = item_shape(context, node)
-    mean, variance = context.constant(node.args[3]), context.constant(node.args[4])
-    if argument(node, 5, "training") or mean is None or variance is None:
+    weight, bias, mean, variance = (context.constant(node.args[i])[0] for i in (1, 2, 3, 4))
+    if argument(node, 5, "training") or not mean or not variance:
         raise Unsupported("it normalises by the batch's own statistics")
-    one = np.ones(shape[0], np.float64)
-    scale = context.constant(node.args[1], one) / np.sqrt(variance.astype(np.float64) + float(argument(node, 7, "eps")))
-    bias = context.constant(node.args[2], 0 * one) - mean * scale
     return Node(
         "conv",
         node.name,
         [source_of(node).name],
         shape,
         layer=context.layer(node.args[1]) or node.name,
-        weight=Weight.of(scale.astype(np.float32).reshape(-1, 1, 1, 1)),
-        bias=bias.astype(np.float32),
+        origin=Origin(weight, bias, mean, variance, float(argument(node, 7, "eps"))),
         groups=shape[0],
         kind="batch_norm",
     )
@@ -347,27 +265,8 @@ def why_not(context: Context, node: fx.Node) -> str:
 
 
 def convert(context: Context, body: list[fx.Node], inputs: list[fx.Node], outputs: list[fx.Node]) -> Graph:
-    """The graph of a region: its inputs, then its operations, batch norms folded."""
+    """The graph of a region: its inputs, then its operations, without weights."""
     nodes = [Node("input", node.name, [], item_shape(context, node)) for node in inputs]
     nodes += [convert_node(context, node) for node in body]
     shapes = {n.name: shape_of(n)[-1:] if context.rows else shape_of(n)[1:] for n in (*inputs, *outputs)}
-    return fold(Graph(context.rows, nodes, [n.name for n in inputs], [n.name for n in outputs], shapes))
-
-
-def fold(graph: Graph) -> Graph:
-    """Merge each batch norm into the convolution before it, when nothing else reads that convolution."""
-    made: dict[str, Node] = {}
-    for node in graph.nodes:
-        before = made.get(node.inputs[0]) if node.inputs else None
-        single = before is not None and before.name not in graph.outputs and len(graph.users(before.name)) == 1
-        if node.kind == "batch_norm" and before is not None and before.op == "conv" and single and not before.kind:
-            assert node.weight is not None and node.bias is not None and before.weight is not None
-            scale = node.weight.dense().astype(np.float64).reshape(-1)
-            weight = before.weight.dense() * scale[:, None, None, None]
-            bias = node.bias + (0 if before.bias is None else before.bias * scale)
-            node = replace(
-                before, name=node.name, weight=Weight.of(weight.astype(np.float32)), bias=bias.astype(np.float32)
-            )
-            del made[before.name]
-        made[node.name] = node
-    return replace(graph, nodes=list(made.values()))
+    return Graph(context.rows, nodes, [n.name for n in inputs], [n.name for n in outputs], shapes)

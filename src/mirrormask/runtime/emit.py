@@ -161,6 +161,16 @@ class Emitter:
         """``if condition: then()``."""
         self.either(condition, lambda: (then() and ()) or (), lambda: ())
 
+    def watch(self, value: Value) -> None:
+        """If the target is watched: set the slot ``flag`` points at when a lane of ``value`` is not finite."""
+        if self.target.watched:
+            kind = value.type
+            infinity = ir.Constant(kind, [float("inf")] * kind.count)
+            outside = self.b.fcmp_unordered(">=", self.absolute(value), infinity)
+            reduce = self._declare(f"llvm.vector.reduce.or.v{kind.count}i1", I1, [outside.type])
+            flag = self.constants("flag")
+            self.when(self.b.call(reduce, [outside]), lambda: self.b.store(self.whole(1), flag))
+
     # -- vectors ----------------------------------------------------------------------------------------------------
 
     def vector_type(self, lanes: int | None = None, number: Any = None) -> Any:
@@ -275,13 +285,11 @@ class Emitter:
         gather = self._declare(name, vector, [self._lanes_of(POINTER), I32, mask.type, vector])
         return self.b.call(gather, [pointers, ir.Constant(I32, 4), mask, self.zero()])
 
-    def pick(self, low: Value, high: Value, indices: Value) -> Value:
-        """Lane ``i`` is element ``indices[i]`` of ``low`` followed by ``high``; bytes in memory. AVX-512 alone."""
-        word, name = (I16, "hi") if self.number is HALF else (I32, "ps")
-        kind = self._lanes_of(I16) if self.number is HALF else low.type
-        lanes = self.b.zext(self.b.load(indices, align=1, typ=self._lanes_of(I8)), self._lanes_of(word))
-        permute = self._declare(f"llvm.x86.avx512.vpermi2var.{name}.512", kind, [kind, lanes.type, kind])
-        found = self.b.call(permute, [self.b.bitcast(low, kind), lanes, self.b.bitcast(high, kind)])
+    def permuted(self, low: Value, high: Value, indices: Value) -> Value:
+        """Lane ``i`` is element ``indices[i]`` of ``low`` followed by ``high``, higher bits ignored. AVX-512 alone."""
+        name, kind = ("hi", indices.type) if self.number is HALF else ("ps", low.type)
+        permute = self._declare(f"llvm.x86.avx512.vpermi2var.{name}.512", kind, [kind, indices.type, kind])
+        found = self.b.call(permute, [self.b.bitcast(low, kind), indices, self.b.bitcast(high, kind)])
         return self.b.bitcast(found, low.type)
 
     def scatter(self, value: Value, base: Value, indices: Value) -> None:
@@ -315,6 +323,10 @@ class Emitter:
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         """``a * b + c``, fused where the target can."""
+        if self.number is HALF and "avx512fp16" not in self.target.needs:
+            # One rounding, as the real instruction does: the product of two halves is exact in 32 bits.
+            wide = [self.converted(value, FLOAT) for value in (a, b, c)]
+            return self.converted(self._intrinsic("llvm.fmuladd", wide[0].type, wide))
         return self._intrinsic("llvm.fmuladd", a.type, [a, b, c])
 
     def fadd(self, a: Value, b: Value) -> Value:

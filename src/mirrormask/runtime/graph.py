@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Graph", "Node", "Weight"]
+__all__ = ["Graph", "Node", "Origin", "Weight"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -71,6 +71,20 @@ class Weight:
         return int(self.values.nbytes + (0 if self.gaps is None else self.gaps.nbytes))
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The names of the model's tensors that a node's numbers are made of, ``""`` for none.
+
+    With a variance they are a batch norm's, which becomes one weight and one bias per channel.
+    """
+
+    weight: str = ""
+    bias: str = ""
+    mean: str = ""
+    variance: str = ""
+    eps: float = 0.0
+
+
 @dataclass
 class Node:
     """One operation.
@@ -84,6 +98,7 @@ class Node:
         stride, padding, dilation: per (row, column), for ``conv`` and ``pool``.
         kind: the activation, or ``"max"`` / ``"mean"`` for a pool.
         fixed: whether its settings hold for the captured size only (an adaptive pool, for one).
+        origin: where weight and bias come from, until they are filled in.
     """
 
     op: str
@@ -101,6 +116,7 @@ class Node:
     kind: str = ""
     count_padding: bool = True
     fixed: bool = False
+    origin: Origin | None = None
 
 
 @dataclass
@@ -136,6 +152,26 @@ class Graph:
     def layers(self) -> list[Node]:
         """The nodes that hold a weight."""
         return [node for node in self.nodes if node.weight is not None]
+
+    def as_plain(self) -> dict[str, Any]:
+        """A graph without weights as plain values, for JSON; :meth:`from_plain` reads them."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> Graph:
+        """The graph that :meth:`as_plain` made the values of.
+
+        Raises:
+            TypeError, KeyError: they are not such values.
+        """
+        nodes = []
+        for stored in values["nodes"]:
+            row: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()}
+            row["inputs"] = stored["inputs"]
+            row["origin"] = None if stored["origin"] is None else Origin(**stored["origin"])
+            nodes.append(Node(**row))
+        shapes = {name: tuple(shape) for name, shape in values["shapes"].items()}
+        return cls(values["rows"], nodes, values["inputs"], values["outputs"], shapes, values["flattens"])
 
     def resized(self, shapes: list[tuple[int, ...]]) -> Graph:
         """The same operations for inputs of other shapes per item, as a tensor has them.

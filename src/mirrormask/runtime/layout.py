@@ -15,7 +15,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Layout", "flat_layout", "map_layout"]
+__all__ = ["MOST_PANEL", "Layout", "flat_layout", "map_layout"]
+
+#: The dense vector kernel writes whole panels, of 8 vectors of at most 32 numbers.
+MOST_PANEL = 256
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,10 @@ class Layout:
 
     @property
     def size(self) -> int:
-        """Floats of the whole buffer, with a margin for loads that run past the last row."""
-        return self.channels * self.plane + (0 if self.flat else self.pitch) + 64
+        """Floats of the whole buffer, with a margin for loads and stores that run past the last row or element."""
+        if self.flat:
+            return -(-self.channels // MOST_PANEL) * MOST_PANEL + 64
+        return self.channels * self.plane + self.pitch + 64
 
     def address(self, channel: int, row: int, column: int) -> int:
         """The index of one element, in floats from the start of the buffer."""

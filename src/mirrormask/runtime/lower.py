@@ -10,15 +10,16 @@ import numpy as np
 
 from mirrormask.runtime.geometry import Geometry
 from mirrormask.runtime.graph import Graph, Node, Weight
-from mirrormask.runtime.kernels import dense, vector
+from mirrormask.runtime.kernels.clear import ClearSpec
 from mirrormask.runtime.kernels.elementwise import ElementwiseSpec
 from mirrormask.runtime.kernels.pool import MeanSpec, PoolSpec
 from mirrormask.runtime.kernels.relayout import RelayoutSpec, plain_layout
 from mirrormask.runtime.layout import Layout, flat_layout, map_layout
-from mirrormask.runtime.native import aligned_array
-from mirrormask.runtime.plan import Memory, Op, Plan
+from mirrormask.runtime.memory import MARGIN, Memory
+from mirrormask.runtime.plan import Op, Plan
 from mirrormask.runtime.problem import Choice, Fused, Problem
 from mirrormask.runtime.targets import Target
+from mirrormask.runtime.vectors import VectorProblem
 
 __all__ = ["lower"]
 
@@ -33,7 +34,7 @@ class Value:
     external: int | None = None
 
 
-Chooser = Callable[[Problem], Choice]
+Chooser = Callable[[Problem | VectorProblem], Choice]
 
 
 def lower(graph: Graph, target: Target, threads: int, choose: Chooser, tokens: int = 1) -> Plan:
@@ -42,7 +43,13 @@ def lower(graph: Graph, target: Target, threads: int, choose: Chooser, tokens: i
     Args:
         choose: picks the kernel of each convolution or linear layer over tokens.
         tokens: rows per item of a region over rows: 1, or a multiple of ``target.lanes``.
+
+    Raises:
+        ValueError: ``tokens`` is neither.
+        IndexError: a constant is out of bounds, which would be an error of this library.
     """
+    if tokens != 1 and tokens % target.lanes:
+        raise ValueError(f"{tokens} tokens are not whole vectors of {target.lanes}")
     return _Lowering(graph, target, threads, choose, tokens).plan()
 
 
@@ -55,7 +62,6 @@ class _Lowering:
         self.nodes = {node.name: node for node in graph.nodes}
         self.users = {node.name: graph.users(node.name) for node in graph.nodes}
         self.outputs = set(graph.outputs)
-        self.last_use: dict[str, int] = {}
         self.alias: dict[str, str] = {}
         self.needs = self._needs()
 
@@ -66,16 +72,17 @@ class _Lowering:
             self.values[name] = Value(self._shape(name), external=number)
             strides.append(int(np.prod(self._shape(name))))
         done: set[str] = set()
-        for index, node in enumerate(graph.nodes):
+        for node in graph.nodes:
             if node.op == "input" or node.name in done:
                 continue
             fused = self._fuse(node, done)
-            done.add(fused.out)
+            done |= {node.name, fused.out}
             getattr(self, f"_{node.op}")(node, fused)
-            self._release(index)
+            self._release(done)
         for number, name in enumerate(graph.outputs):
             self._export(name, len(graph.inputs) + number)
             strides.append(int(np.prod(self._shape(name))))
+        self._clear_disturbed()
         shapes = [graph.shapes[name] for name in graph.outputs]
         return Plan(self.ops, self.memory.size + 4096, strides, shapes, self.threads, self.target.dtype)
 
@@ -108,9 +115,9 @@ class _Lowering:
         halo, gap = self.needs.get((shape[1], shape[2]), (0, 0))
         return map_layout(shape[0], shape[1], shape[2], self.target.lanes, halo=halo, gap=gap)
 
-    def _new(self, name: str, layout: Layout | None = None) -> tuple[Layout, int]:
+    def _new(self, name: str, layout: Layout | None = None, *, partly: bool = True) -> tuple[Layout, int]:
         layout = layout or self._layout(name)
-        place = self.memory.take(layout)
+        place = self.memory.take(layout, len(self.ops), partly=partly)
         self.values.setdefault(name, Value(self._shape(name))).places[layout] = place
         return layout, place
 
@@ -129,7 +136,7 @@ class _Lowering:
             return value.places[layout]
         if (layout, (step, phases)) in value.phases:
             return value.phases[layout, (step, phases)]
-        place = self.memory.take(layout)
+        place = self.memory.take(layout, len(self.ops))
         if geometry is None:
             value.places[layout] = place
         else:
@@ -168,20 +175,28 @@ class _Lowering:
         )
         self.ops.append(Op("relayout", spec, {"x": held, "out": number}, max(source.channels, transposed), name))
 
-    def _release(self, index: int) -> None:
+    def _release(self, done: set[str]) -> None:
+        """Give back the memory of values that nothing will read any more."""
         for name, value in list(self.values.items()):
-            if value.external is not None or name in self.outputs:
-                continue
             names = [name, *(a for a in self.alias if self._resolve(a) == name)]
-            if any(a in self.outputs for a in names):
+            if value.external is not None or any(a in self.outputs for a in names):
                 continue
-            last = max((self.order[u.name] for a in names for u in self.users[a]), default=-1)
-            if last <= index:
+            if all(user.name in done for a in names for user in self.users[a]):
                 for layout, place in value.places.items():
                     self.memory.give(layout, place)
                 for (layout, _), place in value.phases.items():
                     self.memory.give(layout, place)
                 del self.values[name]
+
+    def _clear_disturbed(self) -> None:
+        """Before each buffer whose zeros another one may have overwritten, an op that restores them."""
+        for taken in reversed(self.memory.disturbed()):
+            layout = taken.layout
+            gap = layout.segments == 1 and layout.stride - layout.width >= layout.lanes
+            missing = layout.segments > 1 and layout.groups * layout.segments != layout.height
+            spec = ClearSpec(self.target, _one(layout), taken.partly and (gap or missing), MARGIN)
+            op = Op("clear", spec, {"out": taken.place}, layout.channels, "padding")
+            self.ops.insert(taken.step, op)
 
     # -- fusion -----------------------------------------------------------------------------------------------------
 
@@ -224,7 +239,7 @@ class _Lowering:
             out = map_layout(*geometry.out, self.target.lanes, halo=0, gap=1)
         residual = self._in(fused.residual, out) if fused.residual else 0
         place_x = self._in(name, x, None if node.stride == (1, 1) else geometry)
-        _, place = self._new(fused.out, out)
+        _, place = self._new(fused.out, out, partly=False)
         plain = Problem(node, geometry, out, fused, self.target, self.threads)
         self.ops.append(plain.op(choice, x, place_x, place, residual))
         if out != problem.out:
@@ -248,42 +263,15 @@ class _Lowering:
         if len(self._shape(node.name)) == 3:
             self._conv(node, fused)
             return
-        weight = node.weight
-        assert weight is not None
-        outputs, terms = weight.shape
-        lanes = self.target.lanes
-        x = self._in(node.inputs[0], flat_layout(terms))
+        problem = VectorProblem(node, fused, self.target)
+        choice = self.choose(problem)
+        x = self._in(node.inputs[0], flat_layout(problem.terms))
         _, place = self._new(fused.out)
-        sparse = weight.sparsity > 0.6 and terms < 1 << 16  # their indices have 16 bits
-        width = lanes if sparse else lanes * min(8, -(-outputs // lanes))
-        count = -(-outputs // width)
-        bias = aligned_array(count * width + 64, self.target.dtype)
-        if node.bias is not None:
-            bias[:outputs] = node.bias
-        args: dict[str, Any] = {"x": x, "out": place, "bias": bias}
-        kind = "vector_dense"
-        if sparse:
-            windows = self.target.name.startswith("avx512")
-            kind = "vector_windows" if windows else "vector_sparse"
-            if windows:
-                values, indices, args["windows"], starts, rows = vector.pack_windows(weight.dense(), lanes)
-            else:
-                values, indices, starts, rows = vector.pack_sell(weight.dense(), lanes)  # type: ignore[assignment]
-            weights = aligned_array(values.size, self.target.dtype)
-            weights[:] = values.reshape(-1)
-            bias[: count * width] = bias[rows]
-            args |= {"weights": weights, "indices": indices, "starts": starts, "rows": rows}
-        else:
-            weights = weight.values
-            if weight.panel != width or weights.ctypes.data % 64:  # a copied model's arrays lie anywhere
-                weights = aligned_array(count * width * terms, self.target.dtype)
-                weights[:] = dense.pack(weight.dense(), width).reshape(-1)
-            if not self.target.half:
-                # From here on the graph keeps the panels, rather than the same numbers twice.
-                node.weight = Weight(weight.shape, None, weights, width)
-            args |= {"weights": weights, "terms": terms}
-        spec = vector.VectorSpec(self.target, fused.activation, 1 if sparse else width // lanes)
-        self.ops.append(Op(kind, spec, args, count, fused.out))
+        op = problem.op(choice, x, place)
+        if op.kind == "vector_dense" and not self.target.half:
+            # From here on the graph keeps the panels, rather than the same numbers twice.
+            node.weight = Weight(problem.weight.shape, None, op.args["weights"], op.spec.panel * self.target.lanes)
+        self.ops.append(op)
 
     def _act(self, node: Node, fused: Fused) -> None:
         self._elementwise(node, fused.out, node.kind)

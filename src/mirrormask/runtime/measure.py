@@ -12,12 +12,12 @@ from torch import Tensor
 from mirrormask.runtime.graph import Node
 from mirrormask.runtime.region import Region
 from mirrormask.runtime.report import LayerReport
-from mirrormask.runtime.tune import median_seconds, op_seconds
+from mirrormask.runtime.tune import median_seconds, op_seconds, own_time
 
 __all__ = ["layer_reports"]
 
 
-LAYER_KERNELS = ("sparse", "dense", "vector_sparse", "vector_windows", "vector_dense")
+LAYER_KERNELS = ("sparse", "dense", "vector_sparse", "vector_shared", "vector_dense")
 
 
 def layer_reports(region: Region, inputs: tuple[Tensor, ...], dense: dict[str, float]) -> list[LayerReport]:
@@ -26,6 +26,8 @@ def layer_reports(region: Region, inputs: tuple[Tensor, ...], dense: dict[str, f
     Args:
         dense: seconds of the dense layers by name, from an earlier build; filled in where they are missing.
     """
+    if region.parts != [region]:
+        return _by_parts(region, inputs, dense)
     graph = region.graph
     items = math.prod(graph.leading(inputs[0].shape))
     plan, tokens = region.plan_for(items), region.tokens(items)
@@ -39,8 +41,13 @@ def layer_reports(region: Region, inputs: tuple[Tensor, ...], dense: dict[str, f
     calls = -(-items // tokens)
     owners = _owners(region)
     rows = []
+    clearing = 0.0
     for index, op in enumerate(plan.ops):
-        seconds = calls * op_seconds(plan, index, place)
+        seconds = clearing + calls * op_seconds(plan, index, place)
+        clearing = 0.0
+        if op.kind == "clear":  # part of whatever fills the buffer
+            clearing = seconds
+            continue
         node = owners.get(op.node) if op.kind in LAYER_KERNELS else None
         if node is None or node.weight is None:
             rows.append(LayerReport(op.node, (), 0.0, op.kind, seconds, 0.0, 0.0))
@@ -50,6 +57,16 @@ def layer_reports(region: Region, inputs: tuple[Tensor, ...], dense: dict[str, f
         weight = node.weight
         rows.append(LayerReport(node.layer, weight.shape, weight.sparsity, op.label, seconds, dense[node.name], 0.0))
     return rows
+
+
+def _by_parts(region: Region, inputs: tuple[Tensor, ...], dense: dict[str, float]) -> list[LayerReport]:
+    """The steps of each part, on what the parts before it give."""
+    seen: list[tuple[Region, tuple[Tensor, ...]]] = []
+    hooks = [part.register_forward_pre_hook(lambda part, given: seen.append((part, given))) for part in region.parts]
+    region(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return [row for part, given in seen for row in layer_reports(part, given, dense)]
 
 
 def _owners(region: Region) -> dict[str, Node]:
@@ -78,8 +95,8 @@ def _dense_seconds(node: Node, source: tuple[int, ...], items: int) -> float:
     try:
         with torch.no_grad():
             if node.op == "linear":
-                return median_seconds(lambda: F.linear(x, weight, bias), repeats=3)
+                return median_seconds(lambda: F.linear(x, weight, bias), repeats=3, clock=own_time)
             settings = (node.stride, node.padding, node.dilation, node.groups)
-            return median_seconds(lambda: F.conv2d(x, weight, bias, *settings), repeats=3)
+            return median_seconds(lambda: F.conv2d(x, weight, bias, *settings), repeats=3, clock=own_time)
     finally:
         torch.set_num_threads(threads)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from mirrormask.jit import Engine, host_engine, host_features
 from mirrormask.runtime import cache
-from mirrormask.runtime.kernels import dense, driver, elementwise, pool, relayout, sparse, vector
+from mirrormask.runtime.kernels import clear, dense, driver, elementwise, pool, relayout, shared, sparse, vector
 from mirrormask.runtime.targets import Target, best_target
 
 __all__ = ["address_of", "aligned_array", "emit", "fields_of", "run_function", "yield_address"]
@@ -29,8 +29,9 @@ _KERNELS: dict[str, tuple[Callable[[Any, str], str], tuple[str, ...]]] = {
     "relayout": (relayout.emit, relayout.FIELDS),
     "pool": (pool.emit, pool.FIELDS),
     "mean": (pool.emit_mean, pool.FIELDS),
+    "clear": (clear.emit, clear.FIELDS),
     "elementwise": (elementwise.emit, elementwise.FIELDS),
-    "vector_windows": (vector.emit_windows, vector.WINDOW_FIELDS),
+    "vector_shared": (shared.emit, shared.FIELDS),
     "vector_sparse": (vector.emit_sparse, vector.SPARSE_FIELDS),
     "vector_dense": (vector.emit_dense, vector.DENSE_FIELDS),
 }

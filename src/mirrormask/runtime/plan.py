@@ -11,15 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrormask.runtime import native
-from mirrormask.runtime.kernels.driver import MAX_TENSORS, MAX_THREADS, OP_WORDS
-from mirrormask.runtime.layout import Layout
+from mirrormask.runtime.kernels.driver import MAX_TENSORS, op_words
 from mirrormask.runtime.verify import check_op
 from mirrormask.runtime.workers import run_together
 
-__all__ = ["Memory", "Op", "Plan"]
-
-#: Zeroed floats before the first buffer, for loads left of the first row.
-MARGIN = 64
+__all__ = ["Op", "Plan"]
 
 
 @dataclass
@@ -53,7 +49,6 @@ class Op:
             values.append(int(value))
         args = np.array(values or [0], np.int64)
         bounds = list(self.bounds) or [self.units * i // threads for i in range(threads + 1)]
-        bounds += [self.units] * (MAX_THREADS + 1 - len(bounds))
         return [native.address_of(self.kind, self.spec), args.ctypes.data, *bounds], args
 
     @property
@@ -70,27 +65,6 @@ class Op:
     def nbytes(self) -> int:
         """Bytes of constants."""
         return sum(v.nbytes for v in self.args.values() if isinstance(v, np.ndarray))
-
-
-class Memory:
-    """Hands out places in the arena; one is used again only for an equal layout, whose zeros are where they were."""
-
-    def __init__(self) -> None:
-        self.size = MARGIN
-        self._free: dict[Layout, list[int]] = {}
-
-    def take(self, layout: Layout) -> int:
-        """A place for ``layout``, in floats from the start of the arena."""
-        free = self._free.get(layout)
-        if free:
-            return free.pop()
-        place = self.size
-        self.size += -(-layout.size // 16) * 16
-        return place
-
-    def give(self, layout: Layout, place: int) -> None:
-        """Let others use the place."""
-        self._free.setdefault(layout, []).append(place)
 
 
 @dataclass
@@ -112,16 +86,19 @@ class Plan:
     outputs: list[tuple[int, ...]]
     threads: int
     dtype: np.dtype[Any]
-    _keep: list[Any] = field(default_factory=list)
+    _keep: list[npt.NDArray[np.int64]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if len(self.strides) > MAX_TENSORS:
             raise ValueError(f"the region has {len(self.strides)} inputs and outputs; a plan takes {MAX_TENSORS}")
-        table = np.zeros((max(1, len(self.ops)), OP_WORDS), np.int64)
+        self.flag = np.zeros(1, np.int64)
+        """Set by watched kernels that met a result that is not finite."""
+        table = np.zeros((max(1, len(self.ops)), op_words(self.threads)), np.int64)
         for row, op in zip(table, self.ops, strict=False):
             check_op(op, self.floats)
+            op.args["flag"] = self.flag
             words, args = op.pack(self.threads)
-            row[: len(words)] = words
+            row[:] = words
             self._keep.append(args)
         self._table = table
         self._stride_words = np.array(self.strides, np.int64)
@@ -137,8 +114,9 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the constants and of the activations' memory."""
-        return sum(op.nbytes for op in self.ops) + sum(arena.nbytes for arena in self._arenas)
+        """Bytes of the constants, the activations' memory and the table of calls; of code, which plans share, none."""
+        arrays = [self._table, *self._keep, *self._arenas]
+        return sum(op.nbytes for op in self.ops) + sum(int(array.nbytes) for array in arrays)
 
     def run(self, tensors: int, items: int) -> None:
         """Run all items; ``tensors`` is the address of the addresses of the inputs and outputs.
@@ -165,13 +143,27 @@ class Plan:
         """What :attr:`function` reads, for the items from ``first`` to ``end``."""
         table, strides = self._table.ctypes.data, self._stride_words.ctypes.data
         place, count = self._arenas[arena].ctypes.data, len(self.strides)
-        numbers = (table, len(self.ops), place, tensors, strides, count, first, end, thread, self.threads, barrier)
+        size = op_words(self.threads)
+        numbers = (
+            table,
+            len(self.ops),
+            place,
+            tensors,
+            strides,
+            count,
+            first,
+            end,
+            thread,
+            self.threads,
+            barrier,
+            size,
+        )
         return np.array(numbers, np.int64)
 
     def run_op(self, index: int, tensors: int, repeats: int = 1) -> None:
         """Run a single op on the first item, ``repeats`` times, on whatever the arena holds: for measuring."""
         words = self.words(tensors, 0, repeats)
-        words[0] += 8 * OP_WORDS * index
+        words[0] += 8 * op_words(self.threads) * index
         words[1] = 1
         words[4] = self._still.ctypes.data
         self.function(words.ctypes.data)

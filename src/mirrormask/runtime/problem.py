@@ -24,9 +24,11 @@ class Choice:
     """How a layer runs.
 
     Attributes:
-        kernel: ``aligned``, ``direct`` (sparse, unaligned loads), ``dense`` or, for one vector, ``sell`` / ``panel``.
+        kernel: ``aligned``, ``direct`` (sparse, unaligned loads), ``dense`` or, for one vector, ``shared``, ``sell`` or
+            ``panel`` (dense).
         rows, vectors: the tile.
-        block: input planes per block (sparse), or output channels per group (dense).
+        block: input planes per block (sparse), output channels per group (dense), or slices per nonzero of a row in
+            percent (``shared``).
     """
 
     kernel: str

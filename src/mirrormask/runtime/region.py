@@ -14,10 +14,10 @@ from mirrormask.runtime.graph import Graph
 from mirrormask.runtime.kernels.driver import MAX_THREADS
 from mirrormask.runtime.lower import lower
 from mirrormask.runtime.plan import Plan
-from mirrormask.runtime.targets import Target, available_targets, best_target
+from mirrormask.runtime.targets import Target, available_targets, best_target, fp16_target
 from mirrormask.runtime.tune import Tuner, median_seconds
 
-__all__ = ["Region"]
+__all__ = ["Quick", "Region"]
 
 #: Rows of linear layers that one item of a plan holds at most; a multiple of every vector width.
 MOST_TOKENS = 128
@@ -44,8 +44,9 @@ class Region(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self.target not in available_targets():
-            self.target, self.tuner = best_target(), Tuner(measure=self.tuner.measure)
+        runs = fp16_target() is not None if self.target.half else self.target in available_targets()
+        if not runs:
+            self.target, self.tuner = best_target(), Tuner("", measure=self.tuner.measure)
 
     def resized(self, shapes: list[tuple[int, ...]]) -> Region:
         """The same region for inputs of other shapes, the first dimension left out."""
@@ -54,16 +55,36 @@ class Region(nn.Module):
             flat = self.graph.flattens
             self.graph.resized([(math.prod(shape),) if flat else shape[-1:] for shape in shapes])
             return self
-        return Region(self.graph.resized(shapes), self.target, self.tuner)
+        return self.remade(self.graph.resized(shapes))
+
+    def remade(self, graph: Graph) -> Region:
+        """Such a region for another graph."""
+        return Region(graph, self.target, self.tuner)
 
     def plan_for(self, items: int) -> Plan:
         """The plan for a call with so many images or rows."""
         key = (min(torch.get_num_threads(), MAX_THREADS), self.tokens(items))
         if key not in self._plans:
             plan = lower(self.graph, self.target, key[0], self.tuner, key[1])
-            plan.shares = plan.threads > 1 and _sharing_pays(plan)
+            question = f"threads share {key} {self.graph.shapes}"
+            plan.shares = plan.threads > 1 and self.tuner.decide(question, lambda: _sharing_pays(plan))
             self._plans[key] = plan
+            self.tuner.save()
         return self._plans[key]
+
+    @property
+    def tools(self) -> tuple[Target, Tuner, frozenset[str], bool]:
+        """What :func:`mirrormask.runtime.mixed.make_region` made it of, but for the graph."""
+        return self.target, self.tuner, frozenset(), False
+
+    def plans(self) -> list[Plan]:
+        """The plans made so far."""
+        return list(self._plans.values())
+
+    @property
+    def parts(self) -> list[Region]:
+        """The regions that do the work: this one."""
+        return [self]
 
     def tokens(self, rows: int) -> int:
         """Rows per item of the plan for a call with so many rows."""
@@ -79,6 +100,11 @@ class Region(nn.Module):
         kept = [node.weight for node in self.graph.layers() if node.weight is not None]
         weights = sum(w.nbytes for w in kept if not any(w.values is value for value in constants))
         return weights + sum(plan.nbytes for plan in self._plans.values())
+
+    def quick(self, shape: torch.Size) -> Quick | None:
+        """The parts of a call for a contiguous tensor of this shape, if one native call on one thread is all of it."""
+        call = self._calls.get((shape, torch.get_num_threads()))
+        return None if call is None or not call.simple else Quick(call)
 
     def forward(self, *inputs: Tensor) -> Any:
         """Run the region on float32 tensors of the captured shapes (any batch size)."""
@@ -107,18 +133,9 @@ class _Call:
         self.addresses = (ctypes.c_int64 * len(self.plan.strides))()
         self.place = ctypes.addressof(self.addresses)
         self.alone = self.plan.threads == 1 or (self.steps < self.plan.threads and not self.plan.shares)
-        self._words = self.plan.words(self.place, 0, self.steps)
-        self._words_place = self._words.ctypes.data
         self.simple = self.alone and self.inner == self.outer and len(self.plan.strides) == 2
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> Any:
-        if self.simple and inputs[0].is_contiguous():
-            # The usual case, without a list: small models are called within microseconds.
-            result = torch.empty(self.outer[0])
-            with self.plan.lock:
-                self.addresses[0], self.addresses[1] = inputs[0].data_ptr(), result.data_ptr()
-                self.plan.function(self._words_place)
-            return result
         tensors = [x if x.is_contiguous() else x.contiguous() for x in inputs]
         if self.padded != self.items:
             tensors = [_pad(x.reshape(self.items, -1), self.padded) for x in tensors]
@@ -130,6 +147,23 @@ class _Call:
         if self.inner != self.outer:
             results = [x[: self.items].view(shape) for x, shape in zip(results, self.outer, strict=True)]
         return results[0] if len(results) == 1 else tuple(results)
+
+
+class Quick:
+    """What a simple call needs, for a caller that makes it without a function between; see ``CompiledModel``."""
+
+    __slots__ = ("_keep", "addresses", "function", "lock", "size", "strides", "threads", "words")
+
+    def __init__(self, call: _Call) -> None:
+        plan = call.plan
+        self.threads = torch.get_num_threads()
+        self.size = call.outer[0]
+        self.strides = torch.empty(self.size).stride()
+        self.addresses = (ctypes.c_int64 * 2)()
+        words = plan.words(ctypes.addressof(self.addresses), 0, call.steps)
+        self.words = words.ctypes.data
+        self.function, self.lock = plan.function, plan.lock
+        self._keep = (plan, words)
 
 
 def _sharing_pays(plan: Plan) -> bool:

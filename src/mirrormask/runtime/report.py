@@ -39,10 +39,12 @@ class Report:
         compiled: whether the plan is used; else the model runs as it was.
         reason: why not, or what else there is to say.
         layers: the steps of the plan.
+        wide: (layer, how large its sums may become) of what stays in fp32 in a plan in half precision.
         left: (operation, why) of what stays in PyTorch.
         eager_seconds, seconds: one call on the example before and after, with the threads of the build.
         error: the largest difference from eager PyTorch over the largest output.
-        nbytes: memory of the plan: constants and activations.
+        nbytes: memory of the plan: constants, activations (at their peak), the table of calls, and the weights that
+            the graph keeps for other input shapes; machine code, which plans share, is not counted.
         build_seconds: how long the build took.
         cached: whether its choices came from the disk.
         instruction_set, threads, processor: what it was built for.
@@ -51,6 +53,7 @@ class Report:
     compiled: bool
     reason: str
     layers: tuple[LayerReport, ...]
+    wide: tuple[tuple[str, float], ...]
     left: tuple[tuple[str, str], ...]
     eager_seconds: float
     seconds: float
@@ -83,13 +86,15 @@ class Report:
                     f"{row.layer:<{width}}  {shape:>16}  {sparsity:>8}  {row.kernel:<18}  {1e6 * row.seconds:>9.1f}  "
                     f"{dense:>9}  {100 * row.share:>5.1f}%"
                 )
+        lines += [f"stays in fp32: {name}: its sums reach {most:.3g}, past 65,504" for name, most in self.wide]
         lines += [f"stays in PyTorch: {name}: {why}" for name, why in self.left]
         state = "compiled" if self.compiled else "not compiled, the model runs as it was"
         lines.append(f"{state}{': ' if self.reason else ''}{self.reason}")
         ratio = self.eager_seconds / self.seconds if self.seconds else 1.0
         lines.append(
             f"eager {1e3 * self.eager_seconds:.3f} ms, now {1e3 * self.seconds:.3f} ms: {ratio:.2f} times; "
-            f"error {self.error:.1e}; {self.nbytes / 1e6:.1f} MB; {self.instruction_set}, {self.precision}, "
+            f"error against fp32 {self.error:.1e}; {self.nbytes / 1e6:.1f} MB; "
+            f"{self.instruction_set}, {self.precision}, "
             f"{self.threads} thread{'s' if self.threads > 1 else ''}, {self.processor}; "
             f"built in {self.build_seconds:.2f} s{' from the cache' if self.cached else ''}"
         )

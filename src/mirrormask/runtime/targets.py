@@ -11,7 +11,7 @@ import numpy as np
 from mirrormask.checks import check_known
 from mirrormask.jit import host_features
 
-__all__ = ["FP16", "TARGETS", "Target", "available_targets", "best_target", "fp16_target"]
+__all__ = ["EMULATED_FP16", "FP16", "TARGETS", "Target", "available_targets", "best_target", "fp16_target"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Target:
         needs: LLVM feature names that the processor must have; a kernel for this target uses nothing beyond them.
         half: whether numbers are 16 bits wide.
         machine: the processor family it exists on (``"x86_64"``, ``"aarch64"``), or ``""`` for any.
+        watched: whether kernels note results that are not finite, as those out of half precision's range become.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Target:
     needs: tuple[str, ...]
     machine: str
     half: bool = False
+    watched: bool = False
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -64,6 +66,10 @@ TARGETS = {
 
 #: fp16 arithmetic: twice the lanes. Asked for by precision, not by name.
 FP16 = Target("avx512fp16", 32, 32, (*AVX512, "avx512fp16"), "x86_64", half=True)
+
+#: The same numbers on a processor without AVX512-FP16, many times slower: every operation converts to 32 bits and back.
+#: For checking what fp16 plans compute; nothing chooses it.
+EMULATED_FP16 = Target("avx512fp16-emulated", 32, 32, (*AVX512, "f16c"), "x86_64", half=True)
 
 
 def machine() -> str:

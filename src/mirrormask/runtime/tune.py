@@ -5,28 +5,47 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any, Literal
 
 import numpy as np
 
+from mirrormask.runtime import cache
 from mirrormask.runtime.layout import Layout, map_layout
-from mirrormask.runtime.plan import MARGIN, Plan
+from mirrormask.runtime.memory import MARGIN
+from mirrormask.runtime.plan import Plan
 from mirrormask.runtime.problem import Choice, Problem
+from mirrormask.runtime.vectors import VectorProblem
 
-__all__ = ["Tuner", "candidates", "default_choice", "median_seconds", "op_seconds"]
+__all__ = ["Tuner", "candidates", "default_choice", "median_seconds", "op_seconds", "own_time"]
 
 #: What a block of input planes may take of a 32 KiB L1 cache.
 L1_BYTES = 24 * 1024
 
 
-def median_seconds(call: Callable[[], object], *, repeats: int = 5, budget: float = 0.25) -> float:
+def _fine(clock: Literal["thread_time"]) -> bool:
+    return hasattr(time, clock) and time.get_clock_info(clock).resolution < 1e-6
+
+
+#: The time of this thread alone, where the system keeps it finely: other processes do not lengthen it.
+own_time: Callable[[], float] = time.thread_time if _fine("thread_time") else time.perf_counter
+
+
+def median_seconds(
+    call: Callable[[], object],
+    *,
+    repeats: int = 5,
+    budget: float = 0.25,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """The median time of ``call``, warmed up once; fewer repeats when they would exceed ``budget`` seconds."""
     times = []
-    start = time.perf_counter()
+    start = clock()
     call()
     for _ in range(repeats):
-        before = time.perf_counter()
+        before = clock()
         call()
-        times.append(time.perf_counter() - before)
+        times.append(clock() - before)
         if times[-1] + before - start > budget:
             break
     return statistics.median(times)
@@ -42,8 +61,11 @@ def row_choices(rows: int, vectors: int, most: int) -> list[int]:
     return sorted({near, *largest[:1], *largest[len(largest) // 2 : len(largest) // 2 + 1]}, reverse=True)
 
 
-def candidates(problem: Problem) -> Iterator[Choice]:
+def candidates(problem: Problem | VectorProblem) -> Iterator[Choice]:
     """The choices worth measuring for a layer, best guess first."""
+    if isinstance(problem, VectorProblem):
+        yield from problem.candidates()
+        return
     geometry, out, target = problem.geometry, problem.out, problem.target
     weight = problem.node.weight
     assert weight is not None
@@ -73,11 +95,21 @@ def _sparse(
     # With many nonzeros per block its size matters less, and packing each candidate takes long.
     dense = problem.node.weight is not None and problem.node.weight.sparsity < 0.7
     shares = (1.2, 6.0) if dense else (0.6, 1.2, 2.5, 6.0, 1e9)
+    most_planes = _most_planes(problem, x) if problem.target.half else x.channels
     for rows, vectors in _tiles(out, most, whole_rows):
         plane = (rows + reach) * x.pitch * problem.target.dtype.itemsize
-        blocks = {max(1, min(x.channels, round(share * L1_BYTES / plane))) for share in shares}
+        blocks = {max(1, min(x.channels, most_planes, round(share * L1_BYTES / plane))) for share in shares}
         for block in sorted(blocks):
             yield Choice(kernel, rows, vectors, -(-x.channels // -(-x.channels // block)))
+
+
+def _most_planes(problem: Problem, x: Layout) -> int:
+    """Input planes per block in half precision: as many as make sums of 16 terms, since long sums lose digits."""
+    weight = problem.node.weight
+    assert weight is not None
+    groups = len(np.unique(problem.geometry.taps[1][1]))
+    terms = weight.nonzeros / weight.shape[0] / groups
+    return max(1, int(x.channels * 16 / max(16.0, terms)))
 
 
 def _tiles(out: Layout, most: int, whole_rows: bool) -> list[tuple[int, int]]:
@@ -96,7 +128,8 @@ def _dense(problem: Problem, out: Layout) -> Iterator[Choice]:
     registers = problem.target.registers
     found = []
     for channels in (6, 5, 4, 3, 2, 1):
-        most = (registers - 1) // (channels + 1)
+        copies = 2 if problem.target.half else 1  # of the accumulators: of a chunk, and of all
+        most = (registers - 1) // (copies * channels + 1)
         for vectors in (v for v in range(1, most + 1) if out.vectors % v == 0):
             for rows in row_choices(out.groups, vectors, most) if vectors == out.vectors else [1]:
                 found.append((channels * rows * vectors, Choice("dense", rows, vectors, channels)))
@@ -104,36 +137,65 @@ def _dense(problem: Problem, out: Layout) -> Iterator[Choice]:
     yield from (choice for _, choice in found[:5])
 
 
-def default_choice(problem: Problem) -> Choice:
+def default_choice(problem: Problem | VectorProblem) -> Choice:
     """A good guess without measuring."""
     return next(iter(candidates(problem)))
 
 
 class Tuner:
-    """Measures the candidates of a layer and remembers the winner.
+    """Measures the candidates of a layer and remembers the winner, on disk too.
 
     Args:
-        known: choices by :attr:`Problem.key`, from an earlier build.
+        key: under which the cache holds what was measured for this model before, for whatever input shape; ``""`` to
+            neither read nor write it.
         measure: whether to measure at all; without, unknown layers get :func:`default_choice`.
     """
 
-    def __init__(self, known: dict[str, Choice] | None = None, *, measure: bool = True) -> None:
-        self.choices = dict(known or {})
-        self.measure = measure
+    def __init__(self, key: str = "", *, measure: bool = True) -> None:
+        self.key, self.measure = key, measure
+        self.choices: dict[str, Choice] = {}
+        self.facts: dict[str, bool] = {}
+        self._new = False
+        self._read()
 
-    def __call__(self, problem: Problem) -> Choice:
+    def __call__(self, problem: Problem | VectorProblem) -> Choice:
         """The choice for a layer."""
         key = problem.key
         if key not in self.choices:
             found = list(dict.fromkeys(candidates(problem)))
             if self.measure and len(found) > 1:
                 self.choices[key] = _fastest(problem, found)
+                self._new = True
             else:
                 self.choices[key] = found[0]
         return self.choices[key]
 
+    def decide(self, question: str, measure: Callable[[], bool]) -> bool:
+        """The answer to a question that measuring decides."""
+        if question not in self.facts:
+            self.facts[question] = measure()
+            self._new = True
+        return self.facts[question]
 
-def _fastest(problem: Problem, found: list[Choice]) -> Choice:
+    def save(self) -> None:
+        """Write what was measured since, beside what others wrote meanwhile."""
+        if self.key and self.measure and self._new:
+            self._read()
+            choices = {name: asdict(choice) for name, choice in self.choices.items()}
+            cache.store(self.key, {"choices": choices, "facts": self.facts})
+            self._new = False
+
+    def _read(self) -> None:
+        known = (cache.load(self.key) or {}) if self.key and self.measure else {}
+        choices = {name: Choice(**values) for name, values in known.get("choices", {}).items()}
+        self.choices, self.facts = choices | self.choices, known.get("facts", {}) | self.facts
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is measured elsewhere is not for this machine's cache.
+        return {**self.__dict__, "key": ""}
+
+
+def _fastest(problem: Problem | VectorProblem, found: list[Choice]) -> Choice:
     best, least = found[0], float("inf")
     for choice in found:
         seconds = _seconds(problem, choice, least)
@@ -142,11 +204,14 @@ def _fastest(problem: Problem, found: list[Choice]) -> Choice:
     return best
 
 
-def _seconds(problem: Problem, choice: Choice, least: float) -> float:
+def _seconds(problem: Problem | VectorProblem, choice: Choice, least: float) -> float:
     """How long a layer takes with a choice, input and output being where the last run left them.
 
     One that takes twice as long as ``least`` at its first try is not tried again.
     """
+    if isinstance(problem, VectorProblem):
+        op, numbers = problem.alone(choice)
+        return _alone(Plan([op], numbers, [0], [], 1, problem.target.dtype), least)
     out = problem.out
     if choice.kernel != "aligned" and out.segments > 1:
         out = _unshared(problem)
@@ -158,17 +223,21 @@ def _seconds(problem: Problem, choice: Choice, least: float) -> float:
     op = problem.op(choice, x, place, out_place, residual_place)
     op.bounds = (0, op.units)
     plan = Plan([op], residual_place + out.size + 4096, [0], [], 1, problem.target.dtype)
-    nothing = np.zeros(1, np.int64)
-    seconds = median_seconds(lambda: plan.run_op(0, nothing.ctypes.data), repeats=1)
-    if seconds < 2 * least:
-        seconds = op_seconds(plan, 0, nothing.ctypes.data)
+    seconds = _alone(plan, least)
     # A layout of its own costs a copy, unless the layer is strided: then every choice needs one.
     copied = choice.kernel != "aligned" and problem.geometry.stride == (1, 1)
     return seconds + (x.size * 4 / 1e10 if copied else 0.0)
 
 
+def _alone(plan: Plan, least: float) -> float:
+    """The time of a plan of one op."""
+    nothing = np.zeros(1, np.int64)
+    seconds = median_seconds(lambda: plan.run_op(0, nothing.ctypes.data), repeats=1, clock=own_time)
+    return op_seconds(plan, 0, nothing.ctypes.data) if seconds < 2 * least else seconds
+
+
 def op_seconds(plan: Plan, index: int, tensors: int) -> float:
     """The time of one op, repeated in native code until the call from Python weighs little."""
-    once = median_seconds(lambda: plan.run_op(index, tensors), repeats=1)
-    repeats = max(1, int(2e-4 / once))
-    return median_seconds(lambda: plan.run_op(index, tensors, repeats), repeats=5, budget=0.05) / repeats
+    once = median_seconds(lambda: plan.run_op(index, tensors), repeats=1, clock=own_time)
+    repeats = max(1, int(2e-4 / max(once, 1e-7)))
+    return median_seconds(lambda: plan.run_op(index, tensors, repeats), budget=0.05, clock=own_time) / repeats

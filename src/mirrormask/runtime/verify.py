@@ -83,23 +83,60 @@ def _dense(op: Op, numbers: int) -> None:
     _stores(op, args["channels"], numbers)
 
 
-def _vector(op: Op, numbers: int) -> None:
-    """SELL and windows: the inputs picked, and the outputs scattered to."""
+def _sell(op: Op, numbers: int) -> None:
+    """The inputs gathered, and the outputs scattered to."""
     args, lanes = op.args, op.spec.target.lanes
     starts = _pointers(op, "starts", args["weights"].size // lanes)
     if starts.size != op.units + 1 or args["rows"].size != op.units * lanes or args["bias"].size < op.units * lanes:
         raise IndexError(f"{op.node!r}: starts, rows and bias have sizes that do not belong together")
-    used = int(starts[-1])
-    highest = int(args["indices"].reshape(-1)[: used * lanes].max(initial=0))
-    if "windows" in args:
-        if highest >= 2 * lanes:
-            raise IndexError(f"{op.node!r}: an index of {highest} points past a window of {2 * lanes}")
-        windows = args["windows"][: used + used % 2].astype(np.int64)
-        highest = int(windows.max(initial=0)) + 2 * lanes - 1
-        _inside(op, "windows", int(windows.min(initial=0)), highest + 1, numbers)
+    highest = int(args["indices"].reshape(-1)[: int(starts[-1]) * lanes].max(initial=0))
     _inside(op, "x", args["x"], args["x"] + highest + 1, numbers)
     rows = args["rows"]
     _inside(op, "out", args["out"] + int(rows.min()), args["out"] + int(rows.max()) + 1, numbers)
 
 
-_CHECKS = {"sparse": _sparse, "dense": _dense, "vector_sparse": _vector, "vector_windows": _vector}
+def _shared(op: Op, numbers: int) -> None:
+    """The windows, the places in them (their high bits are ignored), and what is added one by one."""
+    args, lanes = op.args, op.spec.target.lanes
+    height = op.spec.groups * lanes
+    starts = _pointers(op, "starts", args["weights"].size // height)
+    rest = _pointers(op, "rest_starts", args["rest_weights"].size)
+    words = int(starts[-1]) * height // op.spec.target.dtype.itemsize
+    sizes = [starts.size - 1, rest.size - 1]
+    fitting = args["indices"].size >= words and args["positions"].size >= starts[-1]
+    if sizes != [op.units, op.units] or not fitting or args["bias"].size < op.units * height:
+        raise IndexError(f"{op.node!r}: starts, positions, indices and bias have sizes that do not belong together")
+    used = int(rest[-1])
+    if min(args["rest_rows"].size, args["rest_columns"].size) < used:
+        raise IndexError(f"{op.node!r}: rest_rows and rest_columns are shorter than rest_starts says")
+    positions = args["positions"][: int(starts[-1])].astype(np.int64)
+    _inside(op, "positions", int(positions.min(initial=0)), 1, np.iinfo(np.int64).max)
+    highest = max(int(positions.max(initial=0)) + 2 * lanes, -(-args["terms"] // lanes) * lanes)
+    _inside(op, "x", args["x"], args["x"] + highest, numbers)
+    _inside(op, "rest_rows", 0, int(args["rest_rows"][:used].max(initial=0)) + 1, height)
+    _inside(op, "rest_columns", 0, args["x"] + int(args["rest_columns"][:used].max(initial=0)) + 1, numbers)
+    _inside(op, "out", args["out"], args["out"] + op.units * height, numbers)
+
+
+def _vector_dense(op: Op, numbers: int) -> None:
+    args, width = op.args, op.spec.panel * op.spec.target.lanes
+    outputs = op.units * width
+    _inside(op, "x", args["x"], args["x"] + args["terms"], numbers)
+    _inside(op, "out", args["out"], args["out"] + outputs, numbers)
+    _inside(op, "bias", 0, outputs, args["bias"].size)
+    _inside(op, "weights", 0, outputs * args["terms"], args["weights"].size)
+
+
+def _clear(op: Op, numbers: int) -> None:
+    out, spec = op.args["out"], op.spec
+    _inside(op, "out", out - spec.margin, out + op.units * spec.layout.plane, numbers)
+
+
+_CHECKS = {
+    "sparse": _sparse,
+    "dense": _dense,
+    "vector_sparse": _sell,
+    "vector_shared": _shared,
+    "vector_dense": _vector_dense,
+    "clear": _clear,
+}

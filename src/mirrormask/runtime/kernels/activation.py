@@ -88,7 +88,8 @@ ACTIVATIONS: dict[str, Callable[[Emitter, Value], Value]] = {
 
 
 def activate(e: Emitter, name: str, value: Value) -> Value:
-    """Apply the activation called ``name``; ``""`` is none."""
+    """Apply the activation called ``name``; ``""`` is none. What it is applied to is watched."""
+    e.watch(value)
     if name in ("", "relu", "relu6"):
         return ACTIVATIONS[name](e, value) if name else value
     # The others raise to powers, which half precision cannot hold.

@@ -7,6 +7,7 @@ Loads are unaligned, yet each serves several multiply-adds, so that their cost d
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +17,12 @@ from mirrormask.runtime.emit import I32, Emitter, Value
 from mirrormask.runtime.kernels.tile import Tile
 from mirrormask.runtime.targets import Target
 
-__all__ = ["FIELDS", "DenseSpec", "emit", "pack"]
+__all__ = ["CHUNK", "FIELDS", "DenseSpec", "emit", "pack"]
 
-FIELDS = ("x", "out", "residual", "bias", "weights", "offsets", "terms", "channels")
+#: Terms that are summed together in half precision.
+CHUNK = 16
+
+FIELDS = ("x", "out", "residual", "bias", "weights", "offsets", "terms", "channels", "flag")
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,17 @@ def pack(weight: npt.NDArray[np.float32], channels: int) -> npt.NDArray[np.float
     padded = np.zeros((groups * channels, terms), np.float32)
     padded[:outputs] = weight
     return np.ascontiguousarray(padded.reshape(groups, channels, terms).transpose(0, 2, 1))
+
+
+def _in_chunks(e: Emitter, terms: Value, term: Callable[..., list[Value]], start: list[Value]) -> list[Value]:
+    """The sum of all terms by way of sums of :data:`CHUNK` of them: half precision rounds small sums less."""
+
+    def chunk(first: Value, sums: list[Value]) -> list[Value]:
+        end = e.minimum(e.add(first, CHUNK), terms)
+        part = e.loop(first, end, term, [e.zero()] * len(sums))
+        return [e.fadd(a, b) for a, b in zip(sums, part, strict=True)]
+
+    return e.loop(0, terms, chunk, start, step=CHUNK)
 
 
 def emit(spec: DenseSpec, name: str) -> str:
@@ -72,7 +87,8 @@ def emit(spec: DenseSpec, name: str) -> str:
                     result += [e.fma(weight, value, a) for value, a in zip(values, mine, strict=True)]
                 return result
 
-            sums = e.loop(0, terms, term, [b for b in biases for _ in range(tile.size)])
+            start = [b for b in biases for _ in range(tile.size)]
+            sums = _in_chunks(e, terms, term, start) if spec.target.half else e.loop(0, terms, term, start)
             for j in range(channels):
                 channel = e.add(first, j)
                 mine = sums[j * tile.size : (j + 1) * tile.size]

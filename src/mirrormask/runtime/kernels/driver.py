@@ -1,30 +1,34 @@
 """The generated function that runs a whole plan: one call from Python, however many layers and images.
 
-    run(words)   words: ops, count, arena, tensors, strides, tensor_count, first, end, thread, threads, barrier
+    run(words)   words: ops, count, arena, tensors, strides, tensor_count, first, end, thread, threads, barrier,
+                        words per op
 
 Its argument is one array of 64-bit words, because each argument of a foreign call costs time.
 
-An op is ``OP_WORDS`` words: the kernel's address, the address of its arguments, then the bounds of each thread's work.
+An op is the kernel's address, the address of its arguments, then the bounds of each thread's work.
 With a barrier, the threads share every image: each does its part of an op, then waits for the others. Without one,
 each thread runs all the ops on its own images, in an arena of its own.
 """
 
 from __future__ import annotations
 
-__all__ = ["MAX_TENSORS", "MAX_THREADS", "OP_WORDS", "SPINS", "emit"]
+__all__ = ["MAX_TENSORS", "MAX_THREADS", "SPINS", "emit", "op_words"]
 
 MAX_THREADS = 64
 #: inputs and outputs of a region
 MAX_TENSORS = 16
-#: kernel, args, then MAX_THREADS + 1 bounds
-OP_WORDS = 2 + MAX_THREADS + 1
 #: Polls of the barrier before the thread offers its core to others.
 SPINS = 2000
 
 
+def op_words(threads: int) -> int:
+    """Words per op: the kernel, its arguments, and one bound more than there are threads."""
+    return 2 + threads + 1
+
+
 def emit(name: str) -> str:
     """The driver's LLVM IR."""
-    return _TEMPLATE.format(name=name, words=OP_WORDS, tensors=MAX_TENSORS, spins=SPINS)
+    return _TEMPLATE.format(name=name, tensors=MAX_TENSORS, spins=SPINS)
 
 
 _TEMPLATE = """
@@ -52,6 +56,8 @@ entry:
   %threads = load i64, ptr %threads.at
   %barrier.at = getelementptr i64, ptr %words, i64 10
   %barrier = load ptr, ptr %barrier.at
+  %size.at = getelementptr i64, ptr %words, i64 11
+  %size = load i64, ptr %size.at
   %io = alloca [{tensors} x ptr]
   br label %images
 images:
@@ -78,7 +84,7 @@ ops.loop:
   %i.more = icmp slt i64 %i, %count
   br i1 %i.more, label %op, label %image.end
 op:
-  %word = mul i64 %i, {words}
+  %word = mul i64 %i, %size
   %op.at = getelementptr i64, ptr %ops, i64 %word
   %kernel = load ptr, ptr %op.at
   %args.at = getelementptr i64, ptr %op.at, i64 1

@@ -10,7 +10,7 @@ from mirrormask.runtime.targets import Target
 
 __all__ = ["FIELDS", "ElementwiseSpec", "emit"]
 
-FIELDS = ("x", "other", "out")
+FIELDS = ("x", "other", "out", "flag")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ElementwiseSpec:
 def emit(spec: ElementwiseSpec, name: str) -> str:
     """The kernel's LLVM IR. Work unit: vectors; buffers end with a margin, so that the last may be a part of one."""
     e = Emitter(spec.target, name, FIELDS)
-    x, other, out = (e.buffer(n) for n in FIELDS)
+    x, other, out = (e.buffer(n) for n in FIELDS[:3])
 
     def at_vector(i: Value, _: list[Value]) -> None:
         index = e.mul(i, e.lanes)

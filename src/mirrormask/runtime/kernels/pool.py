@@ -12,7 +12,7 @@ from mirrormask.runtime.targets import Target
 
 __all__ = ["FIELDS", "MeanSpec", "PoolSpec", "emit", "emit_mean"]
 
-FIELDS = ("x", "out")
+FIELDS = ("x", "out", "flag")
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ def emit(spec: PoolSpec, name: str) -> str:
                 for part in parts[1:]:
                     value = join(value, part)
                 if spec.mean:
+                    e.watch(value)
                     value = e.fmul(value, _shares(e, spec, e.b.sub(high, low), first, chunk))
                 e.store(e.keep(value, [c < valid for c in range(chunk)]), pointer)
                 pointer = e.at(pointer, chunk)

@@ -18,7 +18,7 @@ from mirrormask.runtime.targets import Target
 
 __all__ = ["FIELDS", "RelayoutSpec", "emit", "plain_layout"]
 
-FIELDS = ("x", "out")
+FIELDS = ("x", "out", "flag")
 
 
 def plain_layout(channels: int, height: int, width: int) -> Layout:
@@ -80,6 +80,8 @@ def _planes(e: Emitter, spec: RelayoutSpec, x: Value, result: Value, channel: Va
                 with e.numbers(read):
                     value = strided_load(e, e.at(from_row, first * spec.step[1] + b), spec.step[1], valid, chunk)
                 value = e.converted(value, write)
+                if spec.source_external:
+                    e.watch(value)
                 place = e.at(pointer, first, write)
                 e.store_part(value, place, out.width - first) if spec.out_external else e.store(value, place)
 
@@ -112,7 +114,9 @@ def _transposed(e: Emitter, spec: RelayoutSpec, x: Value, result: Value, channel
                 value = e.zero()
                 for lane, place in enumerate(places):
                     value = e.insert(value, e.load_float(place), lane)
-            e.store(e.converted(value), e.at(planar, first), aligned=True)
+            value = e.converted(value)
+            e.watch(value)
+            e.store(value, e.at(planar, first), aligned=True)
 
     e.loop(0, plane.width, at_vector, step=e.lanes)
 

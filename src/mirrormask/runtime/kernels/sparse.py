@@ -21,7 +21,20 @@ from mirrormask.runtime.targets import Target
 
 __all__ = ["FIELDS", "SparseSpec", "emit"]
 
-FIELDS = ("x", "out", "residual", "bias", "weights", "offsets", "starts", "order", "blocks", "block_stride", "channels")
+FIELDS = (
+    "x",
+    "out",
+    "residual",
+    "bias",
+    "weights",
+    "offsets",
+    "starts",
+    "order",
+    "blocks",
+    "block_stride",
+    "channels",
+    "flag",
+)
 
 
 @dataclass(frozen=True)
@@ -113,11 +126,15 @@ def _all_columns(e: Emitter, spec: SparseSpec, x: Value, start: Value, before: o
             sums = _move(e, spec, sums, following - column)
         if side:
             sides.append(sums)
+    centre = [group for group, column in numbered if column == 0]
+    if spec.target.half:
+        # Each group is summed from zero: small sums are rounded less.
+        sides += [_accumulate(e, spec, x, start, group, [e.zero()] * spec.tile.size) for group in centre]
     sums = before()  # type: ignore[operator]
     for side_sums in sides:
         sums = [e.fadd(a, b) for a, b in zip(sums, side_sums, strict=True)]
-    for group, column in numbered:
-        if column == 0:
+    if not spec.target.half:
+        for group in centre:
             sums = _accumulate(e, spec, x, start, group, sums)
     return sums
 

@@ -1,0 +1,86 @@
+"""A graph without weights, filled with a model's tensors; batch norms become weights, and part of the layer before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+
+from mirrormask.runtime.graph import Graph, Node, Origin, Weight
+
+__all__ = ["bind", "fold", "names_in", "tensors_of"]
+
+Floats = npt.NDArray[np.float32]
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of a model, under each of their names."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+def names_in(graph: Graph) -> set[str]:
+    """The names of the tensors that a graph is made of."""
+    origins = [node.origin for node in graph.nodes if node.origin is not None]
+    return {name for o in origins for name in (o.weight, o.bias, o.mean, o.variance) if name}
+
+
+def bind(graph: Graph, tensors: dict[str, Tensor]) -> Graph:
+    """Fill in weights and biases, and fold batch norms.
+
+    Raises:
+        KeyError: a tensor is missing.
+    """
+    return fold(replace(graph, nodes=[_filled(node, tensors) for node in graph.nodes]))
+
+
+def _filled(node: Node, tensors: dict[str, Tensor]) -> Node:
+    origin = node.origin
+    if origin is None:
+        return node
+    weight: Floats
+    bias: Floats | None
+    if origin.variance:
+        weight, bias = _batch_norm(origin, tensors, node.shape[0])
+    else:
+        weight = _array(tensors[origin.weight])
+        weight = weight[:, :, None, :] if weight.ndim == 3 else weight
+        bias = _array(tensors[origin.bias]).copy() if origin.bias else None
+    return replace(node, weight=Weight.of(weight), bias=bias, origin=None)
+
+
+def _batch_norm(origin: Origin, tensors: dict[str, Tensor], channels: int) -> tuple[Floats, Floats]:
+    """Weight ``[channels, 1, 1, 1]`` and bias of ``gain (x - mean) / sqrt(variance + eps) + shift``."""
+    mean, variance = (_array(tensors[name]).astype(np.float64) for name in (origin.mean, origin.variance))
+    gain = _array(tensors[origin.weight]) if origin.weight else np.ones(channels, np.float32)
+    shift = _array(tensors[origin.bias]) if origin.bias else np.zeros(channels, np.float32)
+    scale = gain / np.sqrt(variance + origin.eps)
+    bias = shift - mean * scale
+    return scale.astype(np.float32).reshape(-1, 1, 1, 1), bias.astype(np.float32)
+
+
+def _array(tensor: Tensor) -> Floats:
+    return np.asarray(tensor.detach().cpu().numpy(), np.float32)
+
+
+def fold(graph: Graph) -> Graph:
+    """Merge each batch norm into the convolution before it, when nothing else reads that convolution."""
+    made: dict[str, Node] = {}
+    for node in graph.nodes:
+        before = made.get(node.inputs[0]) if node.inputs else None
+        single = before is not None and before.name not in graph.outputs and len(graph.users(before.name)) == 1
+        if node.kind == "batch_norm" and before is not None and before.op == "conv" and single and not before.kind:
+            assert node.weight is not None and node.bias is not None and before.weight is not None
+            scale = node.weight.dense().astype(np.float64).reshape(-1)
+            weight = before.weight.dense() * scale[:, None, None, None]
+            bias = node.bias + (0 if before.bias is None else before.bias * scale)
+            node = replace(
+                before, name=node.name, weight=Weight.of(weight.astype(np.float32)), bias=bias.astype(np.float32)
+            )
+            del made[before.name]
+        made[node.name] = node
+    return replace(graph, nodes=list(made.values()))

@@ -1,0 +1,115 @@
+"""Which layers of a graph leave the range of half precision for an input: found by running it in fp32, in PyTorch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mirrormask.runtime.graph import Graph, Node
+
+__all__ = ["LIMIT", "RangeFinder"]
+
+#: The largest number that half precision holds.
+LIMIT = 65504.0
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "hardswish": F.hardswish,
+}
+
+
+class RangeFinder(nn.Module):
+    """Stands in for a region: runs its graph in PyTorch, and notes how large every value and sum may become.
+
+    For a layer ``y = W x + b`` that is ``max (|W| |x| + |b|)``: no partial sum can exceed it, in whatever order the
+    terms are added. Where it is past 65,504 the layer must not run in half precision, nor whatever reads a value that
+    is itself past it.
+
+    Attributes:
+        wide: names of the nodes that must run in fp32.
+        peaks: per such node, the bound that was exceeded.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.graph = graph
+        self.wide: set[str] = set()
+        self.peaks: dict[str, float] = {}
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Run the graph; what was noted adds up over calls."""
+        graph = self.graph
+        leading = graph.leading(inputs[0].shape)
+        given = dict(zip(graph.inputs, inputs, strict=True))
+        values: dict[str, Tensor] = {}
+        for node in graph.nodes:
+            if node.op == "input":
+                values[node.name] = given[node.name].reshape(math.prod(leading), *node.shape)
+                continue
+            sources = [values[name] for name in node.inputs]
+            values[node.name] = result = _result(node, sources)
+            peak = max(_most(node, sources), _peak(result), *(_peak(x) for x in sources))
+            if not peak <= LIMIT:
+                self.wide.add(node.name)
+                self.peaks[node.name] = max(peak, self.peaks.get(node.name, 0.0))
+        results = [values[name].reshape(*leading, *graph.shapes[name]) for name in graph.outputs]
+        return results[0] if len(results) == 1 else tuple(results)
+
+
+def _peak(x: Tensor | None) -> float:
+    return 0.0 if x is None or not x.numel() else float(x.abs().max())
+
+
+def _weights(node: Node) -> tuple[Tensor, Tensor | None]:
+    assert node.weight is not None
+    return torch.from_numpy(node.weight.dense()), None if node.bias is None else torch.from_numpy(node.bias)
+
+
+def _layer(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if node.op == "linear":
+        return F.linear(x, weight, bias)
+    return F.conv2d(x, weight, bias, node.stride, node.padding, node.dilation, node.groups)
+
+
+def _most(node: Node, sources: list[Tensor]) -> float:
+    """How large a sum inside an operation may become, and its weights."""
+    x = sources[0]
+    if node.weight is not None:
+        weight, bias = _weights(node)
+        sums = _layer(node, x.abs(), weight.abs(), None if bias is None else bias.abs())
+        return max(_peak(sums), _peak(weight), _peak(bias))
+    if node.op == "pool" and node.kind == "mean":
+        return _peak(_pooled(node, x.abs(), divisor=1))
+    return 0.0
+
+
+def _pooled(node: Node, x: Tensor, divisor: int | None = None) -> Tensor:
+    if node.kind == "mean":
+        count = node.count_padding
+        return F.avg_pool2d(x, node.kernel, node.stride, node.padding, False, count, divisor_override=divisor)
+    return F.max_pool2d(x, node.kernel, node.stride, node.padding)
+
+
+def _result(node: Node, sources: list[Tensor]) -> Tensor:
+    """What a node makes of its inputs, ``[items, *shape]``."""
+    x = sources[0]
+    if node.weight is not None:
+        return _layer(node, x, *_weights(node))
+    if node.op == "act":
+        return ACTIVATIONS[node.kind](x)
+    if node.op == "add":
+        return x + sources[1]
+    if node.op == "pool":
+        return _pooled(node, x)
+    if node.op == "mean":
+        return x.mean((2, 3)).reshape(len(x), *node.shape)
+    return x.reshape(len(x), *node.shape)

@@ -1,0 +1,108 @@
+"""A linear layer on a single vector: the choices there are for it, and the op that a choice becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mirrormask.runtime.graph import Node
+from mirrormask.runtime.kernels import dense, shared, vector
+from mirrormask.runtime.layout import flat_layout
+from mirrormask.runtime.memory import MARGIN
+from mirrormask.runtime.native import aligned_array
+from mirrormask.runtime.plan import Op
+from mirrormask.runtime.problem import Choice, Fused
+from mirrormask.runtime.targets import Target
+
+__all__ = ["VectorProblem"]
+
+#: Slices per nonzero of a row, in percent, that are tried for shared windows.
+SLICES = (120, 130, 150, 175, 200, 250, 300, 400)
+#: Groups of rows in a block with shared windows, and vectors of rows in a dense panel, at most.
+GROUPS = 8
+
+
+class VectorProblem:
+    """A ``linear`` node that takes one row; the counterpart of :class:`mirrormask.runtime.problem.Problem`."""
+
+    def __init__(self, node: Node, fused: Fused, target: Target) -> None:
+        assert node.weight is not None
+        self.node, self.fused, self.target, self.weight = node, fused, target, node.weight
+        self.outputs, self.terms = self.weight.shape
+
+    @property
+    def key(self) -> str:
+        """What the choice depends on, apart from the processor and where the nonzeros are."""
+        return f"{self.target.name} vector {self.weight.shape} {self.weight.nonzeros}"
+
+    def candidates(self) -> Iterator[Choice]:
+        """The choices worth measuring, best guess first."""
+        sparsity, small = self.weight.sparsity, self.terms < 1 << 16  # sparse kernels' indices have 16 bits
+        avx512 = self.target.name.startswith("avx512")
+        kernel = "shared" if avx512 else "sell"
+        found = [Choice("panel")]
+        if small and sparsity > 0.4:
+            likely = 120 if sparsity < 0.85 else 175 if sparsity < 0.96 else 250
+            slices = sorted(SLICES, key=lambda n: abs(n - likely)) if avx512 else [0]
+            sparse = [Choice(kernel, block=n) for n in slices]
+            found = [*sparse, *found] if sparsity > 0.6 else [*found, *sparse]
+            if sparsity > 0.85:
+                found.remove(Choice("panel"))
+        yield from found
+
+    def op(self, choice: Choice, x: int, out: int) -> Op:
+        """The op of a choice, reading ``terms`` numbers at ``x``."""
+        make = {"panel": self._panel, "sell": self._sell, "shared": self._shared}[choice.kernel]
+        kind, spec, args, units, height = make(choice)
+        bias = aligned_array(units * height + 64, self.target.dtype)
+        if self.node.bias is not None:
+            bias[: self.outputs] = self.node.bias
+        if "rows" in args:
+            bias[: units * height] = bias[args["rows"]]
+        args |= {"x": x, "out": out, "bias": bias}
+        return Op(kind, spec, args, units, self.fused.out)
+
+    def alone(self, choice: Choice) -> tuple[Op, int]:
+        """The op by itself, and the numbers of an arena for it."""
+        out = MARGIN + flat_layout(self.terms).size
+        return self.op(choice, MARGIN, out), out + flat_layout(self.outputs).size + 4096
+
+    def _panel(self, choice: Choice) -> tuple[str, Any, dict[str, Any], int, int]:
+        lanes, weight = self.target.lanes, self.weight
+        vectors = min(GROUPS, -(-self.outputs // lanes))
+        height = vectors * lanes
+        units = -(-self.outputs // height)
+        weights = weight.values
+        if weight.panel != height or weights.ctypes.data % 64 or weights.dtype != self.target.dtype:
+            # (a copied model's arrays lie anywhere)
+            weights = aligned_array(units * height * self.terms, self.target.dtype)
+            weights[:] = dense.pack(weight.dense(), height).reshape(-1)
+        spec = vector.VectorSpec(self.target, self.fused.activation, vectors)
+        return "vector_dense", spec, {"weights": weights, "terms": self.terms}, units, height
+
+    def _sell(self, choice: Choice) -> tuple[str, Any, dict[str, Any], int, int]:
+        lanes = self.target.lanes
+        values, indices, starts, rows = vector.pack_sell(self.weight.dense(), lanes)
+        weights = aligned_array(values.size, self.target.dtype)
+        weights[:] = values.reshape(-1)
+        args = {"weights": weights, "indices": indices, "starts": starts, "rows": rows}
+        return "vector_sparse", vector.VectorSpec(self.target, self.fused.activation), args, len(rows) // lanes, lanes
+
+    def _shared(self, choice: Choice) -> tuple[str, Any, dict[str, Any], int, int]:
+        lanes = self.target.lanes
+        packed = shared.packed(self.target)
+        groups = min(GROUPS, -(-self.outputs // lanes // packed) * packed)
+        args: dict[str, Any] = shared.pack(self.weight.dense(), lanes, groups, choice.block / 100)
+        for name in ("weights", "rest_weights"):
+            values = aligned_array(max(1, args[name].size), self.target.dtype)
+            values[: args[name].size] = args[name].reshape(-1)
+            args[name] = values
+        args["terms"] = self.terms
+        height = groups * lanes
+        return (
+            "vector_shared",
+            shared.SharedSpec(self.target, self.fused.activation, groups),
+            args,
+            (-(-self.outputs // height)),
+            height,
+        )

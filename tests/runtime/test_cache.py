@@ -1,0 +1,216 @@
+"""What builds leave on the disk: read again by later processes, checked, never trusted, and kept small."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mirrormask as mm
+from mirrormask.runtime import cache, tune
+from mirrormask.runtime.capture import capture
+from mirrormask.runtime.graph import Graph
+from mirrormask.runtime.structure import structure_key
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIRRORMASK_CACHE", str(tmp_path))
+    return tmp_path
+
+
+FACTOR = 2.0
+
+
+def doubled(x: Tensor) -> Tensor:
+    return FACTOR * x
+
+
+class Scaled(nn.Module):
+    """A layer, a setting, and a function of this file."""
+
+    def __init__(self, power: int = 1) -> None:
+        super().__init__()
+        self.layer, self.power = nn.Linear(20, 12), power
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.layer(x))
+        return y if self.power == 1 else doubled(y)
+
+
+def network() -> nn.Module:
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv1d(8, 8, 1)]
+    model = nn.Sequential(*layers[:3], nn.Flatten(2), layers[3], nn.BatchNorm1d(8), nn.ReLU())
+    model[0].weight.data *= torch.rand_like(model[0].weight) > 0.7
+    return model.eval()
+
+
+def agree(fast, model, x):
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), model(x), rtol=0, atol=1e-5)
+
+
+SCRIPT = """
+import sys, torch, mirrormask as mm
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU()).eval()
+model[0].weight.data *= torch.rand_like(model[0].weight) > 0.7
+x = torch.randn(1, 3, 16, 16)
+fast = mm.compile(model, x, force=True)
+assert torch.allclose(fast(x), model(x), atol=1e-5)
+print(fast.report.cached, "torch.export._trace" in sys.modules, "llvmlite.ir" in sys.modules)
+"""
+
+
+def test_a_second_process_neither_exports_nor_tunes_nor_generates(folder):
+    def run() -> list[str]:
+        environment = {**os.environ, "MIRRORMASK_CACHE": str(folder)}
+        result = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return result.stdout.split()[:2]
+
+    assert run() == ["False", "True"]
+    files = {path: path.read_bytes() for path in folder.iterdir()}
+    assert run() == ["True", "False"]
+    assert {path: path.read_bytes() for path in folder.iterdir()} == files
+
+
+def test_a_stored_structure_serves_other_weights_and_zeros(monkeypatch):
+    x = torch.randn(2, 20)
+    mm.compile(Scaled().eval(), x, force=True, tune=False)
+    monkeypatch.setattr("mirrormask.runtime.build.capture", lambda *_: pytest.fail("captured again"))
+    other = Scaled().eval()
+    other.layer.weight.data *= torch.rand_like(other.layer.weight) > 0.8
+    agree(mm.compile(other, x, force=True, tune=False), other, x)
+
+
+@pytest.mark.parametrize("change", ["activation", "tensor", "input", "field", "shape"])
+def test_a_wrong_structure_in_the_cache_is_not_used(change):
+    model, x = Scaled().eval(), torch.randn(2, 20)
+    mm.compile(model, x, force=True, tune=False)
+    (path,) = (p for p in cache.cache_folder().glob("*.json") if '"graph"' in p.read_text())
+    plain = cache.load(path.stem)["graph"]
+    if change == "activation":
+        plain["nodes"][2]["kind"] = "silu"
+    elif change == "tensor":
+        plain["nodes"][1]["origin"]["weight"] = "no.such"
+    elif change == "input":
+        plain["nodes"][2]["inputs"] = ["no such"]
+    elif change == "field":
+        del plain["nodes"][0]["op"]
+    else:
+        plain["nodes"][1]["shape"] = [11]
+    cache.store(path.stem, {"graph": plain})
+    agree(mm.compile(model, x, force=True, tune=False), model, x)
+    assert cache.load(path.stem)["graph"] != plain, "the wrong file is replaced"
+
+
+def test_a_graph_survives_json():
+    graph = capture(Scaled().eval(), (torch.randn(2, 20),)).blueprint
+    cache.store("0" * 40, graph.as_plain())
+    assert Graph.from_plain(cache.load("0" * 40)) == graph
+
+
+def test_structure_keys_follow_settings_code_and_shapes(monkeypatch):
+    x = torch.randn(2, 20)
+    seen = {structure_key(Scaled(), (x,)), structure_key(Scaled(2), (x,)), structure_key(Scaled(2), (x[:1],))}
+    seen |= {structure_key(nn.Sequential(Scaled(2)), (x,)), structure_key(Scaled(2), (x,), "version")}
+    monkeypatch.setattr(f"{__name__}.FACTOR", 3.0)
+    seen.add(structure_key(Scaled(2), (x,)))
+    monkeypatch.setattr(f"{__name__}.doubled", lambda x: x + x)
+    seen.add(structure_key(Scaled(2), (x,)))
+    monkeypatch.setattr(Scaled, "forward", lambda self, x: self.layer(x))
+    seen.add(structure_key(Scaled(2), (x,)))
+    assert len(seen) == 8 and None not in seen
+    monkeypatch.undo()
+    assert structure_key(Scaled(2), (x,)) in seen
+
+
+class Opaque:
+    """Something whose state no hash can see."""
+
+    def __init__(self) -> None:
+        self.factor = 2.0
+
+
+def test_what_cannot_be_hashed_has_no_key():
+    x = torch.randn(2, 20)
+    model = Scaled()
+    model.helper = Opaque()
+    assert structure_key(model, (x,)) is None
+    hooked = Scaled()
+    hooked.register_forward_hook(lambda *_: None)
+    assert structure_key(hooked, (x,)) is None
+    cyclic = Scaled()
+    cyclic.table = {}
+    cyclic.table["self"] = cyclic.table
+    assert structure_key(cyclic, (x,)) is None
+    agree(mm.compile(model.eval(), x, force=True, tune=False), model, x)
+
+
+def test_what_a_new_shape_measured_is_kept(monkeypatch):
+    model, x = network(), torch.randn(1, 3, 16, 16)
+    small = torch.randn(1, 3, 9, 12)
+    mm.compile(model, x, force=True)(small)
+    monkeypatch.setattr(tune, "_fastest", lambda *_: pytest.fail("measured again"))
+    again = mm.compile(model, x, force=True)
+    agree(again, model, small)
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        again(torch.randn(1, 3, 21, 5))
+
+
+def test_two_tuners_of_one_model_keep_what_either_measured():
+    one, two = tune.Tuner("1" * 40), tune.Tuner("1" * 40)
+    assert one.decide("a", lambda: True) and not two.decide("b", lambda: False)
+    one.save()
+    two.save()
+    assert tune.Tuner("1" * 40).facts == {"a": True, "b": False}
+
+
+def made(folder, name: str, size: int, hours: float) -> str:
+    path = folder / name
+    path.write_bytes(b"x" * size)
+    then = time.time() - 3600 * hours
+    os.utime(path, (then, then))
+    return name
+
+
+def left(folder) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_pruning_removes_the_longest_unused_first_and_nothing_else(folder):
+    foreign = made(folder, "notes.json", 900, 9999)
+    old = made(folder, f"sparse_{'a' * 24}.o", 100, 24 * 100)
+    part = made(folder, f".{'b' * 40}.json.x1y2.part", 100, 24 * 100)
+    third, second, first = (made(folder, f"{n * 40}.json", 100, hours) for n, hours in (("3", 9), ("2", 5), ("1", 2)))
+    busy = made(folder, f"{'4' * 40}.json", 1000, 0.5)
+    assert cache.prune(most_bytes=10_000) == 2
+    assert left(folder) == {foreign, first, second, third, busy}, f"{old} and {part} were past their age"
+    assert cache.prune(most_bytes=1250) == 1 and left(folder) == {foreign, first, second, busy}
+    assert cache.prune(most_bytes=0) == 2 and left(folder) == {foreign, busy}, "what is in use stays"
+    assert cache.prune(most_bytes=0) == 0
+
+
+def test_reading_counts_as_use_and_storing_prunes(folder, monkeypatch):
+    for n in "12":
+        cache.store(n * 40, {"n": n})
+        made_at = time.time() - 7200
+        os.utime(folder / f"{n * 40}.json", (made_at, made_at))
+    assert cache.load("1" * 40) == {"n": "1"}
+    monkeypatch.setattr(cache, "PRUNE_EVERY", 1)
+    monkeypatch.setattr(cache.prune, "__defaults__", (0, 90.0))
+    cache.store("3" * 40, {})
+    assert left(folder) == {f"{n * 40}.json" for n in "13"}
+
+
+def test_a_missing_or_read_only_folder_is_no_error(folder, monkeypatch):
+    monkeypatch.setenv("MIRRORMASK_CACHE", str(folder / "none" / "here"))
+    assert cache.prune() == 0 and cache.load("1" * 40) is None
+    (folder / "file").write_text("")
+    monkeypatch.setenv("MIRRORMASK_CACHE", str(folder / "file"))
+    model, x = Scaled().eval(), torch.randn(2, 20)
+    agree(mm.compile(model, x, force=True, tune=False), model, x)
