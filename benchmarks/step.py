@@ -74,9 +74,10 @@ def contender(name: str, model: nn.Module, network_name: str) -> torch.optim.Opt
         return sgd(model)
     name, _, path = name.partition("/")
     name = "dense" if name == "wrapped" else name
-    method = mm.methods.get(name)(0.0 if name == "dense" else 0.95)
+    options = {"factors": False} if path.startswith("descent") else {}
+    method = mm.methods.get(name)(0.0 if name == "dense" else 0.95, **options)
     data = {"batches": [batch(network_name, 16)]} if method.reads_data else {}
-    return mm.sparsify(model, sgd(model), method, steps=STEPS, fused=path != "foreach", **data)
+    return mm.sparsify(model, sgd(model), method, steps=STEPS, fused=not path.endswith("foreach"), **data)
 
 
 def batch(network_name: str, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -183,9 +184,10 @@ def main() -> None:
     parser.add_argument(
         "--contenders",
         nargs="+",
-        default=["dense", "parametrize", "mirror/foreach", "mirror"],
+        default=["dense", "parametrize", "mirror/foreach", "mirror", "mirror/descent-foreach", "mirror/descent"],
         metavar="NAME",
-        help="methods (name/foreach: without the fused step), dense, wrapped (dense in the wrapper), parametrize; all",
+        help="methods (NAME/foreach: without the fused step; mirror/descent: without factors), dense, "
+        "wrapped (dense in the wrapper), parametrize; all",
     )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=5, help="steps a contender takes in a round")

@@ -320,7 +320,7 @@ def test_half_precision_weights_have_float32_latents():
     optimizer = mm.sparsify(
         model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), METHODS["mirror"](), steps=40
     )
-    assert optimizer.state[model[0].weight]["u"].dtype == torch.float32
+    assert optimizer.state[model[0].weight]["m"].dtype == torch.float32
     train(model, optimizer, 0, 40, torch.bfloat16)
     optimizer.finalize()
     assert model[0].weight.dtype == torch.bfloat16
@@ -639,9 +639,9 @@ def test_a_refused_state_changes_nothing():
     model = mlp()
     optimizer = wrap(model, method=mm.methods.mirror(0.5))
     saved = wrap(method=mm.methods.mirror(0.5)).state_dict()
-    del saved["state"][2]["u"]
+    del saved["state"][2]["w"]
     before = pickle.dumps(optimizer.state_dict()["param_groups"]), model[2].weight.detach().clone()
-    with pytest.raises(ValueError, match=r"no 'u' for '2\.weight'"):
+    with pytest.raises(ValueError, match=r"no 'w' for '2\.weight'"):
         optimizer.load_state_dict(saved)
     assert pickle.dumps(optimizer.state_dict()["param_groups"]) == before[0]
     assert torch.equal(model[2].weight, before[1])

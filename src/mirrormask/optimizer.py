@@ -146,6 +146,7 @@ class SparseOptimizer(Optimizer):
         self.on_empty = check_known("on_empty", on_empty, ("warn", "error", "ignore"))
         self.steps = check_int("steps", steps, low=1, hint="epochs * len(loader)")
         self.base = base
+        method = method.under(adaptive=not isinstance(base, torch.optim.SGD))
         self.method = method
         self.weights: dict[str, nn.Parameter] = linking.held_weights(model, base, weights)
         empty = method.mask.check_weights({name: tuple(x.shape) for name, x in self.weights.items()})

@@ -100,7 +100,7 @@ def test_pruned_weights_stay_zero_and_what_comes_back_moves():
 
 def test_a_weight_that_is_dead_for_long_does_not_overflow():
     # its gradient is not zero, so without a mask u would run off, and 0 * inf is not a number
-    method = mm.methods.mirror(0.9, start_at=0.0, end_at=0.01)
+    method = mm.methods.mirror(0.9, start_at=0.0, end_at=0.01, factors=False)
     for fused in (True, False):
         model = layer(torch.float32)
         optimizer = mm.sparsify(model, torch.optim.SGD(model.parameters(), lr=0.5), method, steps=2000, fused=fused)

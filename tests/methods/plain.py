@@ -304,7 +304,7 @@ class Pilot(Hadamard):
         self.score = score
 
 
-class Mirror(Gmp):
+class MirrorDescent(Gmp):
     """``x = a sinh(u)``; the gradient of x passes to u as it is."""
 
     decayed, gain = (), 0.8
@@ -330,6 +330,14 @@ class Mirror(Gmp):
         for latents, old in zip(self.theta, self.old, strict=True):
             latents["u"].copy_(old + (latents["u"] - old).clamp(-0.03, 0.03))
         super().after(t)
+
+
+class Mirror(Hadamard, Gmp):
+    after = Gmp.after
+
+    def before(self, step):
+        if 2 <= step < 30:
+            self.shrink(4.0 / 4 / 28)
 
 
 class SignIn(Hadamard, AtStart):

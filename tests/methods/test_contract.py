@@ -363,3 +363,16 @@ def test_the_table_names_each_method_once_with_its_reference():
     assert all(row.reference for row in rows)
     with pytest.raises(ValueError, match="'gmp' exists already"):
         mm.methods.named("nobody", name="gmp")(mm.methods.magnitude)
+
+
+def test_mirror_leaves_the_factors_where_the_base_rescales_gradients():
+    kinds = {}
+    for make in (torch.optim.SGD, torch.optim.AdamW):
+        for factors in (None, True, False):
+            model = mlp(8, 12, 4)
+            method = mm.methods.mirror(0.5, factors=factors)
+            optimizer = mm.sparsify(model, make(model.parameters(), lr=0.01), method, steps=9)
+            kinds[make, factors] = type(optimizer.geometry)
+    assert kinds[torch.optim.SGD, None] is kinds[torch.optim.SGD, True] is kinds[torch.optim.AdamW, True] is Hadamard
+    assert kinds[torch.optim.AdamW, None] is kinds[torch.optim.AdamW, False] is MirrorDescent
+    assert kinds[torch.optim.SGD, False] is MirrorDescent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -29,6 +30,7 @@ class Method:
         mask: which weights live, and the target sparsity.
         name: for logs and tables.
         after: a step after the optimizer's (HAM's mirror step, a proximal step); None for none.
+        adaptive: the geometry where the base optimizer rescales gradients (Adam and its kin), if another one.
 
     Raises:
         TypeError: a part is not of its kind.
@@ -47,11 +49,13 @@ class Method:
     mask: Mask
     name: str = "custom"
     after: AfterStep | None = None
+    adaptive: Geometry | None = None
 
     def __post_init__(self) -> None:
-        for field, kind in (("geometry", Geometry), ("decay", Decay), ("mask", Mask), ("after", AfterStep)):
+        kinds = {"geometry": Geometry, "decay": Decay, "mask": Mask, "after": AfterStep, "adaptive": Geometry}
+        for field, kind in kinds.items():
             value = getattr(self, field)
-            if not isinstance(value, kind) and not (field == "after" and value is None):
+            if not isinstance(value, kind) and not (field in ("after", "adaptive") and value is None):
                 raise TypeError(f"{field}={value!r} is a {type(value).__name__}, not a {kind.__name__}")
         if not self.decay.off and not self.geometry.latents:
             raise ValueError(
@@ -64,6 +68,11 @@ class Method:
                 f"{type(self.geometry).__name__} has no gradient for a coupled decay to join; "
                 "leave out coupled=True, or use the geometry Hadamard"
             )
+
+    def under(self, *, adaptive: bool) -> Method:
+        """This method under a base optimizer that rescales gradients, or under one that does not."""
+        geometry = self.adaptive if adaptive and self.adaptive is not None else self.geometry
+        return dataclasses.replace(self, geometry=geometry, adaptive=None)
 
     @property
     def sparsity(self) -> float:

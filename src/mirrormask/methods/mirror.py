@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mirrormask.decay import ConstantDecay, PILoTDecay, ShrinkDecay
-from mirrormask.geometry import Hadamard, MirrorDescent, SignIn
+from mirrormask.geometry import Geometry, Hadamard, MirrorDescent, SignIn
 from mirrormask.masks import AtStart, Gradual, Iterative, OneShot
 from mirrormask.methods.base import Method, named
 
@@ -241,6 +241,7 @@ def mirror(
     beta: float | str = "rms",
     gain: float | str | None = "auto",
     clip: float | None = 0.05,
+    factors: bool | None = None,
     allocation: str = "global",
     pattern: str | None = None,
 ) -> Method:
@@ -251,7 +252,11 @@ def mirror(
         shrink, decay_from, decay_until, decay_limit: ``a`` falls to ``a₀ exp(-shrink)`` in this window of training, and
             ``log a`` by at most ``decay_limit`` in a step; see :class:`mirrormask.decay.ShrinkDecay`.
         start_at, end_at, every: as in :class:`mirrormask.masks.Gradual`.
-        beta, gain, clip: as in :class:`mirrormask.geometry.MirrorDescent`.
+        beta, gain: as in :class:`mirrormask.geometry.Hadamard`.
+        clip: as in :class:`mirrormask.geometry.MirrorDescent`; not read with factors.
+        factors: True to train the factors ``m`` and ``w``; False for mirror descent without them, which needs half of
+            their memory and is a little less accurate under SGD (docs/results.md); None for factors under SGD and
+            mirror descent under Adam and its kin, which do not follow the flow on factors.
         allocation, pattern: as in :class:`mirrormask.masks.Mask`.
 
     Example:
@@ -259,6 +264,7 @@ def mirror(
         4.0
     """
     mask = Gradual(sparsity, start_at, end_at, every, allocation=allocation, pattern=pattern)
-    return Method(
-        MirrorDescent(beta, gain, clip), ShrinkDecay(shrink, decay_from, decay_until, decay_limit), mask, "mirror"
-    )
+    decay = ShrinkDecay(shrink, decay_from, decay_until, decay_limit)
+    descent = MirrorDescent(beta, gain, clip)
+    geometry: Geometry = descent if factors is False else Hadamard(beta, gain)
+    return Method(geometry, decay, mask, "mirror", adaptive=None if factors else descent)
