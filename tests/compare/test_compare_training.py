@@ -78,6 +78,11 @@ def training_in(folder):
     return found
 
 
+def heed_interrupts():
+    """What a shell starts in the background ignores SIGINT, and so does all that it starts, the tests among them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def times(folder):
     return {path: path.stat().st_mtime_ns for path in Path(folder).glob("*/result.json")}
 
@@ -242,6 +247,7 @@ def test_an_interrupted_comparison_ends_cleanly_and_goes_on_where_it_stopped(tmp
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=heed_interrupts,
     )
     try:
         deadline = time.monotonic() + 90
