@@ -27,8 +27,9 @@ __all__ = ["FusedStep"]
 #: The updates that there are.
 UPDATES: tuple[Update, ...] = (Product(), Dual())
 
-#: Below this many weights a second thread costs more than it saves.
-ELEMENTS_PER_THREAD = 1 << 16
+#: Below this many weights a second thread costs more than it saves: it shares a core with torch's own worker, which
+#: goes on spinning for a while after the backward pass.
+ELEMENTS_PER_THREAD = 1 << 21
 
 
 @functools.cache
