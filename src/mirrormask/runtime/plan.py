@@ -135,7 +135,8 @@ class Plan:
                 barrier = self._barrier.ctypes.data
                 jobs = [self.words(tensors, 0, items, i, barrier=barrier) for i in range(self.threads)]
             if not jobs or not run_together([partial(self.function, job.ctypes.data) for job in jobs]):
-                self.function(self.words(tensors, 0, items).ctypes.data)
+                words = self.words(tensors, 0, items)  # by name: it must outlive the call
+                self.function(words.ctypes.data)
 
     def words(
         self, tensors: int, first: int, end: int, thread: int = 0, *, arena: int = 0, barrier: int = 0
