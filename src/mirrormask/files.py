@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["atomic_write", "write_bytes", "write_text"]
+__all__ = ["atomic_write", "size_text", "write_bytes", "write_text"]
 
 
 @contextlib.contextmanager
@@ -61,3 +61,13 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def size_text(n: float) -> str:
+    """A number of bytes for tables.
+
+    Example:
+        >>> size_text(15900), size_text(2.5e6)
+        ('15.9 kB', '2.50 MB')
+    """
+    return f"{n / 1e6:.2f} MB" if n >= 1e6 else f"{n / 1e3:.1f} kB"

@@ -13,6 +13,7 @@ from mirrormask.compare.budgets import Within
 from mirrormask.compare.comparison import Comparison
 from mirrormask.compare.runs import held_out_accuracy
 from mirrormask.compare.statistics import DENSE, Pair, Summary, Values, paired_tests, summarize
+from mirrormask.files import size_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -138,7 +139,7 @@ def _tables(comparison: Comparison) -> list[tuple[str, Rows]]:
         tables.append((heading, _pairs(comparison.pairs)))
     if comparison.by_file:
         tables.append(
-            (f"best {kind} within a file size", _within(comparison.by_file, "file at most", "its file", _size))
+            (f"best {kind} within a file size", _within(comparison.by_file, "file at most", "its file", size_text))
         )
     if comparison.by_time:
         heading = f"best {kind} within a time on the CPU ({comparison.time_conditions})"
@@ -200,10 +201,6 @@ def _markdown(rows: Rows) -> str:
 
 def _level(sparsity: float) -> str:
     return f"{100 * sparsity:g}%"
-
-
-def _size(n: float) -> str:
-    return f"{n / 1e6:.2f} MB" if n >= 1e6 else f"{n / 1e3:.1f} kB"
 
 
 def _time(seconds: float) -> str:

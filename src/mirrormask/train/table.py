@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from mirrormask.files import size_text
 from mirrormask.train.run_folder import RunResult
 
 __all__ = ["layer_table", "print_tables", "run_table"]
@@ -29,7 +30,7 @@ def run_table(results: Sequence[RunResult], *, reused: bool = False) -> Table:
             f"{result.nonzeros_asked:,}",
             f"{result.nonzeros:,}",
             f"{100 * result.sparsity:.3f}%",
-            _bytes(result.file_bytes),
+            size_text(result.file_bytes),
             f"{result.seconds:.1f} s{again}",
         )
     return table
@@ -60,7 +61,3 @@ def print_tables(console: Console, results: Sequence[RunResult], *, reused: bool
 def _title(result: RunResult) -> str:
     recipe = result.recipe
     return f"{recipe['model']['name']} on {recipe['data']['name']}, {result.epochs} epochs, seed {result.seed}"
-
-
-def _bytes(n: int) -> str:
-    return f"{n / 1e6:.2f} MB" if n >= 1e6 else f"{n / 1e3:.1f} kB"
