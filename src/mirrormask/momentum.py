@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mirrormask.geometry.hadamard import is_product
+from mirrormask.geometry import Hadamard
+from mirrormask.geometry.base import steps_like
 from mirrormask.linking import step_plain_parameters
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def momentum_step(optimizer: SparseOptimizer) -> bool:
     base, decay = optimizer.base, optimizer.method.decay
     if type(base) is not torch.optim.SGD or optimizer.method.after is not None:
         return False
-    if not is_product(optimizer.method.geometry):
+    if not steps_like(optimizer.method.geometry, Hadamard):
         return False
     groups = [
         (group, index) for group, (index, rate, _) in zip(base.param_groups, optimizer.links, strict=True) if rate

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from mirrormask.fused.update import STATE_SNAP, Update, float_literal
-from mirrormask.geometry import Geometry
-from mirrormask.geometry.mirror_descent import is_mirror_descent
+from mirrormask.geometry import Geometry, MirrorDescent
 
 if TYPE_CHECKING:
     from mirrormask.optimizer import SparseOptimizer
@@ -83,13 +82,10 @@ class Dual(Update):
     """
 
     name: ClassVar[str] = "dual"
+    geometry: ClassVar[type[Geometry]] = MirrorDescent
     arrays: ClassVar[tuple[str, ...]] = ("x", "grad", "u", "bu")
     numbers: ClassVar[tuple[str, ...]] = ("half", "clip")
     latents: ClassVar[tuple[str, ...]] = ("u",)
-
-    def serves(self, geometry: Geometry) -> bool:
-        """MirrorDescent, and what changes nothing of its pullback and push."""
-        return is_mirror_descent(geometry)
 
     def masks(self, optimizer: SparseOptimizer) -> list[Tensor] | None:
         """The masks, once there are any: a weight at zero does not stay there by itself."""
@@ -123,11 +119,11 @@ class Dual(Update):
 
     def fill(self, rows: Any, optimizer: SparseOptimizer, groups: npt.NDArray[np.int64], owner: Any) -> None:
         """The decay of this step, and ``half = a / 2``."""
+        geometry = cast("MirrorDescent", optimizer.method.geometry)
         scales = [optimizer.state[x]["a"] for x in optimizer.weights.values()]
         for group, increment in enumerate(optimizer.increments):
             if increment:
                 chosen = [scales[i] for i in sorted(set(owner[groups == group].tolist()))]
-                optimizer.method.geometry.shrink({"a": chosen}, 1 - 2 * increment)
-        clip = getattr(optimizer.method.geometry, "clip", None)
-        rows["clip"] = np.inf if clip is None else clip
+                geometry.shrink({"a": chosen}, 1 - 2 * increment)
+        rows["clip"] = np.inf if geometry.clip is None else geometry.clip
         rows["half"] = np.array([scale.item() / 2 for scale in scales], np.float32)[owner]

@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrormask.fused.update import SNAP, STATE_SNAP, Update, float_literal
-from mirrormask.geometry import Geometry
-from mirrormask.geometry.hadamard import is_product
+from mirrormask.geometry import Geometry, Hadamard
 
 if TYPE_CHECKING:
     from mirrormask.optimizer import SparseOptimizer
@@ -50,20 +49,21 @@ class Product(Update):
     """
 
     name: ClassVar[str] = "product"
+    geometry: ClassVar[type[Geometry]] = Hadamard
     arrays: ClassVar[tuple[str, ...]] = ("x", "grad", "m", "w", "bm", "bw")
     numbers: ClassVar[tuple[str, ...]] = ("keep", "coupled")
     latents: ClassVar[tuple[str, ...]] = ("m", "w")
-
-    def serves(self, geometry: Geometry) -> bool:
-        """Hadamard, and what changes nothing of its pullback and push."""
-        return is_product(geometry)
 
     def body(self, *, nesterov: bool, masked: bool) -> str:
         """The equations of the class, element by element."""
         pointers = {"g": "grad", "m": "m", "w": "w", "bm": "bm", "bw": "bw"}
         lines = [f"  %{value}.p = getelementptr float, ptr %{array}, i64 %i" for value, array in pointers.items()]
         lines += [f"  %{value}.0 = load float, ptr %{value}.p" for value in pointers]
-        lines += ["  %g = fadd float %g.0, 0.0", "  %x.p = getelementptr float, ptr %x, i64 %i"]
+        lines += [
+            "  %g = fadd float %g.0, 0.0",
+            "  %x.p = getelementptr float, ptr %x, i64 %i",
+            "  %minus = fneg float %lr",
+        ]
         lines += [
             FACTOR.format(
                 own=own,

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from mirrormask.geometry import Geometry
+from mirrormask.geometry.base import steps_like
 from mirrormask.momentum import momentum_buffer
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ declare float @llvm.maxnum.f32(float, float)
 
 define internal void @{name}_piece({parameters}) noinline {{
 entry:
-  %minus = fneg float %lr
   br label %head
 head:
   %i = phi i64 [0, %entry], [%next, %body]
@@ -76,6 +76,8 @@ class Update(ABC):
 
     #: A name for symbols.
     name: ClassVar[str]
+    #: Whose update it is.
+    geometry: ClassVar[type[Geometry]]
     #: The arrays: x, its gradient, then the latents and their momenta, ``"b" + latent``.
     arrays: ClassVar[tuple[str, ...]]
     #: The numbers of a piece beside ``lr`` (that of the latents) and ``momentum``.
@@ -83,9 +85,9 @@ class Update(ABC):
     #: The latents that are stepped.
     latents: ClassVar[tuple[str, ...]]
 
-    @abstractmethod
     def serves(self, geometry: Geometry) -> bool:
-        """Whether this is the update of a geometry."""
+        """Whether this is the update of a geometry: :attr:`geometry`, or what changes nothing of its step."""
+        return steps_like(geometry, self.geometry)
 
     @abstractmethod
     def body(self, *, nesterov: bool, masked: bool) -> str:

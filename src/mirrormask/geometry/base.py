@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mirrormask.progress import Clock
 
-__all__ = ["Geometry", "Latents"]
+__all__ = ["Geometry", "Latents", "steps_like"]
 
 #: The latents of several weights: latent name -> one tensor a weight, in one fixed order.
 Latents = Mapping[str, list[Tensor]]
@@ -119,3 +119,10 @@ class Geometry(ABC):
     def refresh(self, x: Tensor, latents: Mapping[str, Tensor], mask: Tensor | None) -> None:
         """Choose the latents of one weight tensor anew, in place, with the same x."""
         return
+
+
+def steps_like(geometry: Geometry, kind: type[Geometry]) -> bool:
+    """Whether ``geometry`` is a ``kind`` that changes nothing of its step, so that the kind's fast path may serve."""
+    own = type(geometry)
+    parts = ("pullback", "push", "shrink", "before_step", "after_step")
+    return issubclass(own, kind) and all(getattr(own, part) is getattr(kind, part) for part in parts)

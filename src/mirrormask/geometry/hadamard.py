@@ -14,7 +14,7 @@ from mirrormask.checks import check_number
 from mirrormask.geometry import hypentropy
 from mirrormask.geometry.base import Geometry, Latents
 
-__all__ = ["Hadamard", "balance", "check_beta_and_gain", "chosen_gain", "factorize", "is_product"]
+__all__ = ["Hadamard", "balance", "check_beta_and_gain", "chosen_gain", "factorize"]
 
 #: ``gain="auto"``, for an optimizer whose step is linear in the gradient and for Adam and its kin. 0.7 is as accurate
 #: as 1 on Fashion-MNIST (docs/results.md), and does not diverge on a small network at learning rate 0.1 as 1 does.
@@ -171,9 +171,3 @@ class Hadamard(Geometry):
 
 def _array(tensor: Tensor) -> hypentropy.Array:
     return tensor.detach().double().cpu().numpy()
-
-
-def is_product(geometry: Geometry) -> bool:
-    """Whether this is the plain product in its pullback and its push, which is all that the fast paths know."""
-    kind = type(geometry)
-    return issubclass(kind, Hadamard) and kind.pullback is Hadamard.pullback and kind.push is Hadamard.push

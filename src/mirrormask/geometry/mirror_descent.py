@@ -14,7 +14,7 @@ from mirrormask.geometry import hypentropy
 from mirrormask.geometry.base import Geometry, Latents
 from mirrormask.geometry.hadamard import balance, check_beta_and_gain, chosen_gain
 
-__all__ = ["MirrorDescent", "is_mirror_descent"]
+__all__ = ["MirrorDescent"]
 
 
 @dataclass(frozen=True)
@@ -144,14 +144,3 @@ class MirrorDescent(Geometry):
     def potential(self, x: Tensor, latents: Mapping[str, Tensor]) -> float:
         """The Bregman potential ``R_a(x)``, c₀ = 0; see :func:`mirrormask.flow.potential`."""
         return hypentropy.potential(x.detach().double().cpu().numpy(), float(latents["a"]))
-
-
-def is_mirror_descent(geometry: Geometry) -> bool:
-    """Whether this is mirror descent in its pullback and its push, which is all that the fused step knows."""
-    kind = type(geometry)
-    return (
-        issubclass(kind, MirrorDescent)
-        and kind.pullback is MirrorDescent.pullback
-        and kind.push is MirrorDescent.push
-        and kind.shrink is MirrorDescent.shrink
-    )
