@@ -11,7 +11,7 @@ from typing import Any
 
 from mirrormask.compare.options import load_grid
 
-__all__ = ["ADAMW_SETTINGS", "ADAMW_TRIALS", "SETTINGS", "TRIALS"]
+__all__ = ["ADAMW_SETTINGS", "ADAMW_TRIALS", "CIFAR_TRIALS", "SETTINGS", "TRIALS"]
 
 Options = dict[str, Any]
 
@@ -36,6 +36,17 @@ TRIALS: dict[str, list[Options]] = {
     "pilot": [{}, {"alpha_init": 3e-3}, {"alpha_init": 1e-2}, {"at": 0.3}],
     "pilot_lrr": [{}, {"prunings": 2}, {"prunings": 3}, {"prunings": 2, "alpha_init": 1e-2}],
     "mirror": [{}, {"shrink": 3.0}, {"shrink": 6.0}, {"end_at": 0.65}],
+}
+
+#: ResNet-20 on CIFAR-10, where a run takes minutes: the defaults, and the best other trial on Fashion-MNIST.
+CIFAR_TRIALS: dict[str, list[Options]] = {
+    "gmp": [{}, {"end_at": 0.4}],
+    "acdc": [{}, {"end_at": 0.7}],
+    "gmp_ham": [{}, {"a": 50.0}],
+    "str": [{}, {"init_threshold": 1e-3, "end_at": 0.5}],
+    "spred": [{}, {"alpha": 1e-2, "at": 0.3}],
+    "pilot": [{}, {"alpha_init": 1e-2}],
+    "mirror": [{}, {"shrink": 3.0}],
 }
 
 #: Under AdamW the learning rate is what matters most; each method keeps its SGD setting and chooses among four.

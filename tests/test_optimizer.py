@@ -101,11 +101,17 @@ def test_equals_the_parametrized_module_with_coupled_decay(build, base):
 
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("kind", ["product", "product, coupled", "mirror descent"])
-@pytest.mark.parametrize("threads", [1, 2])
-def test_fused_step_equals_the_plain_one(nesterov, kind, threads, monkeypatch):
-    from mirrormask.fused import step as fused_step
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("whose", ["torch's threads", "own threads"])
+def test_fused_step_equals_the_plain_one(nesterov, kind, threads, whose, monkeypatch):
+    from mirrormask.fused import table
 
-    monkeypatch.setattr(fused_step, "ELEMENTS_PER_THREAD", 50)
+    if whose == "own threads":
+        monkeypatch.setattr(table, "openmp", lambda: None)
+    elif table.openmp() is None:
+        pytest.skip("this torch's threads cannot be called")
+    monkeypatch.setattr(table, "ELEMENTS_PER_THREAD", 50)
+    monkeypatch.setattr(table, "ELEMENTS_PER_OWN_THREAD", 50)
     torch.set_num_threads(threads)
 
     def build(fused):
@@ -120,7 +126,7 @@ def test_fused_step_equals_the_plain_one(nesterov, kind, threads, monkeypatch):
     for step in range(100):
         train(fast_model, fast, step, step + 1)
         train(plain_model, plain, step, step + 1)
-        assert len(fast._fused._shares) == threads
+        assert fast._fused._table.shares == threads
         for a, b in zip(fast_model.parameters(), plain_model.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-5)
     for name, mask in fast.masks.items():
@@ -131,7 +137,7 @@ def test_fused_step_equals_the_plain_one(nesterov, kind, threads, monkeypatch):
 def test_one_fused_update_is_the_plain_one_to_rounding(geometry):
     def build(fused):
         model = mlp()
-        base = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True)
+        base = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.1)
         method = mm.Method(geometry, ConstantDecay(0.1), Never())
         return model, mm.sparsify(model, base, method, steps=9, fused=fused)
 
@@ -141,6 +147,55 @@ def test_one_fused_update_is_the_plain_one_to_rounding(geometry):
     train(plain_model, plain, 0, 2)
     for a, b in zip(fast_model.parameters(), plain_model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_the_fused_step_follows_parameters_that_move_lose_gradients_or_are_added():
+    def build(fused):
+        model = mlp()
+        base = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
+        return model, mm.sparsify(model, base, mm.methods.mirror(0.5), steps=40, fused=fused)
+
+    results = []
+    for fused in (True, False):
+        model, optimizer = build(fused)
+        train(model, optimizer, 0, 3)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
+        train(model, optimizer, 3, 6)
+        bias = next(p for p in model.parameters() if p.dim() == 1)
+        bias.requires_grad_(False)
+        bias.grad = None
+        train(model, optimizer, 6, 9)
+        bias.requires_grad_(True)
+        extra = nn.Parameter(torch.ones(3))
+        optimizer.add_param_group({"params": [extra]})
+        for step in range(9, 12):
+            optimizer.zero_grad()
+            backward(model, step)
+            extra.grad = torch.full((3,), 0.5)
+            optimizer.step()
+        results.append([*model.parameters(), extra])
+    assert float(results[0][-1].detach().max()) < 1.0
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("where", ["weight", "bias"])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_the_fused_check_finds_one_bad_gradient(where, value):
+    model = mlp()
+    base = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    optimizer = mm.sparsify(model, base, mm.methods.mirror(0.5), steps=40)
+    train(model, optimizer, 0, 2)
+    before = [p.detach().clone() for p in model.parameters()]
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 3e38)  # finite, though their sum is not
+    next(p for p in model.parameters() if (p.dim() == 1) == (where == "bias")).grad.view(-1)[-1] = value
+    optimizer.step()
+    assert optimizer._fused is not None and optimizer._fused._plain is not None
+    assert optimizer.skipped_steps == 1
+    for p, old in zip(model.parameters(), before, strict=True):
+        assert torch.equal(p, old)
 
 
 @pytest.mark.parametrize("base", ["momentum", "adam", "rmsprop"])

@@ -236,6 +236,7 @@ class SparseOptimizer(Optimizer):
             self._stepped.append([])
             self.decay_integrals.append(0.0)
             self.increments.append(0.0)
+            self._fused = None
 
     # -- the step ----------------------------------------------------------------------------------------------
 
@@ -246,8 +247,10 @@ class SparseOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if not stepping.keep_finite(grads):
+        if self.fused and self._fused is None:
+            self._fused = FusedStep(self)
+        fused = self._fused if self._fused is not None and self._fused.prepare() else None
+        if not (stepping.keep_finite(self._gradients()) if fused is None else fused.finite()):
             self.skipped_steps += 1
             return loss
         if self.rounds is not None:
@@ -255,13 +258,17 @@ class SparseOptimizer(Optimizer):
         linking.sync_groups(self)
         self._measure_decay()
         dense = self._gradients_for_growth()
-        if self.fused and self._fused is None:
-            self._fused = FusedStep(self)
-        if self._fused is None or not self._fused.step():
+        if fused is None:
             stepping.plain_step(self)
+        else:
+            fused.step()
         self.step_count += 1
         self._after_step(dense)
         return loss
+
+    def _gradients(self) -> list[Tensor]:
+        """Every gradient that there is."""
+        return [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
 
     def _gradients_for_growth(self) -> list[Tensor | None] | None:
         """Copies of the weights' gradients if the mask regrows after this step: the base may overwrite gradients."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from mirrormask.fused.update import STATE_SNAP, Update, float_literal
 from mirrormask.geometry import Geometry, MirrorDescent
 
 if TYPE_CHECKING:
+    from mirrormask.fused.table import Table
     from mirrormask.optimizer import SparseOptimizer
 
 __all__ = ["Dual"]
@@ -117,10 +117,11 @@ class Dual(Update):
             lines.append(f"  {value} = call float @llvm.fma.f32({terms})")
         return value
 
-    def fill(self, rows: Any, optimizer: SparseOptimizer, groups: npt.NDArray[np.int64], owner: Any) -> None:
+    def fill(self, table: Table, optimizer: SparseOptimizer) -> None:
         """The decay of this step, and ``half = a / 2``."""
         geometry = cast("MirrorDescent", optimizer.method.geometry)
-        scales = [optimizer.state[x]["a"] for x in optimizer.weights.values()]
+        rows, groups, owner = table.rows, table.groups, table.owner
+        scales = [optimizer.state[x]["a"] for x in table.parameters]
         for group, increment in enumerate(optimizer.increments):
             if increment:
                 chosen = [scales[i] for i in sorted(set(owner[groups == group].tolist()))]

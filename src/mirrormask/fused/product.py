@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from mirrormask.fused.update import SNAP, STATE_SNAP, Update, float_literal
 from mirrormask.geometry import Geometry, Hadamard
 
 if TYPE_CHECKING:
+    from mirrormask.fused.table import Table
     from mirrormask.optimizer import SparseOptimizer
 
 __all__ = ["Product"]
@@ -77,8 +77,9 @@ class Product(Update):
         lines += ["  %x.1 = fmul float %m.2, %w.2", "  store float %x.1, ptr %x.p"]
         return "\n".join(lines)
 
-    def fill(self, rows: Any, optimizer: SparseOptimizer, groups: npt.NDArray[np.int64], owner: Any) -> None:
+    def fill(self, table: Table, optimizer: SparseOptimizer) -> None:
         """``keep`` and ``coupled``."""
+        rows, groups = table.rows, table.groups
         increments = np.array(optimizer.increments)
         if optimizer.method.decay.coupled:
             lrs = np.array([float(group["lr"]) for group in optimizer.param_groups])

@@ -1,22 +1,18 @@
-"""The fused step of a SparseOptimizer: which update, which kernel, which pieces on which thread."""
+"""The fused step of a SparseOptimizer: whether it may serve, and which update steps which parameters."""
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import importlib.util
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mirrormask.fused.dual import Dual
+from mirrormask.fused.plain import Plain
 from mirrormask.fused.product import Product
+from mirrormask.fused.table import Table
 from mirrormask.fused.update import Update
-from mirrormask.jit import host_engine
 from mirrormask.linking import step_plain_parameters
 
 if TYPE_CHECKING:
@@ -24,49 +20,30 @@ if TYPE_CHECKING:
 
 __all__ = ["FusedStep"]
 
-#: The updates that there are.
+#: The updates of sparsifiable weights that there are.
 UPDATES: tuple[Update, ...] = (Product(), Dual())
-
-#: Below this many weights a second thread costs more than it saves: it shares a core with torch's own worker, which
-#: goes on spinning for a while after the backward pass.
-ELEMENTS_PER_THREAD = 1 << 21
-
-
-@functools.cache
-def _kernel(update: Update, nesterov: bool, masked: bool) -> Callable[[int, int], None]:
-    name = f"sgd_{update.name}{'_nesterov' * nesterov}{'_masked' * masked}"
-    engine = host_engine()
-    engine.compile(update.ir(name, nesterov=nesterov, masked=masked))
-    return ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(engine.address(name))
-
-
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="mirrormask-step")
+PLAIN = Plain()
 
 
 class FusedStep:
-    """The fused step of one SparseOptimizer; :meth:`step` says whether it could serve."""
+    """The fused step of one SparseOptimizer: :meth:`prepare`, :meth:`finite`, :meth:`step`, in this order."""
 
     def __init__(self, optimizer: SparseOptimizer) -> None:
         self._optimizer = optimizer
         self._weights = list(optimizer.weights.values())
-        self._update = next((update for update in UPDATES if update.serves(optimizer.method.geometry)), UPDATES[0])
+        geometry = optimizer.method.geometry
+        self._update = next((update for update in UPDATES if update.serves(geometry)), None)
         self._possible = self._can_serve()
-        self._threads = 0
-        self._rows: Any = np.zeros(0, self._update.row())  # one a piece; a piece is part of one weight
-        self._owner = np.zeros(0, np.int64)  # the weight of each piece
-        self._start = np.zeros(0, np.int64)  # where in the weight it starts, in elements
-        self._groups = np.zeros(0, np.int64)  # the parameter group of each piece
-        self._rates = np.zeros(0)  # the factor on that group's learning rate
-        self._shares: list[slice] = []  # the pieces of each thread
+        chosen = {id(x) for x in self._weights}
+        others = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in chosen]
+        self._others = others if all(map(_is_plain, others)) else None
+        self._table: Table | None = None
+        self._plain: Table | None = None  # of the other parameters that have gradients
 
     def _can_serve(self) -> bool:
         """What cannot change between steps: the kinds of base and geometry, devices, dtypes and layouts."""
         optimizer = self._optimizer
-        if type(optimizer.base) is not torch.optim.SGD or not self._update.serves(optimizer.method.geometry):
-            return False
-        if optimizer.method.after is not None:
+        if type(optimizer.base) is not torch.optim.SGD or self._update is None or optimizer.method.after is not None:
             return False
         if importlib.util.find_spec("llvmlite") is None:
             return False
@@ -76,86 +53,67 @@ class FusedStep:
             for tensor in (x, *(optimizer.state[x][name] for name in self._update.latents))
         )
 
-    def step(self) -> bool:
-        """Do one whole step if the options and gradients allow it; False if nothing was done."""
+    def prepare(self) -> bool:
+        """Whether the options and gradients allow this step; nothing that is trained changes here."""
         optimizer = self._optimizer
-        if not self._possible:
+        if not self._possible or self._update is None:
             return False
         groups = optimizer.param_groups
-        nesterov = bool(groups[0]["nesterov"])
+        nesterov = groups[0]["nesterov"]
         if any(
-            group["dampening"] or group["maximize"] or group["differentiable"] or bool(group["nesterov"]) != nesterov
+            group["dampening"] or group["maximize"] or group["differentiable"] or group["nesterov"] != nesterov
             for group in groups
-        ):
-            return False
-        grads = [x.grad for x in self._weights]
-        if not all(
-            grad is not None and grad.dtype == torch.float32 and grad.stride() == x.stride() and not grad.is_sparse
-            for x, grad in zip(self._weights, grads, strict=True)
         ):
             return False
         masks = self._update.masks(optimizer)
         if masks is not None and [mask.stride() for mask in masks] != [x.stride() for x in self._weights]:
             return False
-        if torch.get_num_threads() != self._threads:
-            self._cut()
-        self._rows["grad"] = self._addresses([grad for grad in grads if grad is not None])
-        if masks is not None:
-            self._rows["mask"] = self._addresses(masks)
-        self._fill()
-        kernel = _kernel(self._update, nesterov, masks is not None)
-        address, size = self._rows.ctypes.data, self._rows.dtype.itemsize
-        jobs = [
-            _pool(self._threads).submit(kernel, address + share.start * size, share.stop - share.start)
-            for share in self._shares[1:]
-        ]
-        kernel(address, self._shares[0].stop)
-        for job in jobs:
-            job.result()
-        step_plain_parameters(optimizer)
+        if self._table is None or not self._table.fits(self._weights):
+            self._table = Table(self._update, optimizer, self._weights)
+        if not self._table.take_gradients():
+            return False
+        self._prepare_plain()
         return True
 
-    def _cut(self) -> None:
-        """Cut the weights into pieces, so that every thread gets the same number of elements."""
-        optimizer = self._optimizer
-        self._threads = torch.get_num_threads()
-        total = sum(x.numel() for x in self._weights)
-        threads = max(1, min(self._threads, total // ELEMENTS_PER_THREAD))
-        share = -(-total // threads)
-        pieces: list[tuple[int, int, int]] = []  # weight, first element, count
-        starts, done = [0], 0
-        for index, x in enumerate(self._weights):
-            first = 0
-            while first < x.numel():
-                count = min(x.numel() - first, len(starts) * share - done)
-                pieces.append((index, first, count))
-                first, done = first + count, done + count
-                if done == len(starts) * share and done < total:
-                    starts.append(len(pieces))
-        self._shares = [slice(a, b) for a, b in zip(starts, [*starts[1:], len(pieces)], strict=True)]
-        self._owner = np.array([piece[0] for piece in pieces], np.int64)
-        self._start = np.array([piece[1] for piece in pieces], np.int64)
-        group_of = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
-        self._groups = np.array([group_of[x] for x in self._weights], np.int64)[self._owner]
-        self._rates = np.array([optimizer.state[x]["rate"] for x in self._weights])[self._owner]
-        self._rows = np.zeros(len(pieces), self._update.row())
-        self._rows["count"] = [piece[2] for piece in pieces]
-        for field, column in self._update.tensors(optimizer).items():
-            self._rows[field] = self._addresses(column)
+    def _prepare_plain(self) -> None:
+        """Set up the table of the other parameters; none where the base optimizer must step them itself."""
+        live = [p for p in self._others or [] if p.grad is not None]
+        base = self._optimizer.base
+        hooks = base._optimizer_step_pre_hooks or base._optimizer_step_post_hooks
+        if not live or hooks or not all(group["momentum"] for group in self._optimizer.param_groups):
+            self._plain = None
+            return
+        if self._plain is None or not self._plain.fits(live):
+            self._plain = Table(PLAIN, self._optimizer, live)
+        if not self._plain.take_gradients():
+            self._plain = None
 
-    def _addresses(self, tensors: list[Tensor]) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Where each piece of these tensors, one a weight, begins."""
-        starts = np.array([tensor.data_ptr() for tensor in tensors], np.int64)
-        return cast(
-            "np.ndarray[Any, np.dtype[np.int64]]", starts[self._owner] + tensors[0].element_size() * self._start
-        )
+    @property
+    def _nesterov(self) -> bool:
+        return bool(self._optimizer.param_groups[0]["nesterov"])
 
-    def _fill(self) -> None:
-        """Put the numbers of this step into the table."""
-        groups = self._optimizer.param_groups
-        self._rows["lr"] = np.array([float(group["lr"]) for group in groups])[self._groups] * self._rates
-        self._rows["momentum"] = np.array([float(group["momentum"]) for group in groups])[self._groups]
-        self._update.fill(self._rows, self._optimizer, self._groups, self._owner)
+    def finite(self) -> bool:
+        """Whether all gradients are finite, as :func:`mirrormask.stepping.keep_finite` says it."""
+        from mirrormask.stepping import keep_finite
+
+        assert self._table is not None
+        if not self._table.finite(nesterov=self._nesterov):
+            return False
+        if self._plain is not None:
+            return self._plain.finite(nesterov=self._nesterov)
+        chosen = {id(x) for x in self._weights}
+        params = [p for group in self._optimizer.param_groups for p in group["params"] if id(p) not in chosen]
+        return keep_finite([p.grad for p in params if p.grad is not None])
+
+    def step(self) -> None:
+        """One whole step."""
+        assert self._table is not None
+        assert self._update is not None
+        self._table.step(nesterov=self._nesterov, masks=self._update.masks(self._optimizer))
+        if self._plain is not None:
+            self._plain.step(nesterov=self._nesterov, masks=None)
+        else:
+            step_plain_parameters(self._optimizer)
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
+from mirrormask.fused.team import TEAM
 from mirrormask.geometry import Geometry
 from mirrormask.geometry.base import steps_like
 from mirrormask.momentum import momentum_buffer
 
 if TYPE_CHECKING:
+    from mirrormask.fused.table import Table
     from mirrormask.optimizer import SparseOptimizer
 
 __all__ = ["SNAP", "STATE_SNAP", "Update", "float_literal"]
@@ -45,6 +46,31 @@ body:
   %next = add nuw nsw i64 %i, 1
   br label %head
 done:
+  ret void
+}}
+"""
+
+#: Whether an array holds an infinity or a NaN: a magnitude whose exponent has all bits set.
+CHECK = """
+define internal void @{name}_check_piece(ptr noalias %grad, i64 %count, ptr noalias %bad) noinline {{
+entry:
+  br label %head
+head:
+  %i = phi i64 [0, %entry], [%next, %body]
+  %any = phi i32 [0, %entry], [%any.1, %body]
+  %more = icmp slt i64 %i, %count
+  br i1 %more, label %body, label %done
+body:
+  %p = getelementptr i32, ptr %grad, i64 %i
+  %bits = load i32, ptr %p
+  %magnitude = and i32 %bits, 2147483647
+  %is = icmp uge i32 %magnitude, 2139095040
+  %one = zext i1 %is to i32
+  %any.1 = or i32 %any, %one
+  %next = add nuw nsw i64 %i, 1
+  br label %head
+done:
+  store i32 %any, ptr %bad
   ret void
 }}
 """
@@ -82,8 +108,8 @@ class Update(ABC):
     arrays: ClassVar[tuple[str, ...]]
     #: The numbers of a piece beside ``lr`` (that of the latents) and ``momentum``.
     numbers: ClassVar[tuple[str, ...]]
-    #: The latents that are stepped.
-    latents: ClassVar[tuple[str, ...]]
+    #: The latents that are stepped; none where x is stepped itself.
+    latents: ClassVar[tuple[str, ...]] = ()
 
     def serves(self, geometry: Geometry) -> bool:
         """Whether this is the update of a geometry: :attr:`geometry`, or what changes nothing of its step."""
@@ -94,9 +120,8 @@ class Update(ABC):
         """The IR that updates element ``%i``."""
 
     @abstractmethod
-    def fill(self, rows: Any, optimizer: SparseOptimizer, groups: npt.NDArray[np.int64], owner: Any) -> None:
-        """Put :attr:`numbers` into the table for this step; ``groups`` and ``owner`` are the group and weight of each
-        row."""  # fmt: skip
+    def fill(self, table: Table, optimizer: SparseOptimizer) -> None:
+        """Put :attr:`numbers` into the table's rows for this step."""
 
     def masks(self, optimizer: SparseOptimizer) -> list[Tensor] | None:
         """The masks that the loop must apply, one a weight; None for none."""
@@ -107,31 +132,54 @@ class Update(ABC):
         return np.dtype(
             [(name, np.int64) for name in (*self.arrays, "mask", "count")]
             + [(name, np.float32) for name in ("lr", "momentum", *self.numbers)]
+            + [("bad", np.int32)]
         )
 
-    def tensors(self, optimizer: SparseOptimizer) -> dict[str, list[Tensor]]:
-        """The arrays that stay where they are between steps."""
-        states = [optimizer.state[x] for x in optimizer.weights.values()]
-        found: dict[str, list[Tensor]] = {"x": list(optimizer.weights.values())}
-        for name in self.latents:
-            found[name] = [state[name] for state in states]
-            found["b" + name] = [momentum_buffer(optimizer, state[name]) for state in states]
+    def tensors(self, optimizer: SparseOptimizer, parameters: list[Tensor]) -> dict[str, list[Tensor]]:
+        """The arrays that stay where they are between steps, each with a tensor for each of the parameters."""
+        found = {"x": parameters}
+        for name in self.latents or ("x",):
+            held = [optimizer.state[p][name] for p in parameters] if self.latents else parameters
+            found[name] = held
+            found["b" + name] = [momentum_buffer(optimizer, tensor) for tensor in held]
         return found
 
     def ir(self, name: str, *, nesterov: bool, masked: bool) -> str:
-        """LLVM IR of the function ``name(rows, count)``, the update of every element of every row of a table."""
+        """LLVM IR of the function ``name(rows, count)``, the update of every element of every row of a table.
+
+        ``name_check(rows, count)`` sets ``bad`` of each row to whether its gradient is not all finite.
+        ``name_team(task)`` and ``name_check_team(task)`` are what a thread of a team does of it, see
+        :data:`mirrormask.fused.team.TEAM`.
+        """
         kind = self.row()
         fields: Mapping[str, Any] = kind.fields or {}
         kinds = {field: "float" if entry[0] == np.float32 else "i64" for field, entry in fields.items()}
         kinds.update(dict.fromkeys((*self.arrays, "mask"), "ptr"))
-        loads = [
-            f"  %{field}.p = getelementptr i8, ptr %row, i64 {fields[field][1]}\n  %{field} = load {of}, ptr %{field}.p"
+        del kinds["bad"]
+        loads = {
+            field: f"  %{field}.p = getelementptr i8, ptr %row, i64 {fields[field][1]}\n"
+            f"  %{field} = load {of}, ptr %{field}.p"
             for field, of in kinds.items()
-        ]
+        }
+        bad = f"  %bad = getelementptr i8, ptr %row, i64 {fields['bad'][1]}"
         parameters = ", ".join(f"{of}{' noalias' * (of == 'ptr')} %{field}" for field, of in kinds.items())
-        piece = PIECE.format(name=name, parameters=parameters, body=self.body(nesterov=nesterov, masked=masked))
         arguments = ", ".join(f"{of} %{field}" for field, of in kinds.items())
-        return piece + TABLE.format(name=name, row_size=kind.itemsize, loads="\n".join(loads), arguments=arguments)
+        size = kind.itemsize
+        return "\n".join(
+            (
+                PIECE.format(name=name, parameters=parameters, body=self.body(nesterov=nesterov, masked=masked)),
+                TABLE.format(name=name, row_size=size, loads="\n".join(loads.values()), arguments=arguments),
+                TEAM.format(name=name, row_size=size),
+                CHECK.format(name=name),
+                TABLE.format(
+                    name=f"{name}_check",
+                    row_size=size,
+                    loads="\n".join((loads["grad"], loads["count"], bad)),
+                    arguments="ptr %grad, i64 %count, ptr %bad",
+                ),
+                TEAM.format(name=f"{name}_check", row_size=size),
+            )
+        )
 
 
 def float_literal(value: float) -> str:
