@@ -102,7 +102,7 @@ def test_the_log_has_a_line_every_n_steps_and_every_epoch_and_one_at_the_end(don
     assert records[-1]["sparsity"] == pytest.approx(0.95, abs=1e-3)
     integrals = [r["decay_integral"] for r in records]
     assert integrals == sorted(integrals)
-    assert integrals[-1] == pytest.approx((135 - 9) * 0.0015 / 4, rel=1e-6)  # mirror's limit, in its window of steps
+    assert integrals[-1] == pytest.approx((135 - 9) * 0.004 / 4, rel=1e-6)  # mirror's limit, in its window of steps
 
 
 def test_tensorboard_holds_the_same_scalars(done):

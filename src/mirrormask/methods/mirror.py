@@ -234,7 +234,7 @@ def mirror(
     shrink: float = 4.0,
     decay_from: float = 0.05,
     decay_until: float = 0.75,
-    decay_limit: float | None = 0.0015,
+    decay_limit: float | None = 0.004,
     start_at: float = 0.10,
     end_at: float = 0.75,
     every: float = 1 / 45,
