@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, ClassVar, cast
 
-import numpy as np
 from torch import Tensor
 
 from mirrormask.fused.update import STATE_SNAP, Update, float_literal
@@ -117,14 +116,13 @@ class Dual(Update):
             lines.append(f"  {value} = call float @llvm.fma.f32({terms})")
         return value
 
-    def fill(self, table: Table, optimizer: SparseOptimizer) -> None:
-        """The decay of this step, and ``half = a / 2``."""
+    def fill(self, table: Table, optimizer: SparseOptimizer) -> list[list[float]]:
+        """The decay of this step, then ``half = a / 2`` and ``clip``."""
         geometry = cast("MirrorDescent", optimizer.method.geometry)
-        rows, groups, owner = table.rows, table.groups, table.owner
         scales = [optimizer.state[x]["a"] for x in table.parameters]
         for group, increment in enumerate(optimizer.increments):
             if increment:
-                chosen = [scales[i] for i in sorted(set(owner[groups == group].tolist()))]
+                chosen = [scale for scale, of in zip(scales, table.groups, strict=True) if of == group]
                 geometry.shrink({"a": chosen}, 1 - 2 * increment)
-        rows["clip"] = np.inf if geometry.clip is None else geometry.clip
-        rows["half"] = np.array([scale.item() / 2 for scale in scales], np.float32)[owner]
+        clip = math.inf if geometry.clip is None else geometry.clip
+        return [[scale.item() / 2 for scale in scales], [clip] * len(scales)]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
 from mirrormask.fused.update import Update
 from mirrormask.geometry import Euclidean
 
@@ -47,7 +45,6 @@ class Plain(Update):
         lines += [f"  %{value}.0 = load float, ptr %{value}.p" for value in pointers]
         return "\n".join([*lines, STEP.format(update="%n" if nesterov else "%b.1")])
 
-    def fill(self, table: Table, optimizer: SparseOptimizer) -> None:
+    def fill(self, table: Table, optimizer: SparseOptimizer) -> list[list[float]]:
         """``weight_decay``."""
-        decays = np.array([float(group["weight_decay"]) for group in optimizer.param_groups])
-        table.rows["weight_decay"] = decays[table.groups]
+        return [[float(optimizer.param_groups[group]["weight_decay"]) for group in table.groups]]

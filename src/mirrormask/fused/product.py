@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
 from mirrormask.fused.update import SNAP, STATE_SNAP, Update, float_literal
 from mirrormask.geometry import Geometry, Hadamard
 
@@ -77,14 +75,11 @@ class Product(Update):
         lines += ["  %x.1 = fmul float %m.2, %w.2", "  store float %x.1, ptr %x.p"]
         return "\n".join(lines)
 
-    def fill(self, table: Table, optimizer: SparseOptimizer) -> None:
+    def fill(self, table: Table, optimizer: SparseOptimizer) -> list[list[float]]:
         """``keep`` and ``coupled``."""
-        rows, groups = table.rows, table.groups
-        increments = np.array(optimizer.increments)
-        if optimizer.method.decay.coupled:
-            lrs = np.array([float(group["lr"]) for group in optimizer.param_groups])
-            rows["keep"] = 1.0
-            rows["coupled"] = 2 * (increments / np.where(lrs > 0, lrs, 1.0))[groups]
-        else:
-            rows["keep"] = 1 - 2 * increments[groups]
-            rows["coupled"] = 0.0
+        increments = optimizer.increments
+        if not optimizer.method.decay.coupled:
+            return [[1 - 2 * increments[group] for group in table.groups], [0.0] * len(table.groups)]
+        lrs = [float(group["lr"]) for group in optimizer.param_groups]
+        coupled = [2 * increment / lr if lr > 0 else 0.0 for increment, lr in zip(increments, lrs, strict=True)]
+        return [[1.0] * len(table.groups), [coupled[group] for group in table.groups]]

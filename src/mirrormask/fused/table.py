@@ -1,17 +1,16 @@
-"""What a fused update works on: tensors cut into pieces, a row each, shared out to threads."""
+"""What a fused update works on: tensors cut into pieces, which are shared out to threads."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import operator
-from collections.abc import Callable, Sequence
+import struct
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -32,9 +31,9 @@ ELEMENTS_PER_OWN_THREAD = 1 << 21
 
 
 class _Function(NamedTuple):
-    """A compiled loop over rows: ``run(rows, count)``, and the address of what each thread of a team calls."""
+    """A compiled loop over pieces: ``run(task, first, last)``, and the address of what each thread of a team calls."""
 
-    run: Callable[[int, int], None]
+    run: Callable[[int, int, int], None]
     team: int
 
 
@@ -50,7 +49,7 @@ def _kernel(update: Update, nesterov: bool, masked: bool) -> _Kernel:
     name = f"sgd_{update.name}{'_nesterov' * nesterov}{'_masked' * masked}"
     engine = host_engine()
     engine.compile(update.ir(name, nesterov=nesterov, masked=masked))
-    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
     step, check = (
         _Function(kind(engine.address(function)), engine.address(f"{function}_team"))
         for function in (name, f"{name}_check")
@@ -66,25 +65,48 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 class Table:
     """Parameters that one update steps.
 
+    What changes between steps is written with ``struct``: between two passes over a whole network the processor has
+    forgotten everything, and each further function of NumPy's or torch's takes ten times as long as it does in a loop.
+
     Attributes:
-        rows: one row a piece, which is part of one parameter: addresses, counts, numbers of the step.
-        groups: the parameter group of each row.
-        owner: the position of each row's parameter among ``parameters``.
+        update: the update.
+        parameters: the model's parameters.
+        groups: the parameter group of each.
     """
 
     def __init__(self, update: Update, optimizer: SparseOptimizer, parameters: Sequence[Tensor]) -> None:
         self.update = update
         self.parameters = list(parameters)
-        self.rows: Any
+        group_of = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        self.groups = [group_of[p] for p in self.parameters]
         self._optimizer = optimizer
         self._threads = torch.get_num_threads()
         self._places = [p.data_ptr() for p in self.parameters]
-        self._cut()
-        group_of = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
-        self.groups = np.array([group_of[p] for p in self.parameters], np.int64)[self.owner]
-        self._rates = np.array([optimizer.state.get(p, {}).get("rate", 1.0) for p in self.parameters])[self.owner]
-        for field, column in update.tensors(optimizer, self.parameters).items():
-            self.rows[field] = self._addresses(column)
+        self._rates = [float(optimizer.state.get(p, {}).get("rate", 1.0)) for p in self.parameters]
+        size, numbers = len(self.parameters), len(update.numbers) + 2
+        pieces, starts = self._cut()
+        self._pieces = _integers(itertools.chain.from_iterable(pieces))
+        self._bounds = _integers([*starts, len(pieces)])
+        self._arrays = _integers([0] * (len(update.columns) * size))
+        self._numbers = (ctypes.c_float * (numbers * size))()
+        self._bad = (ctypes.c_int32 * len(pieces))()
+        self._column, self._row = struct.Struct(f"{size}q"), struct.Struct(f"{numbers * size}f")
+        for field, tensors in update.tensors(optimizer, self.parameters).items():
+            self._point(field, tensors)
+        team = openmp()
+        self._task = _integers(
+            (
+                *(ctypes.addressof(array) for array in (self._arrays, self._numbers, self._pieces, self._bad)),
+                *(size, ctypes.addressof(self._bounds), self.shares),
+                *((0, 0) if team is None else (team.thread_num, team.num_threads)),
+            )
+        )
+        self._address = ctypes.addressof(self._task)
+
+    @property
+    def shares(self) -> int:
+        """How many threads a step is shared out to."""
+        return len(self._bounds) - 1
 
     def fits(self, parameters: Sequence[Tensor]) -> bool:
         """Whether the table is of these parameters, where they are now, and of the threads that there are now."""
@@ -94,38 +116,44 @@ class Table:
 
     def take_gradients(self) -> bool:
         """Look up where the gradients are; False if one is missing or laid out unlike its parameter."""
-        grads = [p.grad for p in self.parameters]
-        found = [grad for grad in grads if grad is not None]
-        if len(found) < len(grads) or not all(
-            grad.dtype == torch.float32 and grad.stride() == p.stride() and not grad.is_sparse
-            for p, grad in zip(self.parameters, found, strict=True)
-        ):
-            return False
-        self.rows["grad"] = self._addresses(found)
+        found = []
+        for p in self.parameters:
+            grad = p.grad
+            if grad is None or grad.dtype != torch.float32 or grad.stride() != p.stride() or grad.is_sparse:
+                return False
+            found.append(grad)
+        self._point("grad", found)
         return True
 
     def finite(self, *, nesterov: bool) -> bool:
         """Whether all gradients are finite."""
         self._run(_kernel(self.update, nesterov, False).check)
-        return not self.rows["bad"].any()
+        return not any(self._bad)
 
     def step(self, *, nesterov: bool, masks: list[Tensor] | None) -> None:
         """One step of all parameters."""
-        groups, rows = self._optimizer.param_groups, self.rows
         if masks is not None:
-            rows["mask"] = self._addresses(masks)
-        rows["lr"] = np.array([float(group["lr"]) for group in groups])[self.groups] * self._rates
-        rows["momentum"] = np.array([float(group["momentum"]) for group in groups])[self.groups]
-        self.update.fill(self, self._optimizer)
+            self._point("mask", masks)
+        options = [(float(group["lr"]), float(group["momentum"])) for group in self._optimizer.param_groups]
+        lrs = [options[group][0] * rate for group, rate in zip(self.groups, self._rates, strict=True)]
+        momenta = [options[group][1] for group in self.groups]
+        numbers = itertools.chain(lrs, momenta, *self.update.fill(self, self._optimizer))
+        self._row.pack_into(self._numbers, 0, *numbers)
         self._run(_kernel(self.update, nesterov, masks is not None).step)
 
-    def _cut(self) -> None:
-        """Cut the parameters into pieces, so that every thread gets the same number of elements."""
+    def _point(self, field: str, tensors: list[Tensor]) -> None:
+        """Write where these tensors, one a parameter, are."""
+        offset = self.update.columns.index(field) * self._column.size
+        self._column.pack_into(self._arrays, offset, *[tensor.data_ptr() for tensor in tensors])
+
+    def _cut(self) -> tuple[list[tuple[int, int, int]], list[int]]:
+        """Cut the parameters into pieces (parameter, first element, count), such that every thread gets the same number
+        of elements; and the first piece of each thread."""  # fmt: skip
         total = sum(p.numel() for p in self.parameters)
         least = ELEMENTS_PER_OWN_THREAD if openmp() is None else ELEMENTS_PER_THREAD
         threads = max(1, min(self._threads, total // least))
         share = -(-total // threads)
-        pieces: list[tuple[int, int, int]] = []  # parameter, first element, count
+        pieces: list[tuple[int, int, int]] = []
         starts, done = [0], 0
         for index, p in enumerate(self.parameters):
             first = 0
@@ -135,36 +163,25 @@ class Table:
                 first, done = first + count, done + count
                 if done == len(starts) * share and done < total:
                     starts.append(len(pieces))
-        self._bounds = np.array([*starts, len(pieces)], np.int64)
-        self.owner = np.array([piece[0] for piece in pieces], np.int64)
-        self._start = np.array([piece[1] for piece in pieces], np.int64)
-        self.rows = np.zeros(len(pieces), self.update.row())
-        self.rows["count"] = [piece[2] for piece in pieces]
-
-    @property
-    def shares(self) -> int:
-        """How many threads a step is shared out to."""
-        return len(self._bounds) - 1
-
-    def _addresses(self, tensors: list[Tensor]) -> npt.NDArray[np.int64]:
-        """Where each piece of these tensors, one a parameter, begins."""
-        starts = np.array([tensor.data_ptr() for tensor in tensors], np.int64)
-        size = tensors[0].element_size()
-        return starts[self.owner] + size * self._start  # type: ignore[no-any-return]
+        return pieces, starts
 
     def _run(self, function: _Function) -> None:
-        """Each share of the rows on a thread: torch's, or where they cannot be had our own."""
-        rows, team = self.rows.ctypes.data, openmp()
+        """Each share of the pieces on a thread: torch's, or where they cannot be had our own."""
+        team = openmp()
         if self.shares == 1:
-            function.run(rows, len(self.rows))
+            function.run(self._address, 0, len(self._bad))
         elif team is not None:
-            task = np.array([rows, self._bounds.ctypes.data, self.shares, team.thread_num, team.num_threads], np.int64)
             # With torch's number of threads: a smaller team would make the runtime end the others.
-            team.parallel(function.team, task.ctypes.data, self._threads)
+            team.parallel(function.team, self._address, self._threads)
         else:
-            size = self.rows.dtype.itemsize
-            spans = [(rows + int(a) * size, int(b - a)) for a, b in pairwise(self._bounds)]
-            jobs = [_pool(self.shares).submit(function.run, *span) for span in spans[1:]]
-            function.run(*spans[0])
+            first, *others = ((self._address, a, b) for a, b in itertools.pairwise(self._bounds))
+            jobs = [_pool(self.shares).submit(function.run, *span) for span in others]
+            function.run(*first)
             for job in jobs:
                 job.result()
+
+
+def _integers(values: Iterable[int]) -> ctypes.Array[ctypes.c_int64]:
+    """An array that generated code can read."""
+    found = list(values)
+    return (ctypes.c_int64 * len(found))(*found)

@@ -16,24 +16,15 @@ import torch
 
 __all__ = ["TEAM", "OpenMP", "openmp"]
 
-#: What each thread of a team does, in LLVM IR: the shares of a table's rows whose number, modulo the size of the team,
-#: is the thread's. ``task`` holds the table, where its shares begin and end (row numbers), how many there are, and
-#: the addresses of omp_get_thread_num and omp_get_num_threads.
+#: What each thread of a team does, in LLVM IR: the shares of a table's pieces whose number, modulo the size of the
+#: team, is the thread's. See :data:`mirrormask.fused.update.TASK`.
 TEAM = """
 define void @{name}_team(ptr %task) {{
 entry:
-  %rows = load ptr, ptr %task
-  %bounds.p = getelementptr i64, ptr %task, i64 1
-  %bounds = load ptr, ptr %bounds.p
-  %shares.p = getelementptr i64, ptr %task, i64 2
-  %shares = load i64, ptr %shares.p
-  %own.p = getelementptr i64, ptr %task, i64 3
-  %own.f = load ptr, ptr %own.p
-  %size.p = getelementptr i64, ptr %task, i64 4
-  %size.f = load ptr, ptr %size.p
-  %own.32 = call i32 %own.f()
+{loads}
+  %own.32 = call i32 %thread_num()
   %own = sext i32 %own.32 to i64
-  %size.32 = call i32 %size.f()
+  %size.32 = call i32 %num_threads()
   %size = sext i32 %size.32 to i64
   br label %head
 head:
@@ -45,10 +36,7 @@ body:
   %first = load i64, ptr %first.p
   %last.p = getelementptr i64, ptr %first.p, i64 1
   %last = load i64, ptr %last.p
-  %offset = mul i64 %first, {row_size}
-  %share = getelementptr i8, ptr %rows, i64 %offset
-  %count = sub i64 %last, %first
-  call void @{name}(ptr %share, i64 %count)
+  call void @{name}(ptr %task, i64 %first, i64 %last)
   %next = add i64 %s, %size
   br label %head
 done:

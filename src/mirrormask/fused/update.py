@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -75,19 +74,31 @@ done:
 }}
 """
 
-#: The loop over the rows of a table.
+#: What generated code is given: addresses, and how many parameters and shares there are. ``arrays`` holds the addresses
+#: of the parameters' arrays, one array after the other; ``numbers`` their numbers alike; ``pieces`` which parameter,
+#: first element and count each piece is; ``bad`` takes a flag a piece; ``bounds`` has the first piece of each share.
+TASK = ("arrays", "numbers", "pieces", "bad", "parameters", "bounds", "shares", "thread_num", "num_threads")
+
+#: The loop over the pieces [first, last) of a table.
 TABLE = """
-define void @{name}(ptr %rows, i64 %total) {{
+define void @{name}(ptr %task, i64 %from, i64 %to) {{
 entry:
+{loads}
   br label %head
 head:
-  %r = phi i64 [0, %entry], [%next, %body]
-  %more = icmp slt i64 %r, %total
+  %r = phi i64 [%from, %entry], [%next, %body]
+  %more = icmp slt i64 %r, %to
   br i1 %more, label %body, label %done
 body:
-  %offset = mul i64 %r, {row_size}
-  %row = getelementptr i8, ptr %rows, i64 %offset
-{loads}
+  %place = mul i64 %r, 3
+  %of.p = getelementptr i64, ptr %pieces, i64 %place
+  %of = load i64, ptr %of.p
+  %start.p = getelementptr i64, ptr %of.p, i64 1
+  %start = load i64, ptr %start.p
+  %count.p = getelementptr i64, ptr %of.p, i64 2
+  %count = load i64, ptr %count.p
+  %bad.r = getelementptr i32, ptr %bad, i64 %r
+{fields}
   call void @{name}_piece({arguments})
   %next = add i64 %r, 1
   br label %head
@@ -95,6 +106,18 @@ done:
   ret void
 }}
 """
+#: One array or number of a piece, the ``{index}``-th of its kind.
+ARRAY = """
+  %{field}.i = mul i64 %parameters, {index}
+  %{field}.j = add i64 %{field}.i, %of
+  %{field}.p = getelementptr i64, ptr %arrays, i64 %{field}.j
+  %{field}.0 = load ptr, ptr %{field}.p
+  %{field} = getelementptr {element}, ptr %{field}.0, i64 %start"""
+NUMBER = """
+  %{field}.i = mul i64 %parameters, {index}
+  %{field}.j = add i64 %{field}.i, %of
+  %{field}.p = getelementptr float, ptr %numbers, i64 %{field}.j
+  %{field} = load float, ptr %{field}.p"""
 
 
 class Update(ABC):
@@ -120,20 +143,12 @@ class Update(ABC):
         """The IR that updates element ``%i``."""
 
     @abstractmethod
-    def fill(self, table: Table, optimizer: SparseOptimizer) -> None:
-        """Put :attr:`numbers` into the table's rows for this step."""
+    def fill(self, table: Table, optimizer: SparseOptimizer) -> list[list[float]]:
+        """:attr:`numbers` for this step, each with one value a parameter of the table."""
 
     def masks(self, optimizer: SparseOptimizer) -> list[Tensor] | None:
         """The masks that the loop must apply, one a weight; None for none."""
         return None
-
-    def row(self) -> np.dtype[Any]:
-        """One row a piece: where the arrays are, how long they are, and the numbers of the update."""
-        return np.dtype(
-            [(name, np.int64) for name in (*self.arrays, "mask", "count")]
-            + [(name, np.float32) for name in ("lr", "momentum", *self.numbers)]
-            + [("bad", np.int32)]
-        )
 
     def tensors(self, optimizer: SparseOptimizer, parameters: list[Tensor]) -> dict[str, list[Tensor]]:
         """The arrays that stay where they are between steps, each with a tensor for each of the parameters."""
@@ -144,40 +159,44 @@ class Update(ABC):
             found["b" + name] = [momentum_buffer(optimizer, tensor) for tensor in held]
         return found
 
-    def ir(self, name: str, *, nesterov: bool, masked: bool) -> str:
-        """LLVM IR of the function ``name(rows, count)``, the update of every element of every row of a table.
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The arrays as they stand in a table, the mask last."""
+        return (*self.arrays, "mask")
 
-        ``name_check(rows, count)`` sets ``bad`` of each row to whether its gradient is not all finite.
+    def ir(self, name: str, *, nesterov: bool, masked: bool) -> str:
+        """LLVM IR of ``name(task, first, last)``, the update of every element of the pieces [first, last) of a table.
+
+        ``name_check(task, first, last)`` sets ``bad`` of each piece to whether its gradient is not all finite.
         ``name_team(task)`` and ``name_check_team(task)`` are what a thread of a team does of it, see
         :data:`mirrormask.fused.team.TEAM`.
         """
-        kind = self.row()
-        fields: Mapping[str, Any] = kind.fields or {}
-        kinds = {field: "float" if entry[0] == np.float32 else "i64" for field, entry in fields.items()}
-        kinds.update(dict.fromkeys((*self.arrays, "mask"), "ptr"))
-        del kinds["bad"]
-        loads = {
-            field: f"  %{field}.p = getelementptr i8, ptr %row, i64 {fields[field][1]}\n"
-            f"  %{field} = load {of}, ptr %{field}.p"
-            for field, of in kinds.items()
+        numbers = ("lr", "momentum", *self.numbers)
+        fields = {
+            field: ARRAY.format(field=field, index=index, element="i8" if field == "mask" else "float")
+            for index, field in enumerate(self.columns)
+        } | {field: NUMBER.format(field=field, index=index) for index, field in enumerate(numbers)}
+        kinds = [("ptr noalias", field) for field in self.columns] + [("float", field) for field in numbers]
+        parameters = ", ".join(f"{kind} %{field}" for kind, field in [*kinds, ("i64", "count")])
+        arguments = ", ".join(f"{kind.split()[0]} %{field}" for kind, field in [*kinds, ("i64", "count")])
+        task = {
+            field: f"  %{field}.t = getelementptr i64, ptr %task, i64 {index}\n"
+            f"  %{field} = load {'i64' if field in ('parameters', 'shares') else 'ptr'}, ptr %{field}.t"
+            for index, field in enumerate(TASK)
         }
-        bad = f"  %bad = getelementptr i8, ptr %row, i64 {fields['bad'][1]}"
-        parameters = ", ".join(f"{of}{' noalias' * (of == 'ptr')} %{field}" for field, of in kinds.items())
-        arguments = ", ".join(f"{of} %{field}" for field, of in kinds.items())
-        size = kind.itemsize
+        table = "\n".join(task[field] for field in ("arrays", "numbers", "pieces", "bad", "parameters"))
+        team = "\n".join(task[field] for field in ("bounds", "shares", "thread_num", "num_threads"))
+        check = f"{name}_check"
         return "\n".join(
             (
                 PIECE.format(name=name, parameters=parameters, body=self.body(nesterov=nesterov, masked=masked)),
-                TABLE.format(name=name, row_size=size, loads="\n".join(loads.values()), arguments=arguments),
-                TEAM.format(name=name, row_size=size),
+                TABLE.format(name=name, loads=table, fields="".join(fields.values()), arguments=arguments),
+                TEAM.format(name=name, loads=team),
                 CHECK.format(name=name),
                 TABLE.format(
-                    name=f"{name}_check",
-                    row_size=size,
-                    loads="\n".join((loads["grad"], loads["count"], bad)),
-                    arguments="ptr %grad, i64 %count, ptr %bad",
+                    name=check, loads=table, fields=fields["grad"], arguments="ptr %grad, i64 %count, ptr %bad.r"
                 ),
-                TEAM.format(name=f"{name}_check", row_size=size),
+                TEAM.format(name=check, loads=team),
             )
         )
 
