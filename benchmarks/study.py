@@ -1,0 +1,118 @@
+"""What makes `mirror` good: variants of it on held-out training images of Fashion-MNIST (the table of docs/methods.md).
+
+    python benchmarks/study.py --data DIR [--seeds 2] [--out runs/study]
+
+LeNet-300-100, 10 epochs, at 98% and 99.5%, trained as in recipes/compare-fashion-mnist.yaml, with 5,000 of the training
+images held out.
+The variants that are not options of `mirror` are methods that this file registers, compositions of the library's parts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from mirrormask.after import AfterStep, Hyperbolic
+from mirrormask.compare.grid import describe
+from mirrormask.compare.table import accuracy_table
+from mirrormask.decay import ConstantDecay, Decay, PILoTDecay, ShrinkDecay, TargetDecay
+from mirrormask.geometry import Euclidean, Geometry, Hadamard
+from mirrormask.masks import Alternating, Gradual, Mask, OneShot
+from mirrormask.methods import Method
+from mirrormask.methods.base import named
+from results import accuracies, make_grid
+
+SHRINK = ShrinkDecay(4.0, 0.05, 0.75, 0.004)
+
+
+def _gradual(sparsity: float) -> Mask:
+    return Gradual(sparsity, 0.10, 0.75, 1 / 45)
+
+
+def _method(
+    name: str, mask: Mask, decay: Decay = SHRINK, geometry: Geometry | None = None, after: AfterStep | None = None
+) -> Method:
+    return Method(geometry or Hadamard(), decay, mask, name, after=after)
+
+
+@named("study: HAM's step on the factors")
+def study_ham(sparsity: float, *, a: float = 20.0) -> Method:
+    """`mirror` and HAM's step on the factors."""
+    return _method("study_ham", _gradual(sparsity), after=Hyperbolic(a, 0.0))
+
+
+@named("study: HAM and the schedule of mirror")
+def study_ham_alone(sparsity: float, *, a: float = 20.0, b: float = 1e-3) -> Method:
+    """HAM's step on the weights, under the mask of `mirror`."""
+    return _method("study_ham_alone", _gradual(sparsity), ConstantDecay(), Euclidean(), Hyperbolic(a, b))
+
+
+@named("study: the decay chosen by the controller")
+def study_target(sparsity: float) -> Method:
+    """The `target` decay instead of a total shrink."""
+    return _method("study_target", _gradual(sparsity), TargetDecay())
+
+
+@named("study: a constant decay")
+def study_constant(sparsity: float, *, alpha: float = 1e-2) -> Method:
+    """A constant decay instead of a total shrink."""
+    return _method("study_constant", _gradual(sparsity), ConstantDecay(alpha))
+
+
+@named("study: PILoT's decay")
+def study_pilot(sparsity: float) -> Method:
+    """PILoT's decay instead of a total shrink."""
+    return _method("study_pilot", _gradual(sparsity), PILoTDecay(5e-3))
+
+
+@named("study: one mask at half")
+def study_one_shot(sparsity: float, *, at: float = 0.5) -> Method:
+    """One mask instead of a gradual one."""
+    return _method("study_one_shot", OneShot(sparsity, at=at))
+
+
+@named("study: regrowth")
+def study_regrown(sparsity: float) -> Method:
+    """Masks that let weights come back, as in AC/DC."""
+    return _method("study_regrown", Alternating(sparsity, end_at=0.75))
+
+
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("mirror", {}),
+    ("mirror", {"shrink": 0.0}),
+    ("mirror", {"end_at": 0.5}),
+    ("mirror", {"end_at": 0.85}),
+    ("mirror", {"decay_until": 0.5}),
+    ("mirror", {"decay_until": 0.95}),
+    ("mirror", {"allocation": "erk"}),
+    ("mirror", {"allocation": "uniform"}),
+    ("study_one_shot", {}),
+    ("study_regrown", {}),
+    ("study_target", {}),
+    ("study_constant", {}),
+    ("study_pilot", {}),
+    ("study_ham", {}),
+    ("study_ham", {"a": 5.0}),
+    ("study_ham_alone", {}),
+    ("study_ham_alone", {"a": 50.0}),
+]
+
+
+def main() -> None:
+    """Train the variants and print their table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="where the data set is")
+    parser.add_argument("--out", type=Path, default=Path("runs/study"))
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+    grid = make_grid("fashion-mnist", arguments.data, arguments.out, tune=True)
+    methods = {describe(name, options): options for name, options in VARIANTS}
+    grid = dataclasses.replace(grid, methods=methods, seeds={"": tuple(range(arguments.seeds))})
+    print("\n" + accuracy_table(accuracies(grid, arguments.workers), accuracy="validation"))
+
+
+if __name__ == "__main__":
+    main()
