@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import mirrormask as mm
@@ -185,6 +186,39 @@ def test_bfloat16_weights(name):
     assert all(p.dtype == torch.bfloat16 for p in model.parameters())
     assert mm.sparsity(model).nonzeros == expected_nonzeros(name)
     assert accuracy(model, torch.bfloat16) > 0.6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_compiled_model_answers_like_the_trained_one(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("MIRRORMASK_CACHE", str(tmp_path))
+    model = make_model()
+    optimizer = wrap(model, name)
+    train(model, optimizer, 0, STEPS)
+    optimizer.finalize()
+    x, _ = batch(99_999)
+    model.eval()
+    torch.testing.assert_close(mm.compile(model, x, tune=False, force=True)(x), model(x).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_ranks_agree(tmp_path):
+    torch.multiprocessing.spawn(_train_on_a_rank, (str(tmp_path / "store"),), nprocs=2)
+
+
+def _train_on_a_rank(rank, store):
+    """Two processes with data of their own: after each method's training every weight is the same on both."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    for name in NAMES:
+        model = nn.parallel.DistributedDataParallel(make_model())
+        optimizer = wrap(model.module, name)
+        train(model, optimizer, rank * STEPS, (rank + 1) * STEPS)
+        optimizer.finalize()
+        for p in model.parameters():
+            both = [torch.empty_like(p) for _ in range(2)]
+            dist.all_gather(both, p.detach())
+            assert torch.equal(*both), f"{name}: the ranks ended with different weights"
+        assert sum(int(x.count_nonzero()) for x in optimizer.weights.values()) == expected_nonzeros(name)
+    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("name", NAMES)
