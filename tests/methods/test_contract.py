@@ -376,3 +376,15 @@ def test_mirror_leaves_the_factors_where_the_base_rescales_gradients():
     assert kinds[torch.optim.SGD, None] is kinds[torch.optim.SGD, True] is kinds[torch.optim.AdamW, True] is Hadamard
     assert kinds[torch.optim.AdamW, None] is kinds[torch.optim.AdamW, False] is MirrorDescent
     assert kinds[torch.optim.SGD, False] is MirrorDescent
+
+
+def test_mirror_refuses_a_bound_that_factors_do_not_read():
+    with pytest.raises(
+        ValueError, match=r"clip=0\.2 bounds the step of mirror descent; leave out clip or factors=True"
+    ):
+        mm.methods.mirror(0.5, clip=0.2, factors=True)
+    with pytest.raises(ValueError, match="clip"):
+        mm.methods.mirror(0.5, clip="none")
+    assert mm.methods.mirror(0.5, clip=0.2, factors=False).geometry.clip == 0.2
+    assert mm.methods.mirror(0.5, clip=None, factors=False).geometry.clip is None
+    assert mm.methods.mirror(0.5, factors=False).geometry.clip == MirrorDescent.clip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mirrormask.checks import check_known
 from mirrormask.decay import ConstantDecay, PILoTDecay, ShrinkDecay
 from mirrormask.geometry import Geometry, Hadamard, MirrorDescent, SignIn
 from mirrormask.masks import AtStart, Gradual, Iterative, OneShot
@@ -240,7 +241,7 @@ def mirror(
     every: float = 1 / 45,
     beta: float | str = "rms",
     gain: float | str | None = "auto",
-    clip: float | None = 0.05,
+    clip: float | str | None = "auto",
     factors: bool | None = None,
     allocation: str = "global",
     pattern: str | None = None,
@@ -253,16 +254,25 @@ def mirror(
             ``log a`` by at most ``decay_limit`` in a step; see :class:`mirrormask.decay.ShrinkDecay`.
         start_at, end_at, every: as in :class:`mirrormask.masks.Gradual`.
         beta, gain: as in :class:`mirrormask.geometry.Hadamard`.
-        clip: as in :class:`mirrormask.geometry.MirrorDescent`; not read with factors.
+        clip: as in :class:`mirrormask.geometry.MirrorDescent`, where factors are not trained; ``"auto"`` for its
+            default.
         factors: True to train the factors ``m`` and ``w``; False for mirror descent without them, which needs half of
             their memory and is a little less accurate under SGD (docs/results.md); None for factors under SGD and
             mirror descent under Adam and its kin, which do not follow the flow on factors.
         allocation, pattern: as in :class:`mirrormask.masks.Mask`.
 
+    Raises:
+        ValueError: an option is outside its range, or ``clip`` is given with ``factors=True``, which does not read it.
+
     Example:
         >>> mirror(0.99).decay.shrink
         4.0
     """
+    if factors and clip != "auto":
+        raise ValueError(f"clip={clip!r} bounds the step of mirror descent; leave out clip or factors=True")
+    if isinstance(clip, str):
+        check_known("clip", clip, ("auto",))
+        clip = MirrorDescent.clip
     mask = Gradual(sparsity, start_at, end_at, every, allocation=allocation, pattern=pattern)
     decay = ShrinkDecay(shrink, decay_from, decay_until, decay_limit)
     descent = MirrorDescent(beta, gain, clip)
