@@ -101,9 +101,8 @@ def main() -> None:
     print("\n" + accuracy_table(values, accuracy="validation" if arguments.tune else "test"))
     if not arguments.tune:
         print("\nsettings: " + "; ".join(describe(method, options) for method, options in methods.items()))
-        for theirs in ("gmp", "pilot"):
-            if {"mirror", theirs} <= methods.keys():
-                print(differences(values, "mirror", theirs))
+        for theirs in [m for m in methods if m not in ("dense", "mirror") and "mirror" in methods]:
+            print(differences(values, "mirror", theirs))
     if arguments.json:
         rows = [{"method": m, "sparsity": s, "seed": seed, "accuracy": 100 * v} for (m, s, seed), v in values.items()]
         arguments.json.write_text(json.dumps({"suite": arguments.suite, "rows": rows}, indent=1) + "\n")

@@ -376,6 +376,8 @@ def test_mirror_leaves_the_factors_where_the_base_rescales_gradients():
     assert kinds[torch.optim.SGD, None] is kinds[torch.optim.SGD, True] is kinds[torch.optim.AdamW, True] is Hadamard
     assert kinds[torch.optim.AdamW, None] is kinds[torch.optim.AdamW, False] is MirrorDescent
     assert kinds[torch.optim.SGD, False] is MirrorDescent
+    assert mm.methods.mirror(0.5).under(adaptive=True).geometry.clip == 0.01
+    assert mm.methods.mirror(0.5, clip=0.2).under(adaptive=True).geometry.clip == 0.2
 
 
 def test_mirror_refuses_a_bound_that_factors_do_not_read():
