@@ -4,10 +4,13 @@ from mirrormask.methods.at_start import erk, grasp, random, snip, synflow, unifo
 from mirrormask.methods.base import Method, Row, get, named, names, table
 from mirrormask.methods.dynamic import rigl, set
 from mirrormask.methods.ham import acdc_ham, erk_ham, gmp_ham, ham, rigl_ham, str_ham
-from mirrormask.methods.magnitude import acdc, dense, gmp, lrr, lth, magnitude, wr
-from mirrormask.methods.mirror import mirror, pilot, pilot_init, pilot_lrr, pilot_wr, sign_in, spred
+from mirrormask.methods.iterative import lrr, lth, wr
+from mirrormask.methods.magnitude import acdc, dense, gmp, magnitude
+from mirrormask.methods.mirror import mirror
 from mirrormask.methods.penalized import cs, l1, powerprop
 from mirrormask.methods.penalized import soft_threshold as str
+from mirrormask.methods.pilot import pilot, pilot_init, pilot_lrr, pilot_wr
+from mirrormask.methods.product import sign_in, spred
 
 __all__ = [
     "Method",
