@@ -180,6 +180,23 @@ def test_the_fused_step_follows_parameters_that_move_lose_gradients_or_are_added
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_the_fused_step_leaves_sparse_gradients_to_the_base():
+    results = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(20, 6, sparse=True), nn.Flatten(), nn.Linear(12, 3))
+        base = torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9)
+        optimizer = mm.sparsify(model, base, mm.methods.mirror(0.5), steps=9, weights=["2.weight"], fused=fused)
+        for step in range(5):
+            optimizer.zero_grad()
+            words = torch.randint(0, 20, (8, 2), generator=torch.Generator().manual_seed(step))
+            model(words).square().sum().backward()
+            optimizer.step()
+        results.append(list(model.parameters()))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("where", ["weight", "bias"])
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 def test_the_fused_check_finds_one_bad_gradient(where, value):

@@ -119,7 +119,7 @@ class Table:
         found = []
         for p in self.parameters:
             grad = p.grad
-            if grad is None or grad.dtype != torch.float32 or grad.stride() != p.stride() or grad.is_sparse:
+            if grad is None or grad.is_sparse or grad.dtype != torch.float32 or grad.stride() != p.stride():
                 return False
             found.append(grad)
         self._point("grad", found)
