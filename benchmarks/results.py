@@ -56,7 +56,7 @@ def make_grid(name: str, data: str, out: Path, *, tune: bool) -> Grid:
     if name == "fashion-mnist-adamw":
         # Weight decay 0.01; the trials choose each method's learning rate.
         base = dataclasses.replace(grid.base, optimizer=Optimizer("adamw", lr=1e-3, weight_decay=0.01))
-        grid = Grid(base, ADAMW_SETTINGS, grid.sparsities, {"": (0, 1, 2)})
+        grid = Grid(base, ADAMW_SETTINGS, suite.trial_sparsities, {"": (0, 1, 2)})
     if not tune:
         return grid
     base = dataclasses.replace(grid.base, data=dataclasses.replace(grid.base.data, validation=5000))
@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/results"))
     parser.add_argument("--tune", action="store_true", help="run the trials on held-out training images instead")
     parser.add_argument("--methods", nargs="+", help="only these methods")
+    parser.add_argument("--sparsity", nargs="+", type=float, help="only these sparsities")
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the accuracies here")
@@ -96,7 +97,8 @@ def main() -> None:
     methods = {m: o for m, o in grid.methods.items() if not arguments.methods or m.split()[0] in arguments.methods}
     seeds = {m: s for m, s in grid.seeds.items() if not m or m in methods}
     seeds = {"": tuple(range(arguments.seeds))} if arguments.seeds else seeds
-    grid = dataclasses.replace(grid, methods=methods, seeds=seeds)
+    sparsities = tuple(arguments.sparsity or grid.sparsities)
+    grid = dataclasses.replace(grid, methods=methods, seeds=seeds, sparsities=sparsities)
     values = accuracies(grid, arguments.workers)
     print("\n" + accuracy_table(values, accuracy="validation" if arguments.tune else "test"))
     if not arguments.tune:
