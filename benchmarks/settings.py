@@ -56,8 +56,8 @@ SETTINGS = load_grid(Path(__file__).parent.parent / "recipes" / "compare-fashion
 ADAMW_TRIALS: dict[str, list[Options]] = {
     method: [{**SETTINGS[method], "lr": lr} for lr in (1e-3, 2e-3, 4e-3)] for method in ("gmp", "gmp_ham", "mirror")
 }
-#: The best of them.
+#: The best of them; for each it is the highest rate.
 ADAMW_SETTINGS: dict[str, Options] = {
     "dense": {"lr": 1e-3},
-    **{method: {**SETTINGS[method], "lr": lr} for method, lr in (("gmp", 2e-3), ("gmp_ham", 2e-3), ("mirror", 1e-3))},
+    **{method: {**SETTINGS[method], "lr": 4e-3} for method in ("gmp", "gmp_ham", "mirror")},
 }
