@@ -16,7 +16,7 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -31,8 +31,7 @@ from settings import ADAMW_SETTINGS, ADAMW_TRIALS, CIFAR_TRIALS, TRIALS
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 
-@dataclasses.dataclass(frozen=True)
-class Suite:
+class Suite(NamedTuple):
     """A table: its recipe, which of the recipe's keys says where the data is, in what form, and the trials."""
 
     recipe: str

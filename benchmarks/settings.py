@@ -58,6 +58,6 @@ ADAMW_TRIALS: dict[str, list[Options]] = {
 }
 #: The best of them; for each it is the highest rate.
 ADAMW_SETTINGS: dict[str, Options] = {
-    "dense": {"lr": 1e-3},
+    "dense": {},
     **{method: {**SETTINGS[method], "lr": 4e-3} for method in ("gmp", "gmp_ham", "mirror")},
 }
