@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 from torch import Tensor
 
-from mirrormask.fused.update import STATE_SNAP, Update, float_literal
+from mirrormask.fused.update import STATE_SNAP, Update, float_literal, load_lines
 from mirrormask.geometry import Geometry, MirrorDescent
 
 if TYPE_CHECKING:
@@ -94,9 +94,7 @@ class Dual(Update):
 
     def body(self, *, nesterov: bool, masked: bool) -> str:
         """The equations of the class, element by element."""
-        pointers = {"g": "grad", "u": "u", "b": "bu"}
-        lines = [f"  %{value}.p = getelementptr float, ptr %{array}, i64 %i" for value, array in pointers.items()]
-        lines += [f"  %{value}.0 = load float, ptr %{value}.p" for value in pointers]
+        lines = load_lines({"g": "grad", "u": "u", "b": "bu"})
         lines += ["  %x.p = getelementptr float, ptr %x, i64 %i"]
         lines += [STEP.format(update="%n" if nesterov else "%b.2", state_snap=float_literal(STATE_SNAP))]
         u = "%u.2" if masked else "%u.1"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from mirrormask.fused.update import Update
+from mirrormask.fused.update import Update, load_lines
 from mirrormask.geometry import Euclidean
 
 if TYPE_CHECKING:
@@ -40,9 +40,7 @@ class Plain(Update):
 
     def body(self, *, nesterov: bool, masked: bool) -> str:
         """The equations of the class, element by element."""
-        pointers = {"x": "x", "g": "grad", "b": "bx"}
-        lines = [f"  %{value}.p = getelementptr float, ptr %{array}, i64 %i" for value, array in pointers.items()]
-        lines += [f"  %{value}.0 = load float, ptr %{value}.p" for value in pointers]
+        lines = load_lines({"x": "x", "g": "grad", "b": "bx"})
         return "\n".join([*lines, STEP.format(update="%n" if nesterov else "%b.1")])
 
     def fill(self, table: Table, optimizer: SparseOptimizer) -> list[list[float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from mirrormask.fused.update import SNAP, STATE_SNAP, Update, float_literal
+from mirrormask.fused.update import SNAP, STATE_SNAP, Update, float_literal, load_lines
 from mirrormask.geometry import Geometry, Hadamard
 
 if TYPE_CHECKING:
@@ -54,9 +54,7 @@ class Product(Update):
 
     def body(self, *, nesterov: bool, masked: bool) -> str:
         """The equations of the class, element by element."""
-        pointers = {"g": "grad", "m": "m", "w": "w", "bm": "bm", "bw": "bw"}
-        lines = [f"  %{value}.p = getelementptr float, ptr %{array}, i64 %i" for value, array in pointers.items()]
-        lines += [f"  %{value}.0 = load float, ptr %{value}.p" for value in pointers]
+        lines = load_lines({"g": "grad", "m": "m", "w": "w", "bm": "bm", "bw": "bw"})
         lines += [
             "  %g = fadd float %g.0, 0.0",
             "  %x.p = getelementptr float, ptr %x, i64 %i",

@@ -35,8 +35,8 @@ class FusedStep:
         self._update = next((update for update in UPDATES if update.serves(geometry)), None)
         self._possible = self._can_serve()
         chosen = {id(x) for x in self._weights}
-        others = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in chosen]
-        self._others = others if all(map(_is_plain, others)) else None
+        self._others = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in chosen]
+        self._others_are_plain = all(map(_is_plain, self._others))
         self._table: Table | None = None
         self._plain: Table | None = None  # of the other parameters that have gradients
 
@@ -77,7 +77,7 @@ class FusedStep:
 
     def _prepare_plain(self) -> None:
         """Set up the table of the other parameters; none where the base optimizer must step them itself."""
-        live = [p for p in self._others or [] if p.grad is not None]
+        live = [p for p in self._others if p.grad is not None] if self._others_are_plain else []
         base = self._optimizer.base
         hooks = base._optimizer_step_pre_hooks or base._optimizer_step_post_hooks
         if not live or hooks or not all(group["momentum"] for group in self._optimizer.param_groups):
@@ -101,9 +101,7 @@ class FusedStep:
             return False
         if self._plain is not None:
             return self._plain.finite(nesterov=self._nesterov)
-        chosen = {id(x) for x in self._weights}
-        params = [p for group in self._optimizer.param_groups for p in group["params"] if id(p) not in chosen]
-        return keep_finite([p.grad for p in params if p.grad is not None])
+        return keep_finite([p.grad for p in self._others if p.grad is not None])
 
     def step(self) -> None:
         """One whole step."""

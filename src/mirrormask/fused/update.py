@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mirrormask.fused.table import Table
     from mirrormask.optimizer import SparseOptimizer
 
-__all__ = ["SNAP", "STATE_SNAP", "Update", "float_literal"]
+__all__ = ["SNAP", "STATE_SNAP", "Update", "float_literal", "load_lines"]
 
 #: Latents below this are set to zero, so that no product of two of them, and no weight, is a denormal number (which
 #: a processor computes up to a hundred times slower): x = m w stays at or above 2**-126, the least normal float32.
@@ -199,6 +199,12 @@ class Update(ABC):
                 TEAM.format(name=check, loads=team),
             )
         )
+
+
+def load_lines(arrays: dict[str, str]) -> list[str]:
+    """IR that loads element ``%i`` of arrays, value -> array: ``%value.p`` is where it is, ``%value.0`` what it is."""
+    lines = [f"  %{value}.p = getelementptr float, ptr %{array}, i64 %i" for value, array in arrays.items()]
+    return lines + [f"  %{value}.0 = load float, ptr %{value}.p" for value in arrays]
 
 
 def float_literal(value: float) -> str:
