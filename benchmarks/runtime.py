@@ -20,8 +20,9 @@ from pathlib import Path
 import torch
 
 import mirrormask as mm
-from mirrormask.runtime.bench import ENGINES, in_turns, prepare_engines
+from mirrormask.runtime.bench import ENGINES, prepare_engines
 from mirrormask.runtime.cache import processor_name
+from mirrormask.runtime.timing import in_turns
 from networks import NETWORKS, build
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}

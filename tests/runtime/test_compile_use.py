@@ -1,7 +1,11 @@
 """What surrounds a compiled model: bad input, batches, shapes, copies, the cache, what stays in PyTorch."""
 
 import copy
+import ctypes
+import os
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -73,9 +77,12 @@ def test_rows_of_any_number_and_leading_shape(rows):
     agree(compiled(model, torch.randn(2, 3, 20)), model, torch.randn(3, rows, 20))
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_threads_share_images_and_channels(threads, batch):
+@pytest.mark.parametrize("whose", ["torch's threads", "own threads"])
+def test_threads_share_images_and_channels(threads, batch, whose, monkeypatch):
+    if whose == "own threads":
+        monkeypatch.setattr("mirrormask.runtime.plan.openmp", lambda: None)
     model = network()
     x = torch.randn(batch, 3, 16, 16)
     torch.set_num_threads(threads)
@@ -87,6 +94,48 @@ def test_threads_share_images_and_channels(threads, batch):
         fast._quick.clear()
         for _ in range(20):
             agree(fast, model, x)
+
+
+def test_a_team_that_is_smaller_than_asked_for_leaves_nothing_out(monkeypatch):
+    from mirrormask.openmp import openmp
+
+    threads = openmp()
+    if threads is None:
+        pytest.skip("this torch's threads cannot be called")
+    model, x = network(), torch.randn(4, 3, 16, 16)
+    torch.set_num_threads(2)
+    fast = compiled(model, x)
+    one = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 1)  # what OpenMP says of a team within a team
+    entries = (ctypes.c_void_p * 3).from_address(threads.entries)
+    kept = list(entries)
+    entries[2] = ctypes.cast(one, ctypes.c_void_p).value
+    try:
+        agree(fast, model, x)
+        agree(fast, model, x[:1])
+    finally:
+        entries[:] = kept
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_has_no_team_and_needs_none():
+    script = """
+import os, torch, mirrormask as mm
+torch.set_num_threads(2)
+model = torch.nn.Sequential(torch.nn.Conv2d(3, 32, 3), torch.nn.ReLU(), torch.nn.Conv2d(32, 8, 3)).eval()
+x = torch.randn(4, 3, 16, 16)
+fast = mm.compile(model, x, tune=False, force=True)
+for region in fast._regions.values():
+    region.plan_for(1).shares = True
+expected = [fast(x), fast(x[:1]), fast(x), fast(x[:1])]
+child = os.fork()
+if not child:
+    same = all(torch.equal(fast(given), wanted) for given, wanted in zip([x, x[:1], x, x[:1]], expected))
+    again = fast(x[:3])  # a batch that the parent never had
+    os._exit(0 if same and torch.equal(again, expected[0][:3]) else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert torch.equal(fast(x), expected[0])
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=120)
 
 
 def test_more_shapes_and_threads_than_are_kept(monkeypatch):

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from mirrormask.fused.team import openmp
 from mirrormask.fused.update import Update
 from mirrormask.jit import host_engine
+from mirrormask.openmp import openmp
 
 if TYPE_CHECKING:
     from mirrormask.optimizer import SparseOptimizer
@@ -171,8 +171,7 @@ class Table:
         if self.shares == 1:
             function.run(self._address, 0, len(self._bad))
         elif team is not None:
-            # With torch's number of threads: a smaller team would make the runtime end the others.
-            team.parallel(function.team, self._address, self._threads)
+            team.run(function.team, self._address, self._threads)
         else:
             first, *others = ((self._address, a, b) for a, b in itertools.pairwise(self._bounds))
             jobs = [_pool(self.shares).submit(function.run, *span) for span in others]

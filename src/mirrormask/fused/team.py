@@ -1,23 +1,11 @@
-"""Generated code on the threads that torch computes with: its OpenMP team, which waits, spinning, for the next region.
-
-A thread of our own would share a core with a worker of torch's that goes on spinning after the backward pass.
-"""
+"""What each thread of a team does with a table, in LLVM IR."""
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
+__all__ = ["TEAM"]
 
-import torch
-
-__all__ = ["TEAM", "OpenMP", "openmp"]
-
-#: What each thread of a team does, in LLVM IR: the shares of a table's pieces whose number, modulo the size of the
-#: team, is the thread's. See :data:`mirrormask.fused.update.TASK`.
+#: The shares of a table's pieces whose number, modulo the size of the team, is the thread's; see
+#: :data:`mirrormask.fused.update.TASK`.
 TEAM = """
 define void @{name}_team(ptr %task) {{
 entry:
@@ -43,40 +31,3 @@ done:
   ret void
 }}
 """
-
-
-class OpenMP(NamedTuple):
-    """The OpenMP runtime of torch.
-
-    Attributes:
-        parallel: ``parallel(function, argument, threads)``: call the function at an address, with the argument, on
-            each thread of a team of (at most) that size; returns when all are done.
-        thread_num: the address of ``omp_get_thread_num``.
-        num_threads: the address of ``omp_get_num_threads``.
-    """
-
-    parallel: Callable[[int, int, int], None]
-    thread_num: int
-    num_threads: int
-
-
-@functools.cache
-def openmp() -> OpenMP | None:
-    """The runtime that this torch is linked with; None where it has none or one without ``GOMP_parallel``.
-
-    GNU's OpenMP has that entry, and LLVM's for its sake.
-    """
-    if not torch._C.has_openmp or not sys.platform.startswith("linux"):
-        return None
-    try:
-        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))  # loaded already
-        region, own, size = (
-            ctypes.cast(library[symbol], ctypes.c_void_p).value
-            for symbol in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
-        )
-    except (OSError, AttributeError):
-        return None
-    if not region or not own or not size:
-        return None
-    call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)(region)
-    return OpenMP(lambda function, argument, threads: call(function, argument, threads, 0), own, size)

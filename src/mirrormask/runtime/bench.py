@@ -8,7 +8,6 @@ import io
 import json
 import logging
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,9 @@ from mirrormask.checks import check_int, check_known
 from mirrormask.files import write_text
 from mirrormask.runtime.build import compile
 from mirrormask.runtime.cache import processor_name
+from mirrormask.runtime.timing import in_turns
 
-__all__ = ["ENGINES", "BenchResult", "bench", "in_turns", "prepare_engines"]
+__all__ = ["ENGINES", "BenchResult", "bench", "prepare_engines"]
 
 Call = Callable[[], object]
 
@@ -221,30 +221,3 @@ def _sparsity(model: nn.Module) -> float:
     weights = [p for p in model.parameters() if p.dim() > 1]
     elements = sum(p.numel() for p in weights)
     return 1.0 - sum(int(torch.count_nonzero(p)) for p in weights) / max(1, elements)
-
-
-def in_turns(
-    calls: dict[str, Call], rounds: int, budget: float, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, list[float]]:
-    """Seconds per call of each, once per round; a turn repeats a call for about ``budget`` seconds.
-
-    Args:
-        clock: ``time.process_time`` leaves out the moments in which other processes had the processor; it adds up the
-            threads of this one, hence it is for a single thread.
-    """
-    repeats = {}
-    for name, call in calls.items():
-        for _ in range(3):
-            start = clock()
-            call()
-            once = clock() - start
-        repeats[name] = max(1, int(budget / once))
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            call()  # after another engine, caches are cold
-            start = clock()
-            for _ in range(repeats[name]):
-                call()
-            times[name].append((clock() - start) / repeats[name])
-    return times

@@ -24,7 +24,8 @@ from mirrormask.runtime.region import Region
 from mirrormask.runtime.report import LayerReport, Report
 from mirrormask.runtime.structure import structure_key
 from mirrormask.runtime.targets import Target, best_target, fp16_target
-from mirrormask.runtime.tune import Tuner, median_seconds, own_time
+from mirrormask.runtime.timing import median_seconds, own_time
+from mirrormask.runtime.tune import Tuner
 
 __all__ = ["compile"]
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from mirrormask.runtime.graph import Node
 from mirrormask.runtime.region import Region
 from mirrormask.runtime.report import LayerReport
-from mirrormask.runtime.tune import median_seconds, op_seconds, own_time
+from mirrormask.runtime.timing import median_seconds, own_time
+from mirrormask.runtime.tune import op_seconds
 
 __all__ = ["layer_reports"]
 

@@ -20,7 +20,7 @@ from mirrormask.runtime import cache
 from mirrormask.runtime.kernels import clear, dense, driver, elementwise, pool, relayout, shared, sparse, vector
 from mirrormask.runtime.targets import Target, best_target
 
-__all__ = ["address_of", "aligned_array", "emit", "fields_of", "run_function", "yield_address"]
+__all__ = ["address_of", "aligned_array", "emit", "fields_of", "run_functions", "yield_address"]
 
 #: How each kind of specification is emitted, and the names of its arguments.
 _KERNELS: dict[str, tuple[Callable[[Any, str], str], tuple[str, ...]]] = {
@@ -56,13 +56,18 @@ def _engine(target: Target) -> Engine:
 @functools.cache
 def address_of(kind: str, spec: Any) -> int:
     """The address of a kernel's machine code."""
-    return _address(_engine(spec.target), kind, repr(spec), lambda name: emit(kind, spec, name))
+    engine = _engine(spec.target)
+    return engine.address(_load(engine, kind, repr(spec), lambda name: emit(kind, spec, name)))
 
 
 @functools.cache
-def run_function() -> Any:
-    """The generated function that runs a plan, as a ``ctypes`` function (it releases the interpreter lock)."""
-    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(_address(host_engine(), "run_plan", "", driver.emit))
+def run_functions() -> tuple[Any, Any]:
+    """The generated functions that run a plan, on one thread and on a team, see :mod:`kernels.driver`; as ``ctypes``
+    functions, which release the interpreter lock."""  # fmt: skip
+    engine = host_engine()
+    name = _load(engine, "run_plan", "", driver.emit)
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    return kind(engine.address(name)), kind(engine.address(f"{name}_team"))
 
 
 @functools.cache
@@ -73,8 +78,8 @@ def yield_address() -> int:
     return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
-def _address(engine: Engine, kind: str, facts: str, make: Callable[[str], str]) -> int:
-    """Load a function's object code from the disk, or make it and keep it there."""
+def _load(engine: Engine, kind: str, facts: str, make: Callable[[str], str]) -> str:
+    """Load a function's object code from the disk, or make it and keep it there; returns the function's name."""
     digest = hashlib.sha256(f"{kind} {facts} {_build()}".encode()).hexdigest()[:24]
     name = f"{kind}_{digest}"
     code = cache.load_bytes(name)
@@ -82,7 +87,7 @@ def _address(engine: Engine, kind: str, facts: str, make: Callable[[str], str]) 
         code = engine.object_code(make(name))
         cache.store_bytes(name, code)
     engine.load(code)
-    return engine.address(name)
+    return name
 
 
 @functools.cache

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mirrormask.openmp import openmp
 from mirrormask.runtime import native
 from mirrormask.runtime.kernels.driver import MAX_TENSORS, op_words
 from mirrormask.runtime.verify import check_op
 from mirrormask.runtime.workers import run_together
 
-__all__ = ["Op", "Plan"]
+__all__ = ["Op", "Plan", "Run"]
 
 
 @dataclass
@@ -104,9 +105,6 @@ class Plan:
         self._stride_words = np.array(self.strides, np.int64)
         self._still = np.zeros(len(self.strides) + 1, np.int64)
         self._arenas = [native.aligned_array(self.floats, self.dtype)]
-        self._barrier = np.array([0, native.yield_address()], np.int64)
-        self.function = native.run_function()
-        """The native function; it takes the address of :meth:`words`."""
         self.lock = threading.Lock()
         """Held while the plan runs: its memory serves one call at a time."""
         self.shares = self.threads > 1
@@ -119,52 +117,76 @@ class Plan:
         return sum(op.nbytes for op in self.ops) + sum(int(array.nbytes) for array in arrays)
 
     def run(self, tensors: int, items: int) -> None:
-        """Run all items; ``tensors`` is the address of the addresses of the inputs and outputs.
-
-        With enough items each thread takes some, in an arena of its own; else all threads share each item.
-        """
+        """Run all items, see :meth:`prepare`."""
         with self.lock:
-            jobs = []
-            if self.threads > 1 and items >= self.threads:
-                while len(self._arenas) < self.threads:
-                    self._arenas.append(native.aligned_array(self.floats, self.dtype))
-                cuts = [items * i // self.threads for i in range(self.threads + 1)]
-                jobs = [self.words(tensors, cuts[i], cuts[i + 1], i, arena=i) for i in range(self.threads)]
-            elif self.shares and items:
-                self._barrier[0] = 0
-                barrier = self._barrier.ctypes.data
-                jobs = [self.words(tensors, 0, items, i, barrier=barrier) for i in range(self.threads)]
-            if not jobs or not run_together([partial(self.function, job.ctypes.data) for job in jobs]):
-                words = self.words(tensors, 0, items)  # by name: it must outlive the call
-                self.function(words.ctypes.data)
+            self.prepare(tensors, items)()
 
-    def words(
+    def prepare(self, tensors: int, items: int) -> Run:
+        """A run of all items, to be started (under :attr:`lock`) any number of times.
+
+        With enough items each thread takes some, in an arena of its own; else, if that pays, all threads share each.
+
+        Args:
+            tensors: the address of the addresses of the inputs and outputs.
+        """
+        threads, jobs = self.threads, []
+        barrier = np.array([0, native.yield_address()], np.int64)
+        if threads > 1 and items >= threads:
+            while len(self._arenas) < threads:
+                self._arenas.append(native.aligned_array(self.floats, self.dtype))
+            cuts = [items * i // threads for i in range(threads + 1)]
+            jobs = [self._words(tensors, cuts[i], cuts[i + 1], i, arena=i) for i in range(threads)]
+        elif threads > 1 and self.shares and items:
+            jobs = [self._words(tensors, 0, items, i, barrier=barrier.ctypes.data) for i in range(threads)]
+        return Run(self._words(tensors, 0, items), jobs, barrier)
+
+    def _words(
         self, tensors: int, first: int, end: int, thread: int = 0, *, arena: int = 0, barrier: int = 0
     ) -> npt.NDArray[np.int64]:
-        """What :attr:`function` reads, for the items from ``first`` to ``end``."""
+        """What the native function reads, for the items from ``first`` to ``end``."""
         table, strides = self._table.ctypes.data, self._stride_words.ctypes.data
         place, count = self._arenas[arena].ctypes.data, len(self.strides)
-        size = op_words(self.threads)
-        numbers = (
-            table,
-            len(self.ops),
-            place,
-            tensors,
-            strides,
-            count,
-            first,
-            end,
-            thread,
-            self.threads,
-            barrier,
-            size,
-        )
-        return np.array(numbers, np.int64)
+        io = (table, len(self.ops), place, tensors, strides, count)
+        return np.array([*io, first, end, thread, self.threads, barrier, op_words(self.threads)], np.int64)
 
     def run_op(self, index: int, tensors: int, repeats: int = 1) -> None:
         """Run a single op on the first item, ``repeats`` times, on whatever the arena holds: for measuring."""
-        words = self.words(tensors, 0, repeats)
+        words = self._words(tensors, 0, repeats)
         words[0] += 8 * op_words(self.threads) * index
         words[1] = 1
         words[4] = self._still.ctypes.data
-        self.function(words.ctypes.data)
+        native.run_functions()[0](words.ctypes.data)
+
+
+class Run:
+    """All that a run of a plan reads, in place.
+
+    Attributes:
+        function, words: the native function that does it all, and the address that it takes; None where threads of our
+            own do it.
+    """
+
+    def __init__(
+        self, alone: npt.NDArray[np.int64], jobs: list[npt.NDArray[np.int64]], barrier: npt.NDArray[np.int64]
+    ) -> None:
+        self._alone, self._jobs, self._barrier = alone, jobs, barrier
+        one, team = native.run_functions()
+        threads = openmp()
+        self.function: Any = one
+        self.words = alone.ctypes.data
+        if jobs and threads is not None:
+            addresses = [array.ctypes.data for array in (barrier, alone, *jobs)]
+            self._task = np.array([threads.entries, len(jobs), *addresses], np.int64)
+            self.function, self.words = team, self._task.ctypes.data
+        elif jobs:
+            self.function = None
+
+    def __call__(self) -> None:
+        """Run once, and wait for all threads."""
+        if self.function is not None:
+            self.function(self.words)
+            return
+        one, _ = native.run_functions()
+        self._barrier[0] = 0
+        if not run_together([partial(one, job.ctypes.data) for job in self._jobs]):
+            one(self.words)

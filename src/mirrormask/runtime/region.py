@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import threading
 from typing import Any
 
 import torch
@@ -15,7 +14,8 @@ from mirrormask.runtime.kernels.driver import MAX_THREADS
 from mirrormask.runtime.lower import lower
 from mirrormask.runtime.plan import Plan
 from mirrormask.runtime.targets import Target, available_targets, best_target, fp16_target
-from mirrormask.runtime.tune import Tuner, median_seconds
+from mirrormask.runtime.timing import in_turns
+from mirrormask.runtime.tune import Tuner
 
 __all__ = ["Quick", "Region"]
 
@@ -66,7 +66,7 @@ class Region(nn.Module):
         key = (min(torch.get_num_threads(), MAX_THREADS), self.tokens(items))
         if key not in self._plans:
             plan = lower(self.graph, self.target, key[0], self.tuner, key[1])
-            question = f"threads share {key} {self.graph.shapes}"
+            question = f"a team shares {key} {self.graph.shapes}"
             plan.shares = plan.threads > 1 and self.tuner.decide(question, lambda: _sharing_pays(plan))
             self._plans[key] = plan
             self.tuner.save()
@@ -102,7 +102,7 @@ class Region(nn.Module):
         return weights + sum(plan.nbytes for plan in self._plans.values())
 
     def quick(self, shape: torch.Size) -> Quick | None:
-        """The parts of a call for a contiguous tensor of this shape, if one native call on one thread is all of it."""
+        """The parts of a call for a contiguous tensor of this shape, if one native call is all of it."""
         call = self._calls.get((shape, torch.get_num_threads()))
         return None if call is None or not call.simple else Quick(call)
 
@@ -129,21 +129,19 @@ class _Call:
         self.steps = self.padded // tokens
         self.inner = [(self.padded, *out) for out in self.plan.outputs]
         self.outer = [(*leading, *out) for out in self.plan.outputs]
-        self.lock = threading.Lock()
         self.addresses = (ctypes.c_int64 * len(self.plan.strides))()
-        self.place = ctypes.addressof(self.addresses)
-        self.alone = self.plan.threads == 1 or (self.steps < self.plan.threads and not self.plan.shares)
-        self.simple = self.alone and self.inner == self.outer and len(self.plan.strides) == 2
+        self.run = self.plan.prepare(ctypes.addressof(self.addresses), self.steps)
+        self.simple = self.run.function is not None and self.inner == self.outer and len(self.plan.strides) == 2
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> Any:
         tensors = [x if x.is_contiguous() else x.contiguous() for x in inputs]
         if self.padded != self.items:
             tensors = [_pad(x.reshape(self.items, -1), self.padded) for x in tensors]
         results = [torch.empty(shape) for shape in self.inner]
-        with self.lock:
+        with self.plan.lock:
             for i, x in enumerate((*tensors, *results)):
                 self.addresses[i] = x.data_ptr()
-            self.plan.run(self.place, self.steps)
+            self.run()
         if self.inner != self.outer:
             results = [x[: self.items].view(shape) for x, shape in zip(results, self.outer, strict=True)]
         return results[0] if len(results) == 1 else tuple(results)
@@ -155,26 +153,27 @@ class Quick:
     __slots__ = ("_keep", "addresses", "function", "lock", "size", "strides", "threads", "words")
 
     def __init__(self, call: _Call) -> None:
-        plan = call.plan
         self.threads = torch.get_num_threads()
         self.size = call.outer[0]
         self.strides = torch.empty(self.size).stride()
-        self.addresses = (ctypes.c_int64 * 2)()
-        words = plan.words(ctypes.addressof(self.addresses), 0, call.steps)
-        self.words = words.ctypes.data
-        self.function, self.lock = plan.function, plan.lock
-        self._keep = (plan, words)
+        self.addresses = call.addresses
+        self.function, self.words, self.lock = call.run.function, call.run.words, call.plan.lock
+        self._keep = call
 
 
 def _sharing_pays(plan: Plan) -> bool:
-    """Whether one item runs faster when all threads share it: waking and waiting for them costs time too."""
+    """Whether one item runs faster when all threads share it: waiting for each other costs time too.
+
+    The fastest of several turns decides: other work on the machine lengthens turns, and those of several threads most.
+    """
     # Any memory will do for tensors: one that is large enough for each.
     tensors = [torch.zeros(max(1, stride)) for stride in plan.strides]
     addresses = (ctypes.c_int64 * len(tensors))(*[x.data_ptr() for x in tensors])
-    seconds = []
+    runs = {}
     for plan.shares in (False, True):
-        seconds.append(median_seconds(lambda: plan.run(ctypes.addressof(addresses), 1), repeats=9))
-    return seconds[1] < 0.95 * seconds[0]
+        runs[plan.shares] = plan.prepare(ctypes.addressof(addresses), 1)
+    seconds = {shares: min(times) for shares, times in in_turns(runs, rounds=7, budget=0.01).items()}
+    return seconds[True] < 0.95 * seconds[False]
 
 
 def _pad(rows: Tensor, count: int) -> Tensor:

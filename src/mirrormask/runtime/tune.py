@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -15,40 +13,13 @@ from mirrormask.runtime.layout import Layout, map_layout
 from mirrormask.runtime.memory import MARGIN
 from mirrormask.runtime.plan import Plan
 from mirrormask.runtime.problem import Choice, Problem
+from mirrormask.runtime.timing import median_seconds, own_time
 from mirrormask.runtime.vectors import VectorProblem
 
-__all__ = ["Tuner", "candidates", "default_choice", "median_seconds", "op_seconds", "own_time"]
+__all__ = ["Tuner", "candidates", "default_choice", "op_seconds"]
 
 #: What a block of input planes may take of a 32 KiB L1 cache.
 L1_BYTES = 24 * 1024
-
-
-def _fine(clock: Literal["thread_time"]) -> bool:
-    return hasattr(time, clock) and time.get_clock_info(clock).resolution < 1e-6
-
-
-#: The time of this thread alone, where the system keeps it finely: other processes do not lengthen it.
-own_time: Callable[[], float] = time.thread_time if _fine("thread_time") else time.perf_counter
-
-
-def median_seconds(
-    call: Callable[[], object],
-    *,
-    repeats: int = 5,
-    budget: float = 0.25,
-    clock: Callable[[], float] = time.perf_counter,
-) -> float:
-    """The median time of ``call``, warmed up once; fewer repeats when they would exceed ``budget`` seconds."""
-    times = []
-    start = clock()
-    call()
-    for _ in range(repeats):
-        before = clock()
-        call()
-        times.append(clock() - before)
-        if times[-1] + before - start > budget:
-            break
-    return statistics.median(times)
 
 
 def row_choices(rows: int, vectors: int, most: int) -> list[int]:

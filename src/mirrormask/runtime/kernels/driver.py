@@ -3,7 +3,11 @@
     run(words)   words: ops, count, arena, tensors, strides, tensor_count, first, end, thread, threads, barrier,
                         words per op
 
-Its argument is one array of 64-bit words, because each argument of a foreign call costs time.
+    run_team(task)      task: entries, jobs, barrier, alone, then each job
+
+The argument is one array of 64-bit words, because each argument of a foreign call costs time. ``run_team`` calls
+``run`` on each thread of an OpenMP team, with the words of that thread's job; or, if there are fewer threads than jobs,
+once, with the words of ``alone``. ``entries`` is :attr:`mirrormask.openmp.OpenMP.entries`.
 
 An op is the kernel's address, the address of its arguments, then the bounds of each thread's work.
 With a barrier, the threads share every image: each does its part of an op, then waits for the others. Without one,
@@ -27,8 +31,8 @@ def op_words(threads: int) -> int:
 
 
 def emit(name: str) -> str:
-    """The driver's LLVM IR."""
-    return _TEMPLATE.format(name=name, tensors=MAX_TENSORS, spins=SPINS)
+    """The driver's LLVM IR: the functions ``name`` and ``name_team``."""
+    return _TEMPLATE.format(name=name, tensors=MAX_TENSORS, spins=SPINS) + _TEAM.format(name=name)
 
 
 _TEMPLATE = """
@@ -131,6 +135,58 @@ image.end:
   %image.next = add i64 %image, 1
   br label %images
 done:
+  ret void
+}}
+"""
+
+_TEAM = """
+define void @{name}_job(ptr %task) {{
+entry:
+  %entries = load ptr, ptr %task
+  %own.at = getelementptr ptr, ptr %entries, i64 1
+  %own.function = load ptr, ptr %own.at
+  %own.32 = call i32 %own.function()
+  %own = sext i32 %own.32 to i64
+  %size.at = getelementptr ptr, ptr %entries, i64 2
+  %size.function = load ptr, ptr %size.at
+  %size.32 = call i32 %size.function()
+  %size = sext i32 %size.32 to i64
+  %jobs.at = getelementptr i64, ptr %task, i64 1
+  %jobs = load i64, ptr %jobs.at
+  %few = icmp slt i64 %size, %jobs
+  %count = select i1 %few, i64 1, i64 %jobs
+  %first = select i1 %few, i64 3, i64 4
+  %busy = icmp slt i64 %own, %count
+  br i1 %busy, label %work, label %done
+work:
+  %index = add i64 %first, %own
+  %words.at = getelementptr ptr, ptr %task, i64 %index
+  %words = load ptr, ptr %words.at
+  call void @{name}(ptr %words)
+  br label %done
+done:
+  ret void
+}}
+
+define void @{name}_team(ptr %task) {{
+entry:
+  %entries = load ptr, ptr %task
+  %parallel = load ptr, ptr %entries
+  %lost = icmp eq ptr %parallel, null
+  br i1 %lost, label %alone, label %together
+alone:
+  %words.at = getelementptr ptr, ptr %task, i64 3
+  %words = load ptr, ptr %words.at
+  call void @{name}(ptr %words)
+  ret void
+together:
+  %barrier.at = getelementptr ptr, ptr %task, i64 2
+  %barrier = load ptr, ptr %barrier.at
+  store i64 0, ptr %barrier
+  %jobs.at = getelementptr i64, ptr %task, i64 1
+  %jobs = load i64, ptr %jobs.at
+  %threads = trunc i64 %jobs to i32
+  call void %parallel(ptr @{name}_job, ptr %task, i32 %threads, i32 0)
   ret void
 }}
 """

@@ -1,0 +1,70 @@
+"""Timing calls: alone, and in turns."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Literal, TypeVar
+
+__all__ = ["in_turns", "median_seconds", "own_time"]
+
+Key = TypeVar("Key")
+
+
+def _fine(clock: Literal["thread_time"]) -> bool:
+    return hasattr(time, clock) and time.get_clock_info(clock).resolution < 1e-6
+
+
+#: The time of this thread alone, where the system keeps it finely: other processes do not lengthen it.
+own_time: Callable[[], float] = time.thread_time if _fine("thread_time") else time.perf_counter
+
+
+def median_seconds(
+    call: Callable[[], object],
+    *,
+    repeats: int = 5,
+    budget: float = 0.25,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """The median time of ``call``, warmed up once; fewer repeats when they would exceed ``budget`` seconds."""
+    times = []
+    start = clock()
+    call()
+    for _ in range(repeats):
+        before = clock()
+        call()
+        times.append(clock() - before)
+        if times[-1] + before - start > budget:
+            break
+    return statistics.median(times)
+
+
+def in_turns(
+    calls: Mapping[Key, Callable[[], object]],
+    rounds: int,
+    budget: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[Key, list[float]]:
+    """Seconds per call of each, once per round; a turn repeats a call for about ``budget`` seconds.
+
+    Args:
+        clock: ``time.process_time`` leaves out the moments in which other processes had the processor; it adds up the
+            threads of this one, hence it is for a single thread.
+    """
+    repeats = {}
+    for name, call in calls.items():
+        for _ in range(3):
+            start = clock()
+            call()
+            once = clock() - start
+        repeats[name] = max(1, int(budget / once))
+    times: dict[Key, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            call()  # after another, caches are cold
+            start = clock()
+            for _ in range(repeats[name]):
+                call()
+            times[name].append((clock() - start) / repeats[name])
+    return times
