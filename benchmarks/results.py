@@ -1,13 +1,14 @@
 """The accuracy tables of docs/results.md: train a grid of runs, and write the table with means and intervals.
 
-    python benchmarks/results.py fashion-mnist --data DIR            # LeNet-300-100, 10 epochs, 3 or 5 seeds
+    python benchmarks/results.py fashion-mnist --data DIR            # LeNet-300-100, 10 epochs, 5 seeds
     python benchmarks/results.py cifar10 --data DIR/cifar10          # ResNet-20, the folder of images
     python benchmarks/results.py fashion-mnist --data DIR --tune     # what the settings were chosen from
 
-The grids are recipes/compare-*.yaml, trained and tabled as `mirrormask compare` does it: every cell in a folder of its
-own below --out, and a finished one not again, so that an interrupted grid goes on where it stopped. Tuning
-holds 5,000 training images out and never looks at the test set: the trials of benchmarks/settings.py, each at 98% and
-99.5% (CIFAR-10: 98%); the best mean is the setting that the recipe has.
+With `-adamw` behind the name: some methods, with AdamW. The grids are recipes/compare-*.yaml, trained and tabled as
+`mirrormask compare` does it: every cell in a folder of its own below --out, and a finished one not again, so that an
+interrupted grid goes on where it stopped. Tuning holds 5,000 training images out and never looks at the test set: the
+trials of benchmarks/settings.py, each at 98% and 99.5% (CIFAR-10: 98%); the best mean is the setting that the recipe
+has.
 """
 
 from __future__ import annotations
@@ -26,25 +27,44 @@ from mirrormask.compare.options import load_grid
 from mirrormask.compare.table import accuracy_table, differences
 from mirrormask.compare.training import train_missing
 from mirrormask.train import Optimizer, RunResult
-from settings import ADAMW_SETTINGS, ADAMW_TRIALS, CIFAR_TRIALS, TRIALS
+from settings import (
+    ADAMW_SETTINGS,
+    ADAMW_TRIALS,
+    CIFAR_ADAMW_SETTINGS,
+    CIFAR_ADAMW_TRIALS,
+    CIFAR_TRIALS,
+    TRIALS,
+)
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 
 class Suite(NamedTuple):
-    """A table: its recipe, which of the recipe's keys says where the data is, in what form, and the trials."""
+    """A table: its recipe, which of the recipe's keys says where the data is, in what form, and the trials.
+
+    Attributes:
+        adamw: the methods' settings of a table with AdamW (weight decay 0.01) instead of the recipe's optimizer;
+            the trials choose each method's learning rate.
+        sparsities, seeds: of that table.
+    """
 
     recipe: str
     key: str
     form: str
     trials: dict[str, list[dict[str, Any]]]
     trial_sparsities: tuple[float, ...] = (0.98, 0.995)
+    adamw: dict[str, dict[str, Any]] | None = None
+    sparsities: tuple[float, ...] = (0.98, 0.995)
+    seeds: tuple[int, ...] = (0, 1, 2)
 
 
+FASHION = ("compare-fashion-mnist.yaml", "data.root", "{}")
+CIFAR = ("compare-cifar10-resnet20.yaml", "data.name", "folder:{}")
 SUITES = {
-    "fashion-mnist": Suite("compare-fashion-mnist.yaml", "data.root", "{}", TRIALS),
-    "fashion-mnist-adamw": Suite("compare-fashion-mnist.yaml", "data.root", "{}", ADAMW_TRIALS),
-    "cifar10": Suite("compare-cifar10-resnet20.yaml", "data.name", "folder:{}", CIFAR_TRIALS, (0.98,)),
+    "fashion-mnist": Suite(*FASHION, TRIALS),
+    "fashion-mnist-adamw": Suite(*FASHION, ADAMW_TRIALS, adamw=ADAMW_SETTINGS),
+    "cifar10": Suite(*CIFAR, CIFAR_TRIALS, (0.98,)),
+    "cifar10-adamw": Suite(*CIFAR, CIFAR_ADAMW_TRIALS, (0.98,), CIFAR_ADAMW_SETTINGS, (0.98, 0.99), (0, 1)),
 }
 
 
@@ -52,10 +72,9 @@ def make_grid(name: str, data: str, out: Path, *, tune: bool) -> Grid:
     """The grid of a suite's table, or that of its trials on held-out training images."""
     suite = SUITES[name]
     grid = load_grid(RECIPES / suite.recipe, {suite.key: suite.form.format(data), "out": out})
-    if name == "fashion-mnist-adamw":
-        # Weight decay 0.01; the trials choose each method's learning rate.
+    if suite.adamw is not None:
         base = dataclasses.replace(grid.base, optimizer=Optimizer("adamw", lr=1e-3, weight_decay=0.01))
-        grid = Grid(base, ADAMW_SETTINGS, suite.trial_sparsities, {"": (0, 1, 2)})
+        grid = Grid(base, suite.adamw, suite.sparsities, {"": suite.seeds})
     if not tune:
         return grid
     base = dataclasses.replace(grid.base, data=dataclasses.replace(grid.base.data, validation=5000))
