@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import mirrormask as mm
 from mirrormask.runtime import cache, tune
+from mirrormask.runtime.blueprint import Blueprint
 from mirrormask.runtime.capture import capture
-from mirrormask.runtime.graph import Graph
 from mirrormask.runtime.structure import structure_key
 
 
@@ -48,6 +48,21 @@ def network() -> nn.Module:
     return model.eval()
 
 
+class Partial(nn.Module):
+    """An encoder layer, of which attention and norms stay in PyTorch, and several results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+        self.position, self.head = nn.Parameter(torch.randn(1, 7, 32)), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor | tuple[Tensor, Tensor]]:
+        y = self.layer(x + self.position)
+        quarter, rest = y.to(torch.float32).split([8, 24], dim=-1)
+        blocked = torch.where(rest > 1, torch.full_like(rest, -float("inf")), rest)
+        return {"logits": self.head(y[:, 0]), "more": (quarter, blocked)}
+
+
 def agree(fast, model, x):
     with torch.no_grad():
         torch.testing.assert_close(fast(x), model(x), rtol=0, atol=1e-5)
@@ -56,7 +71,7 @@ def agree(fast, model, x):
 SCRIPT = """
 import sys, torch, mirrormask as mm
 torch.manual_seed(0)
-model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU()).eval()
+model = NETWORK.eval()
 model[0].weight.data *= torch.rand_like(model[0].weight) > 0.7
 x = torch.randn(1, 3, 16, 16)
 fast = mm.compile(model, x, force=True)
@@ -65,10 +80,16 @@ print(fast.report.cached, "torch.export._trace" in sys.modules, "llvmlite.ir" in
 """
 
 
-def test_a_second_process_neither_exports_nor_tunes_nor_generates(folder):
+WHOLE = "torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU())"
+IN_PARTS = "torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.LayerNorm(14), torch.nn.Linear(14, 8))"
+
+
+@pytest.mark.parametrize("network", [WHOLE, IN_PARTS], ids=["whole", "in parts"])
+def test_a_second_process_neither_exports_nor_tunes_nor_generates(folder, network):
     def run() -> list[str]:
         environment = {**os.environ, "MIRRORMASK_CACHE": str(folder)}
-        result = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True)
+        script = SCRIPT.replace("NETWORK", network)
+        result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         return result.stdout.split()[:2]
 
@@ -78,21 +99,60 @@ def test_a_second_process_neither_exports_nor_tunes_nor_generates(folder):
     assert {path: path.read_bytes() for path in folder.iterdir()} == files
 
 
-def test_a_stored_structure_serves_other_weights_and_zeros(monkeypatch):
-    x = torch.randn(2, 20)
-    mm.compile(Scaled().eval(), x, force=True, tune=False)
+@pytest.mark.parametrize("make", [Scaled, Partial])
+def test_a_stored_structure_serves_other_weights_and_zeros(make, monkeypatch):
+    x = torch.randn(2, 20) if make is Scaled else torch.randn(3, 7, 32)
+    first = mm.compile(make().eval(), x, force=True, tune=False)
     monkeypatch.setattr("mirrormask.runtime.build.capture", lambda *_: pytest.fail("captured again"))
-    other = Scaled().eval()
-    other.layer.weight.data *= torch.rand_like(other.layer.weight) > 0.8
-    agree(mm.compile(other, x, force=True, tune=False), other, x)
+    other = make().eval()
+    for parameter in other.parameters():
+        parameter.data *= torch.rand_like(parameter) > 0.8
+    again = mm.compile(other, x, force=True, tune=False)
+    agree(again, other, x)
+    assert again.report.left == first.report.left and bool(again.report.left) == (make is Partial)
+
+
+@pytest.mark.parametrize("change", ["operation", "tensor", "node", "step", "argument", "no torch name"])
+def test_a_wrong_program_in_the_cache_is_not_used(change):
+    model, x = Partial().eval(), torch.randn(3, 7, 32)
+    mm.compile(model, x, force=True, tune=False)
+    (path,) = (p for p in cache.cache_folder().glob("*.json") if '"program"' in p.read_text())
+    plain = cache.load(path.stem)
+    steps = {step[2]: step for step in plain["program"]}
+    if change == "operation":
+        steps["aten.add.Tensor"][2] = "aten.no_such.Tensor"
+    elif change == "tensor":
+        steps["position"][2] = "no.such"
+    elif change == "node":
+        steps["aten.add.Tensor"][3]["tuple"][0] = {"node": "no such"}
+    elif change == "step":
+        plain["program"].remove(steps["aten.add.Tensor"])
+    elif change == "argument":
+        steps["aten.split_with_sizes.default"][3]["tuple"][1] = [16, 16]
+    else:
+        steps["aten.add.Tensor"][3]["tuple"][1] = {"torch": "no such"}
+    cache.store(path.stem, plain)
+    agree(mm.compile(model, x, force=True, tune=False), model, x)
+    assert cache.load(path.stem) != plain, "the wrong file is replaced"
+
+
+def test_what_plain_values_cannot_hold_is_captured_each_time():
+    class Constant(Partial):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)["logits"] + torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+
+    x = torch.randn(3, 7, 32)
+    assert capture(Partial().eval(), (x,)).blueprint is not None
+    assert capture(Constant().eval(), (x,)).blueprint is None, "a tensor that is not the model's"
 
 
 @pytest.mark.parametrize("change", ["activation", "tensor", "input", "field", "shape"])
 def test_a_wrong_structure_in_the_cache_is_not_used(change):
     model, x = Scaled().eval(), torch.randn(2, 20)
     mm.compile(model, x, force=True, tune=False)
-    (path,) = (p for p in cache.cache_folder().glob("*.json") if '"graph"' in p.read_text())
-    plain = cache.load(path.stem)["graph"]
+    (path,) = (p for p in cache.cache_folder().glob("*.json") if '"program"' in p.read_text())
+    stored = cache.load(path.stem)
+    (plain,) = stored["regions"].values()
     if change == "activation":
         plain["nodes"][2]["kind"] = "silu"
     elif change == "tensor":
@@ -103,15 +163,16 @@ def test_a_wrong_structure_in_the_cache_is_not_used(change):
         del plain["nodes"][0]["op"]
     else:
         plain["nodes"][1]["shape"] = [11]
-    cache.store(path.stem, {"graph": plain})
+    cache.store(path.stem, stored)
     agree(mm.compile(model, x, force=True, tune=False), model, x)
-    assert cache.load(path.stem)["graph"] != plain, "the wrong file is replaced"
+    assert cache.load(path.stem) != stored, "the wrong file is replaced"
 
 
-def test_a_graph_survives_json():
-    graph = capture(Scaled().eval(), (torch.randn(2, 20),)).blueprint
-    cache.store("0" * 40, graph.as_plain())
-    assert Graph.from_plain(cache.load("0" * 40)) == graph
+def test_a_blueprint_survives_json():
+    for model, x in ((Scaled(), torch.randn(2, 20)), (Partial(), torch.randn(3, 7, 32))):
+        blueprint = capture(model.eval(), (x,)).blueprint
+        cache.store("0" * 40, blueprint.as_plain())
+        assert Blueprint.from_plain(cache.load("0" * 40)) == blueprint
 
 
 def test_structure_keys_follow_settings_code_and_shapes(monkeypatch):

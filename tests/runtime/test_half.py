@@ -193,7 +193,7 @@ def test_a_plan_that_is_far_off_runs_in_fp32_and_says_why(emulated):
 @needs_avx512
 def test_pieces_of_a_graph_compute_what_it_does():
     model, x = Loud(1.0, maps=True).eval(), torch.randn(2, 6, 9, 14)
-    graph = capture(model, (x,)).blueprint
+    (graph,) = capture(model, (x,)).blueprint.regions.values()
     names = [node.name for node in graph.nodes if node.op != "input"]
     for wide in ([], names, names[2:4], names[::2], names[-1:]):
         pieces = split(graph, wide)

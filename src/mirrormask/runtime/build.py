@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from mirrormask.checks import check_known
 from mirrormask.runtime import cache
+from mirrormask.runtime.blueprint import Blueprint
 from mirrormask.runtime.capture import Capture, capture, from_blueprint
 from mirrormask.runtime.compiled import CompiledModel
-from mirrormask.runtime.graph import Graph
 from mirrormask.runtime.measure import layer_reports
 from mirrormask.runtime.mixed import make_region
 from mirrormask.runtime.ranges import RangeFinder
@@ -121,15 +121,17 @@ def _build(model: nn.Module, inputs: tuple[Tensor, ...], options: Options) -> Co
     stored = None if key is None else cache.load(key)
     if stored is not None:
         # Nothing in a wrong file may do more harm than the time that this takes.
-        with contextlib.suppress(ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError):
-            captured = from_blueprint(Graph.from_plain(stored["graph"]), model)
+        with contextlib.suppress(
+            ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError
+        ):
+            captured = from_blueprint(Blueprint.from_plain(stored), model)
             fast = _built(model, captured, inputs, options)
             if fast.report.error <= tolerance:
                 return fast
     captured = capture(model, inputs)
     fast = _built(model, captured, inputs, options)
     if key is not None and captured.blueprint is not None and fast.report.error <= tolerance:
-        cache.store(key, {"graph": captured.blueprint.as_plain()})
+        cache.store(key, captured.blueprint.as_plain())
     return fast
 
 

@@ -11,6 +11,7 @@ from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
 from torch.fx.passes.operator_support import OperatorSupportBase
 
 from mirrormask.runtime.bind import bind, names_in, tensors_of
+from mirrormask.runtime.blueprint import Blueprint, Unstorable, program_of
 from mirrormask.runtime.captured import Context
 from mirrormask.runtime.convert import CONVERTERS, aten, convert, why_not
 from mirrormask.runtime.graph import Graph
@@ -27,19 +28,19 @@ class Capture:
     """What became of a model.
 
     Attributes:
-        module: the model as operations; ``call_module`` nodes stand for the regions. Empty when the graph of a
-            single region came from the cache.
+        module: the model as operations; ``call_module`` nodes stand for the regions. Empty for a model of a single
+            region that came from the cache.
         regions: name of the ``call_module`` target -> its graph.
         left: (operation, why) of what stays in PyTorch.
         whole: the name of the region that is the entire model, or ``""``.
-        blueprint: the graph of that region without weights, when the model's own tensors can fill it.
+        blueprint: the same without weights, when plain values can hold it and the model's own tensors can fill it.
     """
 
     module: nn.Module
     regions: dict[str, Graph]
     left: list[tuple[str, str]]
     whole: str
-    blueprint: Graph | None = None
+    blueprint: Blueprint | None = None
 
 
 def capture(model: nn.Module, inputs: tuple[Tensor, ...]) -> Capture:
@@ -82,25 +83,48 @@ def capture(model: nn.Module, inputs: tuple[Tensor, ...]) -> Capture:
         if n.op == "call_function" and n.name in reasons
     ]
     whole = _whole(module, regions)
-    blueprint = regions.get(whole)
-    own = tensors_of(model)
-    if blueprint is not None and not all(_same(tensors, own, name) for name in names_in(blueprint)):
-        blueprint = None  # it holds tensors that only the export has names for
+    blueprint = _blueprint(module, regions, whole, left, tensors, tensors_of(model))
     bound = {name: bind(graph, tensors) for name, graph in regions.items()}
     return Capture(module, bound, left, whole, blueprint)
 
 
-def from_blueprint(blueprint: Graph, model: nn.Module) -> Capture:
+def from_blueprint(blueprint: Blueprint, model: nn.Module) -> Capture:
     """What :func:`capture` made of a model of this structure, with this model's weights.
 
     Raises:
+        AttributeError: there is no operation of some name.
         KeyError: the model has no tensor of some name.
     """
-    return Capture(nn.Module(), {"whole": bind(blueprint, tensors_of(model))}, [], "whole", blueprint)
+    tensors = tensors_of(model)
+    bound = {name: bind(graph, tensors) for name, graph in blueprint.regions.items()}
+    return Capture(blueprint.module(tensors), bound, blueprint.left, blueprint.whole, blueprint)
+
+
+def _blueprint(
+    module: fx.GraphModule,
+    regions: dict[str, Graph],
+    whole: str,
+    left: list[tuple[str, str]],
+    tensors: dict[str, Tensor],
+    own: dict[str, Tensor],
+) -> Blueprint | None:
+    names = {name for graph in regions.values() for name in names_in(graph)}
+    names |= {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    if not all(_same(tensors, own, name) for name in names):
+        return None  # it holds tensors that only the export has names for
+    try:
+        return Blueprint(regions, whole, left, [] if whole else program_of(module))
+    except Unstorable:
+        return None
 
 
 def _same(one: dict[str, Tensor], other: dict[str, Tensor], name: str) -> bool:
-    return name in other and one[name].data_ptr() == other[name].data_ptr() and one[name].shape == other[name].shape
+    return (
+        name in one
+        and name in other
+        and one[name].data_ptr() == other[name].data_ptr()
+        and one[name].shape == other[name].shape
+    )
 
 
 def _whole(module: fx.GraphModule, regions: dict[str, Graph]) -> str:
