@@ -69,6 +69,27 @@ class FeedForward(nn.Module):
         return x
 
 
+class EncoderBlock(nn.Module):
+    """A transformer block with six heads; attention and the norms stay in PyTorch."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(-1, (6, -1)).transpose(1, 2) for part in self.qkv(self.norm1(x)).chunk(3, dim=-1))
+        attended = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = x + self.out(attended)
+        return x + self.mlp(self.norm2(x))
+
+
+def encoder() -> nn.Module:
+    """Twelve blocks of width 384, as in ViT-S."""
+    return nn.Sequential(*(EncoderBlock(384) for _ in range(12)))
+
+
 @dataclass(frozen=True)
 class Network:
     """A network and its input. The first convolution and the classifier stay dense, as in the papers."""
@@ -86,6 +107,7 @@ NETWORKS = {
     "resnet20-b64": Network(resnet20, (64, 3, 32, 32)),
     "mlp-b1": Network(mlp, (1, 784), keep_first=False),
     "linears-128": Network(FeedForward, (128, 384), keep_first=False, keep_last=False),
+    "encoder-128": Network(encoder, (1, 128, 384), keep_first=False, keep_last=False),
 }
 
 
