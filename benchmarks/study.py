@@ -11,17 +11,23 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
 
 from mirrormask.after import AfterStep, Hyperbolic
 from mirrormask.compare.grid import describe
 from mirrormask.compare.table import accuracy_table
 from mirrormask.decay import ConstantDecay, Decay, PILoTDecay, ShrinkDecay, TargetDecay
 from mirrormask.geometry import Euclidean, Geometry, Hadamard
+from mirrormask.geometry.base import Latents
 from mirrormask.masks import Alternating, Gradual, Mask, OneShot
 from mirrormask.methods import Method
 from mirrormask.methods.base import named
+from mirrormask.progress import Clock
 from results import accuracies, make_grid
 
 SHRINK = ShrinkDecay(4.0, 0.05, 0.75, 0.004)
@@ -35,6 +41,43 @@ def _method(
     name: str, mask: Mask, decay: Decay = SHRINK, geometry: Geometry | None = None, after: AfterStep | None = None
 ) -> Method:
     return Method(geometry or Hadamard(), decay, mask, name, after=after)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlainLater(Hadamard):
+    """``m ⊙ w`` until ``plain_from`` of training; from then on m rests, and w moves x as a plain step would."""
+
+    plain_from: float = 0.75
+    plain: bool = False
+    constants: ClassVar[tuple[str, ...]] = ("unit",)
+
+    def init(self, x: Tensor) -> dict[str, Tensor]:
+        """The factors, and what undoes their learning rate's scale."""
+        latents = super().init(x)
+        rate = self.rate(x, latents, adaptive=False)
+        return {**latents, "unit": latents["m"].new_tensor(1 / rate)}
+
+    def at(self, clock: Clock) -> PlainLater:
+        """Plain from ``plain_from`` on."""
+        return dataclasses.replace(self, plain=clock.progress >= self.plain_from)
+
+    def pullback(self, grads: list[Tensor], x: list[Tensor], latents: Latents) -> dict[str, list[Tensor]]:
+        """``∂m = 0`` and ``∂w = ∂x / (rate m)``, so that x moves by ``-lr ∂x``."""
+        if not self.plain:
+            return super().pullback(grads, x, latents)
+        rows = zip(grads, latents["m"], latents["unit"], strict=True)
+        ours = [torch.where(m > 0, unit * g / m, 0.0) for g, m, unit in rows]
+        return {"m": [torch.zeros_like(g) for g in grads], "w": ours}
+
+    def prune(self, latents: Mapping[str, Tensor], mask: Tensor) -> None:
+        """Both factors are zero."""
+        super().prune({name: latents[name] for name in ("m", "w")}, mask)
+
+
+@named("study: plain training at the end")
+def study_plain(sparsity: float, *, plain_from: float = 0.75) -> Method:
+    """A last phase of plain training on the mask that was found."""
+    return _method("study_plain", _gradual(sparsity), geometry=PlainLater(plain_from=plain_from))
 
 
 @named("study: HAM's step on the factors")
@@ -90,6 +133,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("mirror", {"allocation": "uniform"}),
     ("study_one_shot", {}),
     ("study_regrown", {}),
+    ("study_plain", {}),
+    ("study_plain", {"plain_from": 0.9}),
     ("study_target", {}),
     ("study_constant", {}),
     ("study_pilot", {}),
@@ -106,10 +151,11 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="where the data set is")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--variants", nargs="+", help="only variants of these names")
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     grid = make_grid("fashion-mnist", arguments.data, arguments.out, tune=True)
-    methods = {describe(name, options): options for name, options in VARIANTS}
+    methods = {describe(n, o): o for n, o in VARIANTS if not arguments.variants or n in arguments.variants}
     grid = dataclasses.replace(grid, methods=methods, seeds={"": tuple(range(arguments.seeds))})
     print("\n" + accuracy_table(accuracies(grid, arguments.workers), accuracy="validation"))
 
