@@ -4,7 +4,8 @@
     python benchmarks/runtime.py --networks mlp-b1 --sparsities 0.95 --threads 1
 
 The dense engines gain nothing from zeros, hence they are prepared once per network and take turns with the compiled
-models of all sparsities, in one run. A ratio is the best dense engine's median over ours.
+models of all sparsities, in one run; with several threads each turn begins after a rest in which other engines' threads
+stop spinning. A ratio is the best dense engine's median over ours.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 import mirrormask as mm
 from mirrormask.runtime.bench import ENGINES, prepare_engines
 from mirrormask.runtime.cache import processor_name
-from mirrormask.runtime.timing import in_turns
+from mirrormask.runtime.timing import SPINNING, in_turns
 from networks import NETWORKS, build
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
@@ -42,7 +43,8 @@ def measure(
         fast = mm.compile(model, x)
         built[sparsity] = (time.perf_counter() - start, fast.report)
         calls[f"{sparsity}"] = functools.partial(fast, x)
-    seconds = {key: statistics.median(t) for key, t in in_turns(calls, rounds, 0.05, CLOCKS[clock]).items()}
+    turns = in_turns(calls, rounds, 0.05, CLOCKS[clock], pause=SPINNING if threads > 1 else 0.0)
+    seconds = {key: statistics.median(times) for key, times in turns.items()}
     others = {key: seconds[key] for key in engines if key in seconds}
     weights = 4 * sum(p.numel() for p in dense.parameters())
     rows = [

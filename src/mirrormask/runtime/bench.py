@@ -21,7 +21,7 @@ from mirrormask.checks import check_int, check_known
 from mirrormask.files import write_text
 from mirrormask.runtime.build import compile
 from mirrormask.runtime.cache import processor_name
-from mirrormask.runtime.timing import in_turns
+from mirrormask.runtime.timing import SPINNING, in_turns
 
 __all__ = ["ENGINES", "BenchResult", "bench", "prepare_engines"]
 
@@ -166,7 +166,8 @@ def bench(
     """Time ``model`` in every engine and compiled by this library, in turns.
 
     All engines are warmed up; then each round gives every engine one turn of about ``seconds_per_round``, so that a
-    busy moment of the machine hits all of them; the result is the median over rounds of the time per call.
+    busy moment of the machine hits all of them; the result is the median over rounds of the time per call. With several
+    threads a turn begins after a rest, so that no engine's threads spin on cores that another's need.
 
     Args:
         model: a module in eval mode.
@@ -198,7 +199,7 @@ def bench(
         calls: dict[str, Call] = {"mirrormask": lambda: fast(example_input)}
         others, missing = prepare_engines(model, example_input, threads, engines)
         calls |= others
-        times = in_turns(calls, rounds, seconds_per_round)
+        times = in_turns(calls, rounds, seconds_per_round, pause=SPINNING if threads > 1 else 0.0)
     finally:
         torch.set_num_threads(before)
     quartiles = {n: statistics.quantiles(t, n=4) if len(t) > 1 else [t[0]] * 3 for n, t in times.items()}

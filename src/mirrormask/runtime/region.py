@@ -172,7 +172,7 @@ def _sharing_pays(plan: Plan) -> bool:
     runs = {}
     for plan.shares in (False, True):
         runs[plan.shares] = plan.prepare(ctypes.addressof(addresses), 1)
-    seconds = {shares: min(times) for shares, times in in_turns(runs, rounds=7, budget=0.01).items()}
+    seconds = {shares: min(times) for shares, times in in_turns(runs, rounds=50, budget=0.002, limit=0.25).items()}
     return seconds[True] < 0.95 * seconds[False]
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Literal, TypeVar
 
-__all__ = ["in_turns", "median_seconds", "own_time"]
+__all__ = ["SPINNING", "in_turns", "median_seconds", "own_time"]
 
 Key = TypeVar("Key")
 
@@ -40,17 +40,27 @@ def median_seconds(
     return statistics.median(times)
 
 
+#: Seconds for which threads of a runtime may go on spinning after their work, waiting for more.
+SPINNING = 0.3
+
+
 def in_turns(
     calls: Mapping[Key, Callable[[], object]],
     rounds: int,
     budget: float,
     clock: Callable[[], float] = time.perf_counter,
+    *,
+    pause: float = 0.0,
+    limit: float = float("inf"),
 ) -> dict[Key, list[float]]:
     """Seconds per call of each, once per round; a turn repeats a call for about ``budget`` seconds.
 
     Args:
         clock: ``time.process_time`` leaves out the moments in which other processes had the processor; it adds up the
             threads of this one, hence it is for a single thread.
+        pause: seconds of rest before each turn; after :data:`SPINNING` the threads of whoever ran before are asleep, and
+            do not take the cores. Since a core that rested is slow at first, the call then warms up for ``budget``.
+        limit: seconds after which no further round begins.
     """
     repeats = {}
     for name, call in calls.items():
@@ -60,9 +70,14 @@ def in_turns(
             once = clock() - start
         repeats[name] = max(1, int(budget / once))
     times: dict[Key, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
+    begun = time.perf_counter()
+    for number in range(rounds):
+        if number and time.perf_counter() - begun > limit:
+            break
         for name, call in calls.items():
-            call()  # after another, caches are cold
+            time.sleep(pause)
+            for _ in range(repeats[name] if pause else 1):
+                call()  # after another, caches are cold
             start = clock()
             for _ in range(repeats[name]):
                 call()
