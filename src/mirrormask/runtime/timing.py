@@ -58,8 +58,8 @@ def in_turns(
     Args:
         clock: ``time.process_time`` leaves out the moments in which other processes had the processor; it adds up the
             threads of this one, hence it is for a single thread.
-        pause: seconds of rest before each turn; after :data:`SPINNING` the threads of whoever ran before are asleep, and
-            do not take the cores. Since a core that rested is slow at first, the call then warms up for ``budget``.
+        pause: seconds of rest before each turn; after :data:`SPINNING` the threads of whoever ran before are asleep,
+            and do not take the cores. Since a core that rested is slow at first, the call then warms up for ``budget``.
         limit: seconds after which no further round begins.
     """
     repeats = {}
