@@ -17,6 +17,8 @@ __all__ = [
     "CIFAR_ADAMW_SETTINGS",
     "CIFAR_ADAMW_TRIALS",
     "CIFAR_TRIALS",
+    "OTHER_SETTINGS",
+    "OTHER_TRIALS",
     "SETTINGS",
     "TRIALS",
 ]
@@ -61,6 +63,14 @@ _RECIPES = Path(__file__).parent.parent / "recipes"
 #: What the tables use: the best trial of each method by its mean over 98% and 99.5%; on CIFAR-10 at 98%.
 SETTINGS = load_grid(_RECIPES / "compare-fashion-mnist.yaml").methods
 CIFAR_SETTINGS = load_grid(_RECIPES / "compare-cifar10-resnet20.yaml").methods
+#: The methods that are not in that table: the best trial at 98%, or the defaults of those that have no trials.
+OTHER_SETTINGS: dict[str, Options] = {
+    **{method: {} for method in ("random", "uniform", "erk", "snip", "synflow", "grasp")},
+    **{method: {} for method in ("lth", "wr", "lrr", "l1", "cs", "powerprop", "set")},
+    **{method: {} for method in ("ham", "acdc_ham", "rigl_ham", "str_ham", "erk_ham", "sign_in")},
+    **{method: {} for method in ("pilot_init", "pilot_lrr", "pilot_wr")},
+}
+OTHER_TRIALS = {method: TRIALS[method] for method in OTHER_SETTINGS if method in TRIALS}
 
 
 def _rates(settings: dict[str, Options]) -> dict[str, list[Options]]:

@@ -21,6 +21,9 @@ __all__ = ["Quick", "Region"]
 
 #: Rows of linear layers that one item of a plan holds at most; a multiple of every vector width.
 MOST_TOKENS = 128
+#: Seconds that threads must save by sharing an item. Here they are awake when this is measured; between calls that lie
+#: some milliseconds apart they fall asleep, and take longer to wake than a small model takes.
+LEAST_GAIN = 5e-5
 #: Input shapes whose calls are kept prepared.
 MOST_CALLS = 64
 
@@ -66,7 +69,7 @@ class Region(nn.Module):
         key = (min(torch.get_num_threads(), MAX_THREADS), self.tokens(items))
         if key not in self._plans:
             plan = lower(self.graph, self.target, key[0], self.tuner, key[1])
-            question = f"a team shares {key} {self.graph.shapes}"
+            question = f"a team may share {key} {self.graph.shapes}"
             plan.shares = plan.threads > 1 and self.tuner.decide(question, lambda: _sharing_pays(plan))
             self._plans[key] = plan
             self.tuner.save()
@@ -162,7 +165,7 @@ class Quick:
 
 
 def _sharing_pays(plan: Plan) -> bool:
-    """Whether one item runs faster when all threads share it: waiting for each other costs time too.
+    """Whether one item runs so much faster when all threads share it that it may be worth waking them.
 
     The fastest of several turns decides: other work on the machine lengthens turns, and those of several threads most.
     """
@@ -173,7 +176,7 @@ def _sharing_pays(plan: Plan) -> bool:
     for plan.shares in (False, True):
         runs[plan.shares] = plan.prepare(ctypes.addressof(addresses), 1)
     seconds = {shares: min(times) for shares, times in in_turns(runs, rounds=50, budget=0.002, limit=0.25).items()}
-    return seconds[True] < 0.95 * seconds[False]
+    return seconds[True] < min(0.95 * seconds[False], seconds[False] - LEAST_GAIN)
 
 
 def _pad(rows: Tensor, count: int) -> Tensor:
