@@ -151,11 +151,12 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="where the data set is")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--variants", nargs="+", help="only variants of these names")
+    parser.add_argument("--variants", nargs="+", help="only these rows, by their names in the table")
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     grid = make_grid("fashion-mnist", arguments.data, arguments.out, tune=True)
-    methods = {describe(n, o): o for n, o in VARIANTS if not arguments.variants or n in arguments.variants}
+    methods = {describe(name, options): options for name, options in VARIANTS}
+    methods = {name: o for name, o in methods.items() if not arguments.variants or name in arguments.variants}
     grid = dataclasses.replace(grid, methods=methods, seeds={"": tuple(range(arguments.seeds))})
     print("\n" + accuracy_table(accuracies(grid, arguments.workers), accuracy="validation"))
 
