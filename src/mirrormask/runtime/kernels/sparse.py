@@ -13,6 +13,7 @@ Input planes come in blocks that keep a tile's inputs in the L1 cache; a block's
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 from mirrormask.runtime.emit import I16, I32, Emitter, Value
@@ -91,10 +92,7 @@ def emit(spec: SparseSpec, name: str) -> str:
             def from_sums() -> list[Value]:
                 return [e.load(e.at(result, offset), aligned=True) for offset in offsets]
 
-            def before() -> list[Value]:
-                return e.either(is_first, from_bias, from_sums)
-
-            sums = _all_columns(e, spec, x, start, before)
+            sums = _all_columns(e, spec, x, start, e.either(is_first, from_bias, from_sums))
 
             def finish() -> tuple[()]:
                 tile.store(e, sums, result, row, column, e.at(residual_tile, plane))
@@ -113,30 +111,39 @@ def emit(spec: SparseSpec, name: str) -> str:
     return e.finish()
 
 
-def _all_columns(e: Emitter, spec: SparseSpec, x: Value, start: Value, before: object) -> list[Value]:
-    """Sum the groups from the outermost columns inwards, moving the accumulators between them."""
+def _all_columns(e: Emitter, spec: SparseSpec, x: Value, start: Value, sums: list[Value]) -> list[Value]:
+    """Add the sides, each from its outermost column inwards with the accumulators moving, then the centre.
+
+    A side without nonzeros, which is frequent where few are left, is passed over with its moves.
+    """
     numbered = list(enumerate(spec.columns))
     left = [pair for pair in numbered if pair[1] < 0]
     right = [pair for pair in numbered if pair[1] > 0][::-1]
-    sides = []
-    for side in (left, right):
-        sums = [e.zero()] * spec.tile.size
-        for (group, column), (_, following) in pairwise([*side, (-1, 0)]):
-            sums = _accumulate(e, spec, x, start, group, sums)
-            sums = _move(e, spec, sums, following - column)
-        if side:
-            sides.append(sums)
-    centre = [group for group, column in numbered if column == 0]
-    if spec.target.half:
-        # Each group is summed from zero: small sums are rounded less.
-        sides += [_accumulate(e, spec, x, start, group, [e.zero()] * spec.tile.size) for group in centre]
-    sums = before()  # type: ignore[operator]
-    for side_sums in sides:
-        sums = [e.fadd(a, b) for a, b in zip(sums, side_sums, strict=True)]
-    if not spec.target.half:
-        for group in centre:
+    for side in filter(None, (left, right)):
+        groups = sorted(group for group, _ in side)
+        low, high = (e.load_int(start, e.whole(group)) for group in (groups[0], groups[-1] + 1))
+        some = e.b.icmp_signed("<", low, high)
+        add = partial(_add_side, e, spec, x, start, side, sums)
+        sums = e.either(some, add, partial(list, sums))
+    for group in (group for group, column in numbered if column == 0):
+        if spec.target.half:
+            # Each group is summed from zero: small sums are rounded less.
+            found = _accumulate(e, spec, x, start, group, [e.zero()] * spec.tile.size)
+            sums = [e.fadd(a, b) for a, b in zip(sums, found, strict=True)]
+        else:
             sums = _accumulate(e, spec, x, start, group, sums)
     return sums
+
+
+def _add_side(
+    e: Emitter, spec: SparseSpec, x: Value, start: Value, side: list[tuple[int, int]], sums: list[Value]
+) -> list[Value]:
+    """``sums`` and the groups (number, column) of one side, which are summed from the outermost inwards."""
+    found = [e.zero()] * spec.tile.size
+    for (group, column), (_, following) in pairwise([*side, (-1, 0)]):
+        found = _accumulate(e, spec, x, start, group, found)
+        found = _move(e, spec, found, following - column)
+    return [e.fadd(a, b) for a, b in zip(sums, found, strict=True)]
 
 
 def _accumulate(e: Emitter, spec: SparseSpec, x: Value, start: Value, group: int, sums: list[Value]) -> list[Value]:
