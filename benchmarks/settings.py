@@ -79,7 +79,7 @@ def _rates(settings: dict[str, Options], rates: tuple[float, ...]) -> dict[str, 
 
 #: Under AdamW the learning rate is what matters most; each method keeps its SGD setting and chooses among these.
 ADAMW_TRIALS = _rates(SETTINGS, (1e-3, 2e-3, 4e-3, 8e-3))
-CIFAR_ADAMW_TRIALS = _rates(CIFAR_SETTINGS, (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2))
+CIFAR_ADAMW_TRIALS = _rates(CIFAR_SETTINGS, (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2))
 
 
 def _with_rates(settings: dict[str, Options], rates: dict[str, float]) -> dict[str, Options]:
