@@ -88,4 +88,4 @@ def _with_rates(settings: dict[str, Options], rates: dict[str, float]) -> dict[s
 
 #: The best of them.
 ADAMW_SETTINGS = _with_rates(SETTINGS, {"gmp": 4e-3, "gmp_ham": 4e-3, "mirror": 4e-3})
-CIFAR_ADAMW_SETTINGS = _with_rates(CIFAR_SETTINGS, {"gmp": 4e-3, "gmp_ham": 4e-3, "mirror": 4e-3})
+CIFAR_ADAMW_SETTINGS = _with_rates(CIFAR_SETTINGS, {"gmp": 1.6e-2, "gmp_ham": 1.6e-2, "mirror": 1.6e-2})
