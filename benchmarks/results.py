@@ -64,7 +64,7 @@ FASHION = ("compare-fashion-mnist.yaml", "data.root", "{}")
 CIFAR = ("compare-cifar10-resnet20.yaml", "data.name", "folder:{}")
 SUITES = {
     "fashion-mnist": Suite(*FASHION, TRIALS),
-    "fashion-mnist-others": Suite(*FASHION, OTHER_TRIALS, (0.98,), OTHER_SETTINGS, (0.9, 0.98, 0.995)),
+    "fashion-mnist-others": Suite(*FASHION, OTHER_TRIALS, (0.98,), OTHER_SETTINGS, (0.98, 0.995), (0, 1)),
     "fashion-mnist-adamw": Suite(*FASHION, ADAMW_TRIALS, methods=ADAMW_SETTINGS, adamw=True),
     "cifar10": Suite(*CIFAR, CIFAR_TRIALS, (0.98,)),
     "cifar10-adamw": Suite(*CIFAR, CIFAR_ADAMW_TRIALS, (0.98,), CIFAR_ADAMW_SETTINGS, (0.98, 0.99), (0, 1), True),
