@@ -197,12 +197,14 @@ def test_the_benchmark_reads_what_is_finished(results, tmp_path, capsys):
 def test_the_benchmark_s_cells_and_folders_are_what_they_were(results, monkeypatch, capsys, tmp_path):
     seen = {}
 
-    def accuracies(grid, workers):
+    def accuracies(grid, workers, *, tune):
+        assert tune == (grid.base.data.validation > 0)
         seen.update({Path(cell.recipe.out).relative_to("o"): cell.recipe for cell in grid.cells()})
         return {(c.label, c.recipe.sparsity, c.recipe.seed): 0.5 + c.recipe.seed / 100 for c in grid.cells()}
 
     monkeypatch.setattr(results, "accuracies", accuracies)
-    suites = [[suite, *tune] for suite in ("fashion-mnist", "fashion-mnist-adamw") for tune in ([], ["--tune"])]
+    names = ("fashion-mnist", "fashion-mnist-others", "fashion-mnist-adamw", "cifar10-adamw")
+    suites = [[suite, *tune] for suite in names for tune in ([], ["--tune"])]
     for arguments in [*suites, ["cifar10", "--json", str(tmp_path / "j")]]:
         monkeypatch.setattr("sys.argv", ["results.py", *arguments, "--data", "d", "--out", "o"])
         results.main()
