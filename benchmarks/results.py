@@ -87,14 +87,10 @@ def make_grid(name: str, data: str, out: Path, *, tune: bool) -> Grid:
     return Grid(base, methods, suite.trial_sparsities, {"": (0,)})
 
 
-def accuracies(grid: Grid, workers: int, *, tune: bool = False) -> Values:
-    """Train what is missing of the grid, and read every accuracy; of trials some may fail (a rate may be too high)."""
+def accuracies(grid: Grid, workers: int) -> Values:
+    """Train what is missing of the grid, and read every accuracy; a cell that fails says so, and has none."""
     console = Console(highlight=False, soft_wrap=True)
     failures = train_missing(grid.cells(), Path(grid.base.out), console=console, workers=workers)
-    report = "\n".join(f"{failure.cell}: {failure.reason}" for failure in failures)
-    if failures and not tune:
-        raise SystemExit(report)
-    print(report)
     failed = {failure.cell for failure in failures}
     values = {}
     for cell in [cell for cell in grid.cells() if cell.name not in failed]:
@@ -103,6 +99,13 @@ def accuracies(grid: Grid, workers: int, *, tune: bool = False) -> Values:
             raise AssertionError(f"{cell.name}: {result.nonzeros} nonzeros instead of {result.nonzeros_asked}")
         values[cell.label, result.sparsity_asked, result.seed] = held_out_accuracy(result)
     return values
+
+
+def check_complete(grid: Grid, values: Values) -> None:
+    """End with an error, after the table, if it lacks cells."""
+    missing = len(grid.cells()) - len(values)
+    if missing:
+        raise SystemExit(f"{missing} of {len(grid.cells())} cells failed, see above the table")
 
 
 def main() -> None:
@@ -125,7 +128,7 @@ def main() -> None:
     seeds = {"": tuple(range(arguments.seeds))} if arguments.seeds else seeds
     sparsities = tuple(arguments.sparsity or grid.sparsities)
     grid = dataclasses.replace(grid, methods=methods, seeds=seeds, sparsities=sparsities)
-    values = accuracies(grid, arguments.workers, tune=arguments.tune)
+    values = accuracies(grid, arguments.workers)
     print("\n" + accuracy_table(values, accuracy="validation" if arguments.tune else "test"))
     if not arguments.tune:
         print("\nsettings: " + "; ".join(describe(method, options) for method, options in methods.items()))
@@ -134,6 +137,7 @@ def main() -> None:
     if arguments.json:
         rows = [{"method": m, "sparsity": s, "seed": seed, "accuracy": 100 * v} for (m, s, seed), v in values.items()]
         arguments.json.write_text(json.dumps({"suite": arguments.suite, "rows": rows}, indent=1) + "\n")
+    check_complete(grid, values)
 
 
 if __name__ == "__main__":

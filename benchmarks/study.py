@@ -28,7 +28,7 @@ from mirrormask.masks import Alternating, Gradual, Mask, OneShot
 from mirrormask.methods import Method
 from mirrormask.methods.base import named
 from mirrormask.progress import Clock
-from results import accuracies, make_grid
+from results import accuracies, check_complete, make_grid
 
 SHRINK = ShrinkDecay(4.0, 0.05, 0.75, 0.004)
 
@@ -158,7 +158,9 @@ def main() -> None:
     methods = {describe(name, options): options for name, options in VARIANTS}
     methods = {name: o for name, o in methods.items() if not arguments.variants or name in arguments.variants}
     grid = dataclasses.replace(grid, methods=methods, seeds={"": tuple(range(arguments.seeds))})
-    print("\n" + accuracy_table(accuracies(grid, arguments.workers), accuracy="validation"))
+    values = accuracies(grid, arguments.workers)
+    print("\n" + accuracy_table(values, accuracy="validation"))
+    check_complete(grid, values)
 
 
 if __name__ == "__main__":

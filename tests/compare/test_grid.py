@@ -8,6 +8,7 @@ import compare_forge as forge
 import pytest
 
 from mirrormask import cli
+from mirrormask.compare.comparison import Failure
 from mirrormask.compare.grid import Grid, check_cells
 from mirrormask.compare.options import load_grid, parse
 from mirrormask.train import Recipe
@@ -194,11 +195,22 @@ def test_the_benchmark_reads_what_is_finished(results, tmp_path, capsys):
     assert "4 cells: 4 finished, 0 to train" in capsys.readouterr().out
 
 
+def test_the_benchmark_s_table_is_printed_without_what_failed_and_the_command_fails(results, monkeypatch, tmp_path):
+    grid = Grid(forge.recipe(out=tmp_path), {"dense": {}, "gmp": {}}, (0.9,), {"": (0,)})
+    dense, gmp = grid.cells()
+    forge.write(dense.recipe.out, "dense", 0.0, 0, 0.5)
+    failure = Failure(gmp.name, str(gmp.recipe.out), "the loss was not finite")
+    monkeypatch.setattr(results, "train_missing", lambda *_, **__: [failure])
+    values = results.accuracies(grid, workers=1)
+    assert values == {("dense", 0.0, 0): 0.5}
+    with pytest.raises(SystemExit, match="1 of 2 cells failed"):
+        results.check_complete(grid, values)
+
+
 def test_the_benchmark_s_cells_and_folders_are_what_they_were(results, monkeypatch, capsys, tmp_path):
     seen = {}
 
-    def accuracies(grid, workers, *, tune):
-        assert tune == (grid.base.data.validation > 0)
+    def accuracies(grid, workers):
         seen.update({Path(cell.recipe.out).relative_to("o"): cell.recipe for cell in grid.cells()})
         return {(c.label, c.recipe.sparsity, c.recipe.seed): 0.5 + c.recipe.seed / 100 for c in grid.cells()}
 
