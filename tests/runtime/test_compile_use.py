@@ -96,6 +96,21 @@ def test_threads_share_images_and_channels(threads, batch, whose, monkeypatch):
             agree(fast, model, x)
 
 
+@pytest.mark.parametrize("rows", [40, 64, 100, 200])
+def test_threads_take_rows_of_their_own_where_that_is_worth_waking_them(rows, monkeypatch):
+    torch.set_num_threads(2)
+    model, x = nn.Sequential(nn.Linear(24, 40), nn.ReLU(), nn.Linear(40, 8)).eval(), torch.randn(rows, 24)
+    found = {}
+    for work in (0.0, float("inf")):
+        monkeypatch.setattr("mirrormask.runtime.region.LEAST_WORK", work)
+        fast = compiled(model, x)
+        (region,) = fast._regions.values()
+        found[work] = -(-rows // region.tokens(rows))
+        agree(fast, model, x)
+    assert found[0.0] >= 2
+    assert found[float("inf")] == -(-rows // region.most_tokens)
+
+
 def test_a_team_that_is_smaller_than_asked_for_leaves_nothing_out(monkeypatch):
     from mirrormask.openmp import openmp
 

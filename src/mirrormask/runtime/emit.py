@@ -274,16 +274,16 @@ class Emitter:
         self.b.store(value, pointer, align=_bytes(value.type))
 
     def gather(self, base: Value, indices: Value, kind: Any) -> Value:
-        """``base[indices[lane]]`` for every lane; the indices are unsigned and lie in memory. 32-bit floats alone."""
-        vector = self.vector_type()
-        wide = self.b.zext(self.b.load(indices, align=2, typ=self._lanes_of(kind)), self._lanes_of(I64))
-        pointers = self.b.gep(base, [wide], source_etype=FLOAT)
-        # llvmlite gives every getelementptr the scalar pointer type; with a vector index it is a vector of pointers.
-        pointers.type = self._lanes_of(POINTER)
-        mask = self._mask(self.lanes, self.lanes)
-        name = f"llvm.masked.gather.v{self.lanes}f32.v{self.lanes}p0"
-        gather = self._declare(name, vector, [self._lanes_of(POINTER), I32, mask.type, vector])
-        return self.b.call(gather, [pointers, ir.Constant(I32, 4), mask, self.zero()])
+        """``base[indices[lane]]`` for every lane; the indices are unsigned and lie in memory.
+
+        Lane by lane: what LLVM makes of its gather is extracted from vectors of addresses, or an instruction that on
+        many processors is slower than the loads that it stands for.
+        """
+        found = ir.Constant(self.vector_type(), ir.Undefined)
+        for lane in range(self.lanes):
+            place = self.load_int(indices, self.whole(lane), kind)
+            found = self.insert(found, self.load_float(self.at(base, place)), lane)
+        return found
 
     def permuted(self, low: Value, high: Value, indices: Value) -> Value:
         """Lane ``i`` is element ``indices[i]`` of ``low`` followed by ``high``, higher bits ignored. AVX-512 alone."""

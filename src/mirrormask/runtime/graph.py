@@ -153,6 +153,11 @@ class Graph:
         """The nodes that hold a weight."""
         return [node for node in self.nodes if node.weight is not None]
 
+    @property
+    def products(self) -> int:
+        """Multiplications per row of a region over rows: its nonzero weights."""
+        return sum(node.weight.nonzeros for node in self.layers() if node.weight is not None)
+
     def as_plain(self) -> dict[str, Any]:
         """A graph without weights as plain values, for JSON; :meth:`from_plain` reads them."""
         return asdict(self)

@@ -69,8 +69,9 @@ class Layout:
     def plane(self) -> int:
         """Floats from one channel to the next.
 
-        Planes that are larger than one way of the L1 cache (4 KiB) are padded, so that equal tiles of neighbouring
-        channels fall into neighbouring cache sets and not into the same ones. Plain tensors (one lane) are not.
+        Planes are padded such that equal tiles of neighbouring channels fall into different sets of the L1 cache: those
+        larger than one of its ways (4 KiB) into neighbouring ones, smaller ones by an odd number of cache lines where
+        they would keep to every fourth. Plain tensors (one lane) are not.
         """
         if self.flat:
             return 1
@@ -78,7 +79,14 @@ class Layout:
         if size > 1024 and self.lanes > 1:
             tile = (8 * self.lanes + 2 * self.halo * self.pitch) % 1024
             size += (tile - size) % 1024 // self.lanes * self.lanes
+        elif self.lanes > 1 and size % (4 * self.line) == 0:
+            size += self.line
         return size
+
+    @property
+    def line(self) -> int:
+        """Numbers in a cache line: vectors of 32 lanes are of 16-bit numbers."""
+        return max(16, self.lanes)
 
     @property
     def size(self) -> int:

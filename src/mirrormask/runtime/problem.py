@@ -12,7 +12,7 @@ from mirrormask.runtime.kernels.sparse import SparseSpec
 from mirrormask.runtime.kernels.tile import Tile
 from mirrormask.runtime.layout import Layout
 from mirrormask.runtime.native import aligned_array
-from mirrormask.runtime.pack import offsets_of, pack
+from mirrormask.runtime.pack import Stream, offsets_of, pack
 from mirrormask.runtime.plan import Op
 from mirrormask.runtime.targets import Target
 
@@ -52,6 +52,7 @@ class Problem:
     def __init__(self, node: Node, geometry: Geometry, out: Layout, fused: Fused, target: Target, threads: int) -> None:
         self.node, self.geometry, self.out, self.fused = node, geometry, out, fused
         self.target, self.threads = target, threads
+        self._streams: dict[tuple[Layout, bool, int], Stream] = {}
 
     @property
     def key(self) -> str:
@@ -98,15 +99,7 @@ class Problem:
             }
             spec: Any = dense.DenseSpec(self.target, tile, choice.block)
             return Op("dense", spec, args, -(-outputs // choice.block), self.fused.out)
-        stream = pack(
-            self.geometry,
-            weight,
-            self.node.groups,
-            x,
-            aligned=choice.kernel == "aligned",
-            block_planes=choice.block,
-            threads=self.threads,
-        )
+        stream = self._stream(x, choice)
         args |= {
             "x": place + stream.base,
             "weights": stream.weights.astype(self.target.dtype),
@@ -119,3 +112,20 @@ class Problem:
         }
         spec = SparseSpec(self.target, tile, stream.columns, choice.kernel == "aligned", stream.short)
         return Op("sparse", spec, args, outputs, self.fused.out, stream.bounds)
+
+    def _stream(self, x: Layout, choice: Choice) -> Stream:
+        """The packed weight, which choices that differ in their tile share: packing takes longer than measuring."""
+        assert self.node.weight is not None
+        aligned = choice.kernel == "aligned"
+        key = (x, aligned, choice.block)
+        if key not in self._streams:
+            self._streams[key] = pack(
+                self.geometry,
+                self.node.weight,
+                self.node.groups,
+                x,
+                aligned=aligned,
+                block_planes=choice.block,
+                threads=self.threads,
+            )
+        return self._streams[key]

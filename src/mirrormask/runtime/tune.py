@@ -42,12 +42,14 @@ def candidates(problem: Problem | VectorProblem) -> Iterator[Choice]:
     assert weight is not None
     columns = geometry.taps[1][1]
     shifted = bool(columns.min() < 0 or columns.max() > 0)
-    most = (target.registers - 4) // 2 if shifted else target.registers - 4
+    # Shifted, the sums wait while a side is summed; of 16 registers that leaves too few, and some wait in memory.
+    most = max(8, (target.registers - 4) // 2) if shifted else target.registers - 4
     x = geometry.aligned_layout(target.lanes)
     if geometry.fits_aligned(x, out, most if shifted else 99):
         yield from _sparse("aligned", problem, x, out, most, whole_rows=shifted)
     else:
-        yield from _sparse("direct", problem, geometry.direct_layout(target.lanes), _unshared(problem), most)
+        layout = geometry.direct_layout(target.lanes)
+        yield from _sparse("direct", problem, layout, _unshared(problem), target.registers - 4)
     if weight.sparsity < 0.7 and problem.node.groups == 1:
         yield from _dense(problem, _unshared(problem))
 
@@ -68,7 +70,8 @@ def _sparse(
     shares = (1.2, 6.0) if dense else (0.6, 1.2, 2.5, 6.0, 1e9)
     most_planes = _most_planes(problem, x) if problem.target.half else x.channels
     for rows, vectors in _tiles(out, most, whole_rows):
-        plane = (rows + reach) * x.pitch * problem.target.dtype.itemsize
+        width = x.pitch if vectors == out.vectors else vectors * x.lanes
+        plane = (rows + reach) * width * problem.target.dtype.itemsize
         blocks = {max(1, min(x.channels, most_planes, round(share * L1_BYTES / plane))) for share in shares}
         for block in sorted(blocks):
             yield Choice(kernel, rows, vectors, -(-x.channels // -(-x.channels // block)))
@@ -90,9 +93,11 @@ def _tiles(out: Layout, most: int, whole_rows: bool) -> list[tuple[int, int]]:
             if out.groups <= most or whole_rows
             else [(r, 1) for r in row_choices(out.groups, 1, most)]
         )
-    if out.vectors <= most:
+    if out.vectors <= most and (out.groups > 1 or whole_rows):
         return [(r, out.vectors) for r in row_choices(out.groups, out.vectors, most)]
-    return [(1, max(v for v in range(1, most + 1) if out.vectors % v == 0))]
+    fitting = [v for v in range(1, most + 1) if out.vectors % v == 0]
+    # Narrow tiles of long rows, which tokens are: more planes of them stay in the L1 cache.
+    return [(1, v) for v in fitting if v >= 2 or v == fitting[-1]][:-4:-1]
 
 
 def _dense(problem: Problem, out: Layout) -> Iterator[Choice]:
