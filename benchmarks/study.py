@@ -13,13 +13,13 @@ import argparse
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mirrormask.after import AfterStep, Hyperbolic
-from mirrormask.compare.grid import describe
+from mirrormask.compare.grid import Grid, describe
 from mirrormask.compare.table import accuracy_table
 from mirrormask.decay import ConstantDecay, Decay, PILoTDecay, ShrinkDecay, TargetDecay
 from mirrormask.geometry import Euclidean, Geometry, Hadamard
@@ -28,7 +28,9 @@ from mirrormask.masks import Alternating, Gradual, Mask, OneShot
 from mirrormask.methods import Method
 from mirrormask.methods.base import named
 from mirrormask.progress import Clock
+from mirrormask.train import Model, Recipe
 from results import accuracies, check_complete, make_grid
+from settings import CIFAR_SETTINGS
 
 SHRINK = ShrinkDecay(4.0, 0.05, 0.75, 0.004)
 
@@ -122,7 +124,9 @@ def study_regrown(sparsity: float) -> Method:
     return _method("study_regrown", Alternating(sparsity, end_at=0.75))
 
 
-VARIANTS: list[tuple[str, dict[str, Any]]] = [
+Variants = list[tuple[str, dict[str, Any]]]
+
+FASHION: Variants = [
     ("mirror", {}),
     ("mirror", {"shrink": 0.0}),
     ("mirror", {"end_at": 0.5}),
@@ -131,6 +135,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("mirror", {"decay_until": 0.95}),
     ("mirror", {"allocation": "erk"}),
     ("mirror", {"allocation": "uniform"}),
+    ("mirror", {"score": "lamp"}),
     ("study_one_shot", {}),
     ("study_regrown", {}),
     ("study_plain", {}),
@@ -143,21 +148,66 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("study_ham_alone", {}),
     ("study_ham_alone", {"a": 50.0}),
 ]
+CIFAR: Variants = [
+    *((name, CIFAR_SETTINGS[name]) for name in ("gmp", "gmp_ham", "str", "pilot")),
+    ("gmp", {"score": "lamp"}),
+    ("mirror", {}),
+    ("mirror", {"score": "lamp"}),
+    ("mirror", {"allocation": "erk"}),
+    ("mirror", {"gain": 1.0}),
+    ("mirror", {"gain": 1.4}),
+    ("mirror", {"shrink": 2.0}),
+    ("mirror", {"decay_until": 0.5}),
+    ("mirror", {"end_at": 0.85}),
+    ("mirror", {"factors": False}),
+    ("study_ham", {}),
+    ("study_ham", {"a": 100.0}),
+]
+CIFAR_ADAMW: Variants = [
+    *((name, {**CIFAR_SETTINGS[name], "lr": 0.016}) for name in ("gmp", "gmp_ham")),
+    *(("mirror", {"clip": clip, "lr": lr}) for clip in (0.01, 0.03, 0.1) for lr in (0.004, 0.016)),
+    ("mirror", {"score": "lamp", "lr": 0.016}),
+]
+
+
+class Study(NamedTuple):
+    """What a study trains: the suite of results.py whose trainings it varies, its sparsities and its rows."""
+
+    suite: str
+    sparsities: tuple[float, ...]
+    variants: Variants
+
+
+STUDIES = {
+    "fashion-mnist": Study("fashion-mnist", (0.98, 0.995), FASHION),
+    "cifar10": Study("cifar10", (0.98, 0.99), CIFAR),
+    "cifar10-adamw": Study("cifar10-adamw", (0.98, 0.99), CIFAR_ADAMW),
+}
+
+
+def small(recipe: Recipe) -> Recipe:
+    """The training of CIFAR-10 at a third of the time: a stem with stride 4 (feature maps of 8x8 at first), in fp32."""
+    return dataclasses.replace(recipe, model=Model("resnet20", {"stem_stride": 4}), precision="fp32")
 
 
 def main() -> None:
     """Train the variants and print their table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", nargs="?", default="fashion-mnist", choices=list(STUDIES))
     parser.add_argument("--data", required=True, help="where the data set is")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--variants", nargs="+", help="only these rows, by their names in the table")
+    parser.add_argument("--sparsity", nargs="+", type=float, help="only these sparsities")
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
-    grid = make_grid("fashion-mnist", arguments.data, arguments.out, tune=True)
-    methods = {describe(name, options): options for name, options in VARIANTS}
+    study = STUDIES[arguments.study]
+    grid = make_grid(study.suite, arguments.data, arguments.out / arguments.study, tune=True)
+    methods = {describe(name, options): options for name, options in study.variants}
     methods = {name: o for name, o in methods.items() if not arguments.variants or name in arguments.variants}
-    grid = dataclasses.replace(grid, methods=methods, seeds={"": tuple(range(arguments.seeds))})
+    base = small(grid.base) if study.suite.startswith("cifar10") else grid.base
+    sparsities = tuple(arguments.sparsity or study.sparsities)
+    grid = Grid(base, methods, sparsities, {"": tuple(range(arguments.seeds))})
     values = accuracies(grid, arguments.workers)
     print("\n" + accuracy_table(values, accuracy="validation"))
     check_complete(grid, values)

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirrormask.masks import allocate, keep_count, largest, select
+from mirrormask.masks.scores import lamp
 
 
 def table(mask):
@@ -28,6 +29,28 @@ def test_global_compares_layers_and_uniform_does_not():
     small, large = torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.tensor([1.0, 2.0, 3.0, 4.0])
     assert [table(m) for m in select([small, large], 0.5, "global")] == [[0, 0, 0, 0], [1, 1, 1, 1]]
     assert [table(m) for m in select([small, large], 0.5, "uniform")] == [[0, 0, 1, 1], [0, 0, 1, 1]]
+
+
+def test_lamp_by_hand():
+    # by size: 4, 3 (first), 3, 0; the squares of those not smaller: 16, 25, 34, 34
+    found = lamp(torch.tensor([[3.0, -4.0], [-3.0, 0.0]]), torch.Generator())
+    torch.testing.assert_close(found, torch.tensor([[9 / 25, 1.0], [9 / 34, 0.0]]))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_under_lamp_no_scale_of_a_layer_changes_the_masks_and_every_layer_keeps_its_largest(scale):
+    layers = [torch.randn(5, 7), torch.randn(40), torch.randn(3, 3)]
+    expected = select([lamp(x, torch.Generator()) for x in layers], 0.9)
+    layers[1] = scale * layers[1]
+    found = select([lamp(x, torch.Generator()) for x in layers], 0.9)
+    assert [table(m) for m in found] == [table(m) for m in expected]
+    assert all(m.reshape(-1)[x.abs().argmax()] for m, x in zip(found, layers, strict=True))
+
+
+def test_lamp_of_a_layer_of_zeros_and_of_what_is_not_a_number():
+    assert lamp(torch.zeros(3), torch.Generator()).tolist() == [0, 0, 0]
+    found = lamp(torch.tensor([1.0, float("nan"), -2.0]), torch.Generator())
+    assert found.isfinite().all() and found.argmax() == 1
 
 
 def test_erk_by_hand():

@@ -10,12 +10,36 @@ from torch import Tensor
 from mirrormask.checks import check_known
 from mirrormask.masks.saliency import DATA_SCORES
 
-__all__ = ["SCORES", "check_score", "magnitude", "random"]
+__all__ = ["SCORES", "check_score", "lamp", "magnitude", "random"]
 
 
 def magnitude(x: Tensor, generator: torch.Generator) -> Tensor:
     """``|x|``; NaN would compare with nothing, so it counts as infinity and the step that made it stays visible."""
     return x.detach().abs().nan_to_num_(nan=float("inf"), posinf=float("inf"))
+
+
+def lamp(x: Tensor, generator: torch.Generator) -> Tensor:
+    """``x² / Σ {y² : |y| ≥ |x|}`` over the weight's own tensor: magnitude that no scale of a layer changes.
+
+    The largest weight of every layer has the score 1, hence no layer is emptied while as many weights stay as there are
+    layers. Of equal magnitudes the first by index has the larger score, as it is the first to stay.
+
+    Args:
+        x: any shape.
+        generator: not read.
+
+    Example:
+        >>> lamp(torch.tensor([[1.0, 2.0], [0.0, -2.0]]), torch.Generator()).tolist()
+        [[0.1111111119389534, 1.0], [0.0, 0.5]]
+
+    Source: Lee, Park, Mo, Ahn and Shin 2021, arXiv 2010.07611, equation (4).
+    """
+    sizes = magnitude(x, generator).double().reshape(-1)
+    order = sizes.sort(descending=True, stable=True).indices
+    squares = sizes[order].square_()
+    scores = torch.empty_like(squares)
+    scores[order] = torch.where(squares.isinf(), squares, squares / squares.cumsum(0)).nan_to_num_(nan=0.0, posinf=2.0)
+    return scores.reshape(x.shape).to(torch.float32)
 
 
 def random(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -24,7 +48,11 @@ def random(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 #: Scores of a weight as it is, by name; those that need data are in :mod:`mirrormask.masks.saliency`.
-SCORES: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]] = {"magnitude": magnitude, "random": random}
+SCORES: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "lamp": lamp,
+    "magnitude": magnitude,
+    "random": random,
+}
 
 
 def check_score(name: str) -> str:

@@ -30,6 +30,7 @@ def mirror(
     gain: float | str | None = "auto",
     clip: float | str | None = "auto",
     factors: bool | None = None,
+    score: str = "magnitude",
     allocation: str = "global",
     pattern: str | None = None,
 ) -> Method:
@@ -46,7 +47,7 @@ def mirror(
         factors: True to train the factors ``m`` and ``w``; False for mirror descent without them, which needs half of
             their memory and is a little less accurate under SGD (docs/results.md); None for factors under SGD and
             mirror descent under Adam and its kin, which do not follow the flow on factors.
-        allocation, pattern: as in :class:`mirrormask.masks.Mask`.
+        score, allocation, pattern: as in :class:`mirrormask.masks.Mask`.
 
     Raises:
         ValueError: an option is outside its range, or ``clip`` is given with ``factors=True``, which does not read it.
@@ -63,7 +64,7 @@ def mirror(
         clip, adaptive_clip = MirrorDescent.clip, ADAPTIVE_CLIP
     else:
         adaptive_clip = clip
-    mask = Gradual(sparsity, start_at, end_at, every, allocation=allocation, pattern=pattern)
+    mask = Gradual(sparsity, start_at, end_at, every, score=score, allocation=allocation, pattern=pattern)
     decay = ShrinkDecay(shrink, decay_from, decay_until, decay_limit)
     geometry: Geometry = MirrorDescent(beta, gain, clip) if factors is False else Hadamard(beta, gain)
     adaptive = None if factors else MirrorDescent(beta, gain, adaptive_clip)
