@@ -4,7 +4,8 @@
     python benchmarks/results.py cifar10 --data DIR/cifar10          # ResNet-20, the folder of images
     python benchmarks/results.py fashion-mnist --data DIR --tune     # what the settings were chosen from
 
-With `-adamw` behind the name: some methods, with AdamW; `fashion-mnist-others`: those that are not in the first table.
+With `-adamw` behind the name: some methods, with AdamW; `fashion-mnist-others`: those that are not in the first table;
+`cifar10-small`: a stem with stride 4 (feature maps of 8x8 at first) in fp32, a third of the time, hence more seeds.
 The grids are recipes/compare-*.yaml, trained and tabled as `mirrormask compare` does it: every cell in a folder of its
 own below --out, and a finished one not again, so that an interrupted grid goes on where it stopped. Tuning holds 5,000
 training images out and never looks at the test set: the trials of benchmarks/settings.py, each at 98% and 99.5% (of
@@ -26,7 +27,7 @@ from mirrormask.compare.grid import Grid, describe
 from mirrormask.compare.options import load_grid
 from mirrormask.compare.table import accuracy_table, differences
 from mirrormask.compare.training import train_missing
-from mirrormask.train import Optimizer, RunResult
+from mirrormask.train import Model, Optimizer, RunResult
 from settings import (
     ADAMW_SETTINGS,
     ADAMW_TRIALS,
@@ -35,6 +36,7 @@ from settings import (
     CIFAR_TRIALS,
     OTHER_SETTINGS,
     OTHER_TRIALS,
+    SMALL_SETTINGS,
     TRIALS,
 )
 
@@ -47,6 +49,7 @@ class Suite(NamedTuple):
     Attributes:
         methods, sparsities, seeds: instead of the recipe's; methods with their settings.
         adamw: whether AdamW (weight decay 0.01) replaces the recipe's optimizer.
+        small: whether the network has a stem with stride 4 and trains in fp32.
     """
 
     recipe: str
@@ -58,6 +61,7 @@ class Suite(NamedTuple):
     sparsities: tuple[float, ...] = (0.98, 0.995)
     seeds: tuple[int, ...] = (0, 1, 2)
     adamw: bool = False
+    small: bool = False
 
 
 FASHION = ("compare-fashion-mnist.yaml", "data.root", "{}")
@@ -68,6 +72,10 @@ SUITES = {
     "fashion-mnist-adamw": Suite(*FASHION, ADAMW_TRIALS, methods=ADAMW_SETTINGS, adamw=True),
     "cifar10": Suite(*CIFAR, CIFAR_TRIALS, (0.98,)),
     "cifar10-adamw": Suite(*CIFAR, CIFAR_ADAMW_TRIALS, (0.98,), CIFAR_ADAMW_SETTINGS, (0.98, 0.99), (0, 1), True),
+    "cifar10-small": Suite(*CIFAR, CIFAR_TRIALS, (0.98,), SMALL_SETTINGS, (0.98, 0.99), (0, 1, 2, 3), small=True),
+    "cifar10-small-adamw": Suite(
+        *CIFAR, CIFAR_ADAMW_TRIALS, (0.98,), CIFAR_ADAMW_SETTINGS, (0.98, 0.99), (0, 1, 2, 3), adamw=True, small=True
+    ),
 }
 
 
@@ -78,6 +86,9 @@ def make_grid(name: str, data: str, out: Path, *, tune: bool) -> Grid:
     if suite.adamw:
         base = dataclasses.replace(grid.base, optimizer=Optimizer("adamw", lr=1e-3, weight_decay=0.01))
         grid = dataclasses.replace(grid, base=base)
+    if suite.small:
+        model = Model("resnet20", {"stem_stride": 4})
+        grid = dataclasses.replace(grid, base=dataclasses.replace(grid.base, model=model, precision="fp32"))
     if suite.methods is not None:
         grid = Grid(grid.base, suite.methods, suite.sparsities, {"": suite.seeds})
     if not tune:

@@ -20,6 +20,7 @@ __all__ = [
     "OTHER_SETTINGS",
     "OTHER_TRIALS",
     "SETTINGS",
+    "SMALL_SETTINGS",
     "TRIALS",
 ]
 
@@ -63,6 +64,8 @@ _RECIPES = Path(__file__).parent.parent / "recipes"
 #: What the tables use: the best trial of each method by its mean over 98% and 99.5%; on CIFAR-10 at 98%.
 SETTINGS = load_grid(_RECIPES / "compare-fashion-mnist.yaml").methods
 CIFAR_SETTINGS = load_grid(_RECIPES / "compare-cifar10-resnet20.yaml").methods
+#: The leading ones, for trainings with more seeds.
+SMALL_SETTINGS = {m: CIFAR_SETTINGS[m] for m in ("dense", "gmp", "gmp_ham", "str", "pilot", "mirror")}
 #: The methods that are not in that table: the best trial at 98%; without trials of their own, the defaults or what the
 #: same schedule has without HAM.
 OTHER_SETTINGS: dict[str, Options] = {

@@ -28,7 +28,6 @@ from mirrormask.masks import Alternating, Gradual, Mask, OneShot
 from mirrormask.methods import Method
 from mirrormask.methods.base import named
 from mirrormask.progress import Clock
-from mirrormask.train import Model, Recipe
 from results import accuracies, check_complete, make_grid
 from settings import CIFAR_SETTINGS
 
@@ -180,14 +179,9 @@ class Study(NamedTuple):
 
 STUDIES = {
     "fashion-mnist": Study("fashion-mnist", (0.98, 0.995), FASHION),
-    "cifar10": Study("cifar10", (0.98, 0.99), CIFAR),
-    "cifar10-adamw": Study("cifar10-adamw", (0.98, 0.99), CIFAR_ADAMW),
+    "cifar10": Study("cifar10-small", (0.98, 0.99), CIFAR),
+    "cifar10-adamw": Study("cifar10-small-adamw", (0.98, 0.99), CIFAR_ADAMW),
 }
-
-
-def small(recipe: Recipe) -> Recipe:
-    """The training of CIFAR-10 at a third of the time: a stem with stride 4 (feature maps of 8x8 at first), in fp32."""
-    return dataclasses.replace(recipe, model=Model("resnet20", {"stem_stride": 4}), precision="fp32")
 
 
 def main() -> None:
@@ -205,9 +199,8 @@ def main() -> None:
     grid = make_grid(study.suite, arguments.data, arguments.out / arguments.study, tune=True)
     methods = {describe(name, options): options for name, options in study.variants}
     methods = {name: o for name, o in methods.items() if not arguments.variants or name in arguments.variants}
-    base = small(grid.base) if study.suite.startswith("cifar10") else grid.base
     sparsities = tuple(arguments.sparsity or study.sparsities)
-    grid = Grid(base, methods, sparsities, {"": tuple(range(arguments.seeds))})
+    grid = Grid(grid.base, methods, sparsities, {"": tuple(range(arguments.seeds))})
     values = accuracies(grid, arguments.workers)
     print("\n" + accuracy_table(values, accuracy="validation"))
     check_complete(grid, values)

@@ -51,7 +51,7 @@ def test_the_start_is_x(name):
 def test_pullback_and_push_are_those_of_autograd(name):
     geometry = MAPS[name]
     xs = [weight(), weight()]
-    latents = [geometry.init(x) for x in xs]
+    latents = [{key: value for key, value in geometry.init(x).items() if key in geometry.latents} for x in xs]
     for thetas in latents:
         for value in thetas.values():
             value.add_(0.05 * torch.randn_like(value)).requires_grad_()
@@ -127,3 +127,15 @@ def test_the_rate_of_a_power_makes_the_first_step_that_of_the_base(name, adaptiv
     slope = geometry.power * latents["theta"].abs() ** (geometry.power - 1)
     speed = slope if adaptive else slope**2
     assert float((geometry.rate(x, latents, adaptive=adaptive) * speed).mean()) == pytest.approx(1.0)
+
+
+def test_sign_in_sets_the_imbalance_back_to_that_of_the_start_however_far_weights_grew():
+    geometry, x = SignIn(), weight()
+    latents = geometry.init(x)
+    beta = latents["m"] ** 2 - latents["w"] ** 2
+    grown = 10 * x
+    latents["m"].mul_(0.1)
+    latents["w"].copy_(grown / latents["m"])
+    geometry.refresh(grown, latents, None)
+    torch.testing.assert_close(latents["m"] * latents["w"], grown)
+    torch.testing.assert_close(latents["m"] ** 2 - latents["w"] ** 2, beta)

@@ -343,14 +343,17 @@ class Mirror(Hadamard, Gmp):
 class SignIn(Hadamard, AtStart):
     allocation = "erk"
 
+    def start(self, x):
+        self.betas = [*getattr(self, "betas", []), self.beta(x)]
+        return super().start(x)
+
     def before(self, step):
         self.shrink(self.lr * 0.05)
 
     def after(self, t):
         if t % 4 == 0 and t <= 30:
-            for latents, mask in zip(self.theta, self.masks, strict=True):
+            for latents, mask, beta in zip(self.theta, self.masks, self.betas, strict=True):
                 x = (latents["m"] * latents["w"]) * mask
-                beta = self.beta(x[mask > 0])
                 m = ((beta + (beta**2 + 4 * x**2).sqrt()) / 2).sqrt()
                 latents["w"].copy_(x / m * mask)
                 latents["m"].copy_(m * mask)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -19,10 +20,11 @@ class SignIn(Hadamard):
     """``x = m ⊙ w``, refactored every so often: ``m² - w² = β`` again, with x as it is.
 
     Training (and decay) wears the imbalance down, and with it the ability of a weight to cross zero; setting it back
-    keeps the signs able to flip.
+    to what it was keeps the signs able to flip.
 
     Args:
-        beta, gain: as in :class:`Hadamard`; ``"rms"`` measures the living weights at every refactoring.
+        beta, gain: as in :class:`Hadamard`; ``"rms"`` is that of x at the start, at every refactoring: weights grow,
+            and with a β that grew along, the learning rate that suited the first one would diverge.
         every: the fraction of training between two refactorings, in (0, 1].
         until: the fraction of training after which there are no more, in [0, 1].
 
@@ -32,7 +34,7 @@ class SignIn(Hadamard):
     Example:
         >>> import torch
         >>> geometry = SignIn(beta=1.0)
-        >>> latents = {"m": torch.tensor([0.5]), "w": torch.tensor([0.5])}
+        >>> latents = {"m": torch.tensor([0.5]), "w": torch.tensor([0.5]), "imbalance": torch.tensor(1.0)}
         >>> geometry.refresh(torch.tensor([0.25]), latents, None)
         >>> imbalance, x = latents["m"] ** 2 - latents["w"] ** 2, latents["m"] * latents["w"]
         >>> round(imbalance.item(), 6), round(x.item(), 6)
@@ -44,10 +46,21 @@ class SignIn(Hadamard):
     every: float = 0.1
     until: float = 0.75
 
+    constants: ClassVar[tuple[str, ...]] = ("imbalance",)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("every", self.every, low=0.0, high=1.0, open_low=True, hint="a fraction of training")
         check_number("until", self.until, low=0.0, high=1.0, hint="a fraction of training")
+
+    def init(self, x: Tensor) -> dict[str, Tensor]:
+        """The factors of :class:`Hadamard`, and β."""
+        latents = super().init(x)
+        return {**latents, "imbalance": latents["m"].new_tensor(balance(self.beta, x.detach()))}
+
+    def prune(self, latents: Mapping[str, Tensor], mask: Tensor) -> None:
+        """Both factors are zero."""
+        super().prune({name: latents[name] for name in self.latents}, mask)
 
     def refresh_due(self, clock: Clock) -> bool:
         """Every ``every``, up to ``until``."""
@@ -56,6 +69,6 @@ class SignIn(Hadamard):
     def refresh(self, x: Tensor, latents: Mapping[str, Tensor], mask: Tensor | None) -> None:
         """:func:`factorize` of x as it is now."""
         x = x.detach().to(latents["m"].dtype)
-        m, w = factorize(x, balance(self.beta, x if mask is None else x[mask]))
+        m, w = factorize(x, float(latents["imbalance"]))
         latents["m"].copy_(m)
         latents["w"].copy_(w)
