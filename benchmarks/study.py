@@ -22,7 +22,7 @@ from mirrormask.after import AfterStep, Hyperbolic
 from mirrormask.compare.grid import Grid, describe
 from mirrormask.compare.table import accuracy_table
 from mirrormask.decay import ConstantDecay, Decay, PILoTDecay, ShrinkDecay, TargetDecay
-from mirrormask.geometry import Euclidean, Geometry, Hadamard
+from mirrormask.geometry import Euclidean, Geometry, Hadamard, MirrorDescent
 from mirrormask.geometry.base import Latents
 from mirrormask.masks import Alternating, Gradual, Mask, OneShot
 from mirrormask.methods import Method
@@ -87,6 +87,29 @@ def study_ham(sparsity: float, *, a: float = 20.0) -> Method:
     return _method("study_ham", _gradual(sparsity), after=Hyperbolic(a, 0.0))
 
 
+@dataclasses.dataclass(frozen=True)
+class Plain(AfterStep):
+    """``θ ← θ - lr a ∂θ`` after the base optimizer's step, by at most ``clip``: a step of SGD beside one of Adam."""
+
+    a: float
+    clip: float = 0.1
+
+    def prepare(self, grads: list[Tensor], lr: float) -> list[Tensor]:
+        """The step."""
+        return [(-lr * self.a * grad).clamp_(-self.clip, self.clip) for grad in grads]
+
+    def apply(self, theta: list[Tensor], prepared: list[Tensor], lr: float) -> None:
+        """Take it."""
+        torch._foreach_add_(theta, prepared)
+
+
+@named("study: a step of SGD beside Adam's")
+def study_both(sparsity: float, *, a: float = 40.0, clip: float = 0.03, shrink: float = 4.0) -> Method:
+    """`mirror` without factors, where the dual variable takes a step of SGD after that of the base optimizer."""
+    decay = dataclasses.replace(SHRINK, shrink=shrink)
+    return _method("study_both", _gradual(sparsity), decay, MirrorDescent(clip=clip), Plain(a))
+
+
 @named("study: HAM and the schedule of mirror")
 def study_ham_alone(sparsity: float, *, a: float = 20.0, b: float = 1e-3) -> Method:
     """HAM's step on the weights, under the mask of `mirror`."""
@@ -135,6 +158,7 @@ FASHION: Variants = [
     ("mirror", {"allocation": "erk"}),
     ("mirror", {"allocation": "uniform"}),
     ("mirror", {"score": "lamp"}),
+    ("mirror", {"score": "sensitivity"}),
     ("study_one_shot", {}),
     ("study_regrown", {}),
     ("study_plain", {}),
@@ -151,7 +175,9 @@ CIFAR: Variants = [
     *((name, CIFAR_SETTINGS[name]) for name in ("gmp", "gmp_ham", "str", "pilot")),
     ("gmp", {"score": "lamp"}),
     ("mirror", {}),
+    ("gmp", {"score": "sensitivity"}),
     ("mirror", {"score": "lamp"}),
+    ("mirror", {"score": "sensitivity"}),
     ("mirror", {"allocation": "erk"}),
     ("mirror", {"gain": 1.0}),
     ("mirror", {"gain": 1.4}),
@@ -164,8 +190,18 @@ CIFAR: Variants = [
 ]
 CIFAR_ADAMW: Variants = [
     *((name, {**CIFAR_SETTINGS[name], "lr": 0.016}) for name in ("gmp", "gmp_ham")),
-    *(("mirror", {"clip": clip, "lr": lr}) for clip in (0.01, 0.03, 0.1) for lr in (0.004, 0.016)),
-    ("mirror", {"score": "lamp", "lr": 0.016}),
+    *(("mirror", {"clip": clip, "lr": lr}) for clip in (0.01, 0.03) for lr in (0.004, 0.016)),
+    *(("study_both", {"a": a, "lr": 0.016}) for a in (40.0, 100.0)),
+    *((name, {**CIFAR_SETTINGS[name], "score": "sensitivity", "lr": 0.016}) for name in ("gmp", "mirror")),
+    ("mirror", {"allocation": "erk", "lr": 0.016}),
+    ("mirror", {"shrink": 0.0, "lr": 0.016}),
+    ("mirror", {"gain": 4.0, "clip": 0.1, "lr": 0.016}),
+    ("mirror", {"factors": True, "lr": 0.016}),
+    ("mirror", {"score": "sensitivity", "gain": 4.0, "clip": 0.1, "lr": 0.016}),
+    ("mirror", {"score": "sensitivity", "end_at": 0.85, "lr": 0.016}),
+    ("mirror", {"score": "sensitivity", "factors": True, "lr": 0.016}),
+    ("mirror", {"score": "sensitivity", "lr": 0.032}),
+    ("study_ham", {"a": 100.0, "lr": 0.016}),
 ]
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirrormask.masks import allocate, keep_count, largest, select
-from mirrormask.masks.scores import lamp
+from mirrormask.masks.scores import lamp, magnitude, sensitivity
 
 
 def table(mask):
@@ -51,6 +51,39 @@ def test_lamp_of_a_layer_of_zeros_and_of_what_is_not_a_number():
     assert lamp(torch.zeros(3), torch.Generator()).tolist() == [0, 0, 0]
     found = lamp(torch.tensor([1.0, float("nan"), -2.0]), torch.Generator())
     assert found.isfinite().all() and found.argmax() == 1
+
+
+def with_gradient(x, gradient):
+    x.grad = gradient
+    return x
+
+
+def test_sensitivity_by_hand():
+    # the mean squares of the rows are 25 and 4
+    x = with_gradient(torch.tensor([[1.0, -2.0], [0.0, 4.0]]), torch.tensor([[1.0, 7.0], [2.0, -2.0]]))
+    assert sensitivity(x, torch.Generator()).tolist() == [[5.0, 10.0], [0.0, 8.0]]
+
+
+def test_sensitivity_is_the_same_for_a_filter_in_front_of_a_batch_norm_at_any_scale():
+    """Measured on such a network: the gradients are autograd's."""
+    conv, norm = torch.nn.Conv2d(3, 4, 3, bias=False).double(), torch.nn.BatchNorm2d(4, eps=1e-12).double()
+    inputs = torch.randn(5, 3, 6, 6, dtype=torch.float64)
+    found = []
+    for scale in (1.0, 8.0):
+        with torch.no_grad():
+            conv.weight[1] *= scale
+        conv.zero_grad()
+        norm(conv(inputs)).pow(3).mean().backward()
+        found.append(sensitivity(conv.weight, torch.Generator()))
+    torch.testing.assert_close(found[0], found[1])
+    assert not torch.allclose(found[0], conv.weight.abs())
+
+
+def test_without_a_gradient_that_is_a_number_sensitivity_is_the_magnitude():
+    x = torch.randn(2, 7)
+    for gradient in (None, torch.full((2, 7), float("inf")), torch.full((2, 7), float("nan"))):
+        found = sensitivity(with_gradient(x.clone(), gradient), torch.Generator())
+        assert torch.equal(found, magnitude(x, torch.Generator()))
 
 
 def test_erk_by_hand():

@@ -97,6 +97,9 @@ class Plain:
     def penalty(self, step):
         return 0.0
 
+    def rank(self, x, index):
+        return x.abs()
+
     def before(self, step):
         pass
 
@@ -129,7 +132,8 @@ class Plain:
         self.masks = [m.double() for m in masks]
 
     def prune(self, sparsity):
-        scores = [x.abs().masked_fill(m == 0, -1.0) for x, m in zip(self.weights(), self.masks, strict=True)]
+        scores = [self.rank(x, i) for i, x in enumerate(self.weights())]
+        scores = [score.masked_fill(m == 0, -1.0) for score, m in zip(scores, self.masks, strict=True)]
         self.put(top(scores, self.keep(sparsity)))
 
     def step(self, step):
@@ -304,7 +308,14 @@ class Pilot(Hadamard):
         self.score = score
 
 
-class MirrorDescent(Gmp):
+class Sensitive:
+    """Mixed into another reference: under Adam, sizes times the root mean square gradient of their row."""
+
+    def rank(self, x, index):
+        return x.abs() * (self.dense[index].square().mean(1, keepdim=True).sqrt() if self.adaptive else 1.0)
+
+
+class MirrorDescent(Sensitive, Gmp):
     """``x = a sinh(u)``; the gradient of x passes to u as it is."""
 
     decayed, gain = (), 0.8
@@ -332,7 +343,7 @@ class MirrorDescent(Gmp):
         super().after(t)
 
 
-class Mirror(Hadamard, Gmp):
+class Mirror(Sensitive, Hadamard, Gmp):
     after = Gmp.after
 
     def before(self, step):

@@ -380,6 +380,28 @@ def test_mirror_leaves_the_factors_where_the_base_rescales_gradients():
     assert mm.methods.mirror(0.5, clip=0.2).under(adaptive=True).geometry.clip == 0.2
 
 
+@pytest.mark.parametrize(
+    ("options", "scores"),
+    [
+        ({}, ("magnitude", "sensitivity")),
+        ({"score": "magnitude"}, ("magnitude", "magnitude")),
+        ({"score": "lamp"}, ("lamp", "lamp")),
+    ],
+)
+def test_mirror_ranks_by_sensitivity_where_the_base_rescales_gradients(options, scores):
+    method = mm.methods.mirror(0.5, **options)
+    found = [method.under(adaptive=adaptive) for adaptive in (False, True)]
+    assert tuple(m.mask.score for m in found) == scores
+    assert [m.name for m in found] == ["mirror", "mirror"]
+
+
+def test_a_method_has_one_sparsity_whatever_the_base():
+    parts = mm.geometry.Euclidean(), mm.decay.ConstantDecay()
+    other = mm.Method(*parts, mm.masks.OneShot(0.8))
+    with pytest.raises(ValueError, match=r"adaptive= asks for sparsity 0\.8 where the method itself asks for 0\.9"):
+        mm.Method(*parts, mm.masks.OneShot(0.9), adaptive=other)
+
+
 def test_mirror_refuses_a_bound_that_factors_do_not_read():
     with pytest.raises(
         ValueError, match=r"clip=0\.2 bounds the step of mirror descent; leave out clip or factors=True"

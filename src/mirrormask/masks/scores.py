@@ -10,7 +10,7 @@ from torch import Tensor
 from mirrormask.checks import check_known
 from mirrormask.masks.saliency import DATA_SCORES
 
-__all__ = ["SCORES", "check_score", "lamp", "magnitude", "random"]
+__all__ = ["SCORES", "check_score", "lamp", "magnitude", "random", "sensitivity"]
 
 
 def magnitude(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -47,11 +47,39 @@ def random(x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand(x.shape, generator=generator).to(x.device)
 
 
+def sensitivity(x: Tensor, generator: torch.Generator) -> Tensor:
+    """``|x| rms(∇f)``, the root mean square of the gradient taken over the weights of the same output.
+
+    To first order, what removing a weight of this size does to the loss, on average over its output (a row, or a filter
+    of a convolution). An output in front of a batch norm may have any scale: its gradient is the smaller, the larger it
+    is, and this score is the same. Without a gradient that is a number it is the magnitude.
+
+    Args:
+        x: any shape, outputs first; its ``grad`` is read.
+        generator: not read.
+
+    Example:
+        >>> x = torch.tensor([[0.5, -2.0], [1.0, 1.0]])
+        >>> x.grad = torch.tensor([[4.0, 4.0], [1.0, -1.0]])
+        >>> sensitivity(x, torch.Generator()).tolist()
+        [[2.0, 8.0], [1.0, 1.0]]
+
+    Source: this library; a product of weight and gradient, as in Molchanov et al. 2017, arXiv 1611.06440, with the
+    gradient averaged, as a single batch says little of a single weight.
+    """
+    score = magnitude(x, generator)
+    if x.grad is not None and x.dim() > 1 and x.numel():
+        gradient = x.grad.double().square().mean(tuple(range(1, x.dim())), keepdim=True).sqrt()
+        score = score * gradient.to(score.dtype) if gradient.isfinite().all() else score
+    return score
+
+
 #: Scores of a weight as it is, by name; those that need data are in :mod:`mirrormask.masks.saliency`.
 SCORES: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "lamp": lamp,
     "magnitude": magnitude,
     "random": random,
+    "sensitivity": sensitivity,
 }
 
 

@@ -30,11 +30,13 @@ class Method:
         mask: which weights live, and the target sparsity.
         name: for logs and tables.
         after: a step after the optimizer's (HAM's mirror step, a proximal step); None for none.
-        adaptive: the geometry where the base optimizer rescales gradients (Adam and its kin), if another one.
+        adaptive: the method where the base optimizer rescales gradients (Adam and its kin), if another one; it goes by
+            this one's name.
 
     Raises:
         TypeError: a part is not of its kind.
-        ValueError: a decay on a geometry without latents, or a coupled one where there is nothing to couple it to.
+        ValueError: a decay on a geometry without latents, a coupled one where there is nothing to couple it to, or
+            another sparsity under an adaptive optimizer.
 
     Example:
         >>> from mirrormask.decay import ConstantDecay
@@ -49,10 +51,10 @@ class Method:
     mask: Mask
     name: str = "custom"
     after: AfterStep | None = None
-    adaptive: Geometry | None = None
+    adaptive: Method | None = None
 
     def __post_init__(self) -> None:
-        kinds = {"geometry": Geometry, "decay": Decay, "mask": Mask, "after": AfterStep, "adaptive": Geometry}
+        kinds = {"geometry": Geometry, "decay": Decay, "mask": Mask, "after": AfterStep, "adaptive": Method}
         for field, kind in kinds.items():
             value = getattr(self, field)
             if not isinstance(value, kind) and not (field in ("after", "adaptive") and value is None):
@@ -68,11 +70,16 @@ class Method:
                 f"{type(self.geometry).__name__} has no gradient for a coupled decay to join; "
                 "leave out coupled=True, or use the geometry Hadamard"
             )
+        if self.adaptive is not None and self.adaptive.sparsity != self.sparsity:
+            raise ValueError(
+                f"adaptive= asks for sparsity {self.adaptive.sparsity!r} where the method itself asks for "
+                f"{self.sparsity!r}; give both the same"
+            )
 
     def under(self, *, adaptive: bool) -> Method:
         """This method under a base optimizer that rescales gradients, or under one that does not."""
-        geometry = self.adaptive if adaptive and self.adaptive is not None else self.geometry
-        return dataclasses.replace(self, geometry=geometry, adaptive=None)
+        chosen = self.adaptive if adaptive and self.adaptive is not None else self
+        return dataclasses.replace(chosen, name=self.name, adaptive=None)
 
     @property
     def sparsity(self) -> float:
@@ -82,7 +89,7 @@ class Method:
     @property
     def reads_data(self) -> bool:
         """Whether ``mm.sparsify`` needs ``batches=``."""
-        return self.mask.score in DATA_SCORES
+        return self.mask.score in DATA_SCORES or (self.adaptive is not None and self.adaptive.reads_data)
 
 
 class Row(NamedTuple):

@@ -24,7 +24,7 @@ from mirrormask.runtime.region import Region
 from mirrormask.runtime.report import LayerReport, Report
 from mirrormask.runtime.structure import structure_key
 from mirrormask.runtime.targets import Target, best_target, fp16_target
-from mirrormask.runtime.timing import median_seconds, own_time
+from mirrormask.runtime.timing import in_turns, own_time
 from mirrormask.runtime.tune import Tuner
 
 __all__ = ["compile"]
@@ -214,12 +214,9 @@ def _versions() -> tuple[str, ...]:
 def _race(model: nn.Module, plan: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tuple[float, float]:
     """Median seconds of both, taken in turns so that a busy moment hits both."""
     clock = own_time if torch.get_num_threads() == 1 else time.perf_counter
-    rounds: list[tuple[float, float]] = []
-    start = time.perf_counter()
-    while len(rounds) < 3 and (not rounds or time.perf_counter() - start < 2.0):
-        one = median_seconds(lambda: model(*inputs), repeats=3, clock=clock)
-        rounds.append((one, median_seconds(lambda: plan(*inputs), repeats=3, clock=clock)))
-    return statistics.median(r[0] for r in rounds), statistics.median(r[1] for r in rounds)
+    calls = {"eager": lambda: model(*inputs), "plan": lambda: plan(*inputs)}
+    turns = in_turns(calls, rounds=3, budget=0.01, clock=clock, limit=2.0)
+    return statistics.median(turns["eager"]), statistics.median(turns["plan"])
 
 
 def _layers(plan: Callable[..., Any], regions: dict[str, Region], inputs: tuple[Tensor, ...]) -> list[LayerReport]:
