@@ -190,18 +190,20 @@ CIFAR: Variants = [
 ]
 CIFAR_ADAMW: Variants = [
     *((name, {**CIFAR_SETTINGS[name], "lr": 0.016}) for name in ("gmp", "gmp_ham")),
-    *(("mirror", {"clip": clip, "lr": lr}) for clip in (0.01, 0.03) for lr in (0.004, 0.016)),
+    ("gmp", {"score": "sensitivity", "lr": 0.016}),
+    *(("mirror", {**options, "lr": 0.016}) for options in ({}, {"score": "magnitude"})),
+    *(("mirror", {"factors": False, **options, "lr": 0.016}) for options in ({}, {"score": "magnitude"})),
+    *(("mirror", {"factors": False, "score": "magnitude", "clip": clip, "lr": 0.004}) for clip in (0.01, 0.03)),
+    ("mirror", {"factors": False, "score": "magnitude", "shrink": 0.0, "lr": 0.016}),
+    ("mirror", {"factors": False, "score": "magnitude", "gain": 4.0, "clip": 0.1, "lr": 0.016}),
     *(("study_both", {"a": a, "lr": 0.016}) for a in (40.0, 100.0)),
-    *((name, {**CIFAR_SETTINGS[name], "score": "sensitivity", "lr": 0.016}) for name in ("gmp", "mirror")),
-    ("mirror", {"allocation": "erk", "lr": 0.016}),
-    ("mirror", {"shrink": 0.0, "lr": 0.016}),
-    ("mirror", {"gain": 4.0, "clip": 0.1, "lr": 0.016}),
-    ("mirror", {"factors": True, "lr": 0.016}),
-    ("mirror", {"score": "sensitivity", "gain": 4.0, "clip": 0.1, "lr": 0.016}),
-    ("mirror", {"score": "sensitivity", "end_at": 0.85, "lr": 0.016}),
-    ("mirror", {"score": "sensitivity", "factors": True, "lr": 0.016}),
-    ("mirror", {"score": "sensitivity", "lr": 0.032}),
-    ("study_ham", {"a": 100.0, "lr": 0.016}),
+    ("mirror", {"factors": False, "gain": 4.0, "clip": 0.1, "lr": 0.016}),
+    ("mirror", {"factors": False, "end_at": 0.85, "lr": 0.016}),
+]
+FASHION_ADAMW: Variants = [
+    ("mirror", {**options, "lr": lr})
+    for options in ({}, {"factors": False}, {"factors": False, "score": "magnitude"})
+    for lr in (0.001, 0.002, 0.004, 0.008)
 ]
 
 
@@ -215,6 +217,7 @@ class Study(NamedTuple):
 
 STUDIES = {
     "fashion-mnist": Study("fashion-mnist", (0.98, 0.995), FASHION),
+    "fashion-mnist-adamw": Study("fashion-mnist-adamw", (0.98, 0.995), FASHION_ADAMW),
     "cifar10": Study("cifar10-small", (0.98, 0.99), CIFAR),
     "cifar10-adamw": Study("cifar10-small-adamw", (0.98, 0.99), CIFAR_ADAMW),
 }

@@ -365,19 +365,19 @@ def test_the_table_names_each_method_once_with_its_reference():
         mm.methods.named("nobody", name="gmp")(mm.methods.magnitude)
 
 
-def test_mirror_leaves_the_factors_where_the_base_rescales_gradients():
-    kinds = {}
-    for make in (torch.optim.SGD, torch.optim.AdamW):
-        for factors in (None, True, False):
-            model = mlp(8, 12, 4)
-            method = mm.methods.mirror(0.5, factors=factors)
-            optimizer = mm.sparsify(model, make(model.parameters(), lr=0.01), method, steps=9)
-            kinds[make, factors] = type(optimizer.geometry)
-    assert kinds[torch.optim.SGD, None] is kinds[torch.optim.SGD, True] is kinds[torch.optim.AdamW, True] is Hadamard
-    assert kinds[torch.optim.AdamW, None] is kinds[torch.optim.AdamW, False] is MirrorDescent
-    assert kinds[torch.optim.SGD, False] is MirrorDescent
-    assert mm.methods.mirror(0.5).under(adaptive=True).geometry.clip == 0.01
-    assert mm.methods.mirror(0.5, clip=0.2).under(adaptive=True).geometry.clip == 0.2
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize(("factors", "kind"), [(True, Hadamard), (False, MirrorDescent)])
+def test_mirror_trains_factors_or_does_without_them_whatever_the_base(make, factors, kind):
+    model = mlp(8, 12, 4)
+    method = mm.methods.mirror(0.5, factors=factors)
+    optimizer = mm.sparsify(model, make(model.parameters(), lr=0.01), method, steps=9)
+    assert type(optimizer.geometry) is kind
+
+
+def test_without_factors_the_bound_on_a_step_is_tighter_where_the_base_rescales_gradients():
+    assert mm.methods.mirror(0.5, factors=False).under(adaptive=False).geometry.clip == MirrorDescent.clip
+    assert mm.methods.mirror(0.5, factors=False).under(adaptive=True).geometry.clip == 0.01
+    assert mm.methods.mirror(0.5, factors=False, clip=0.2).under(adaptive=True).geometry.clip == 0.2
 
 
 @pytest.mark.parametrize(
@@ -404,11 +404,11 @@ def test_a_method_has_one_sparsity_whatever_the_base():
 
 def test_mirror_refuses_a_bound_that_factors_do_not_read():
     with pytest.raises(
-        ValueError, match=r"clip=0\.2 bounds the step of mirror descent; leave out clip or factors=True"
+        ValueError, match=r"clip=0\.2 bounds the step of mirror descent; leave it out, or give factors=False"
     ):
-        mm.methods.mirror(0.5, clip=0.2, factors=True)
+        mm.methods.mirror(0.5, clip=0.2)
     with pytest.raises(ValueError, match="clip"):
-        mm.methods.mirror(0.5, clip="none")
+        mm.methods.mirror(0.5, clip="none", factors=False)
     assert mm.methods.mirror(0.5, clip=0.2, factors=False).geometry.clip == 0.2
     assert mm.methods.mirror(0.5, clip=None, factors=False).geometry.clip is None
     assert mm.methods.mirror(0.5, factors=False).geometry.clip == MirrorDescent.clip

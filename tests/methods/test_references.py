@@ -44,7 +44,7 @@ CASES = {
     "spred": ({"gain": 0.8, "alpha": 0.05, "coupled": True}, plain.Spred),
     "pilot_init": ({"gain": 0.8}, plain.Hadamard),
     "pilot": (PILOT, plain.Pilot),
-    "mirror": ({**MIRROR, "factors": True}, plain.Mirror),
+    "mirror": (MIRROR, plain.Mirror),
     "mirror, descent": ({**MIRROR, "factors": False, "clip": 0.03}, plain.MirrorDescent),
     "sign_in": ({"gain": 0.8, "alpha": 0.05, "every": 0.1, "until": 0.75, "seed": 5}, plain.SignIn),
     "lth": ({"prunings": 3}, plain.Rounds),

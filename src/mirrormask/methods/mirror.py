@@ -10,7 +10,7 @@ from mirrormask.methods.base import Method, named
 
 __all__ = ["mirror"]
 
-#: The bound on a step of u that `mirror` takes under Adam and its kin. With 0.05, LeNet-300-100 at 99.5% collapsed at
+#: The bound on a step of u without factors under Adam and its kin. With 0.05, LeNet-300-100 at 99.5% collapsed at
 #: twice the learning rate that suits it (docs/methods.md).
 ADAPTIVE_CLIP = 0.01
 #: How it ranks weights there. Adam moves the weights of all layers alike, however much the loss depends on them, so
@@ -32,7 +32,7 @@ def mirror(
     beta: float | str = "rms",
     gain: float | str | None = "auto",
     clip: float | str | None = "auto",
-    factors: bool | None = None,
+    factors: bool = True,
     score: str = "auto",
     allocation: str = "global",
     pattern: str | None = None,
@@ -45,24 +45,23 @@ def mirror(
             ``log a`` by at most ``decay_limit`` in a step; see :class:`mirrormask.decay.ShrinkDecay`.
         start_at, end_at, every: as in :class:`mirrormask.masks.Gradual`.
         beta, gain: as in :class:`mirrormask.geometry.Hadamard`.
-        clip: as in :class:`mirrormask.geometry.MirrorDescent`, where factors are not trained; ``"auto"`` for its
-            default under SGD and 0.01 under Adam and its kin, whose steps do not become smaller with the gradient.
+        clip: as in :class:`mirrormask.geometry.MirrorDescent`, without factors; ``"auto"`` for its default under SGD
+            and 0.01 under Adam and its kin, whose steps do not become smaller with the gradient.
         factors: True to train the factors ``m`` and ``w``; False for mirror descent without them, which needs half of
-            their memory and is a little less accurate under SGD (docs/results.md); None for factors under SGD and
-            mirror descent under Adam and its kin, which do not follow the flow on factors.
+            their memory and is a little less accurate (docs/results.md, docs/methods.md).
         score: how weights are ranked, as in :class:`mirrormask.masks.Mask`; ``"auto"`` for ``"magnitude"`` under SGD
             and ``"sensitivity"`` under Adam and its kin.
         allocation, pattern: as in :class:`mirrormask.masks.Mask`.
 
     Raises:
-        ValueError: an option is outside its range, or ``clip`` is given with ``factors=True``, which does not read it.
+        ValueError: an option is outside its range, or ``clip`` is given but factors, which do not read it, are trained.
 
     Example:
         >>> mirror(0.99).decay.shrink
         4.0
     """
     if factors and clip != "auto":
-        raise ValueError(f"clip={clip!r} bounds the step of mirror descent; leave out clip or factors=True")
+        raise ValueError(f"clip={clip!r} bounds the step of mirror descent; leave it out, or give factors=False")
     if isinstance(clip, str):
         check_known("clip", clip, ("auto",))
         clips: tuple[float | None, ...] = (MirrorDescent.clip, ADAPTIVE_CLIP)
@@ -75,8 +74,7 @@ def mirror(
         mask = Gradual(
             sparsity, start_at, end_at, every, score=scores[adaptive], allocation=allocation, pattern=pattern
         )
-        factored = not adaptive if factors is None else factors
-        geometry: Geometry = Hadamard(beta, gain) if factored else MirrorDescent(beta, gain, clips[adaptive])
+        geometry: Geometry = Hadamard(beta, gain) if factors else MirrorDescent(beta, gain, clips[adaptive])
         return Method(geometry, decay, mask, "mirror", adaptive=other)
 
     return method(False, method(True))
