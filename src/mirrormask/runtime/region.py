@@ -19,8 +19,9 @@ from mirrormask.runtime.tune import Tuner
 
 __all__ = ["Quick", "Region"]
 
-#: Rows of linear layers that one item of a plan holds at most; a multiple of every vector width.
-MOST_TOKENS = 128
+#: Vectors of rows that one item of a plan over rows holds at most, and rows: more do not stay in the L2 cache between
+#: wide layers.
+MOST_VECTORS, MOST_TOKENS = 8, 128
 #: Seconds that threads must save by sharing an item. Here they are awake when this is measured; between calls that lie
 #: some milliseconds apart they fall asleep, and take longer to wake than a small model takes.
 LEAST_GAIN = 5e-5
@@ -34,7 +35,7 @@ class Region(nn.Module):
     """Runs a graph with generated kernels.
 
     Plans are made when first needed: for a region over images one per thread count (any batch size), for one over
-    rows one for single rows and one per number of rows up to ``MOST_TOKENS``.
+    rows one for single rows and one per number of rows up to :attr:`most_tokens`.
     """
 
     def __init__(self, graph: Graph, target: Target, tuner: Tuner) -> None:
@@ -101,7 +102,12 @@ class Region(nn.Module):
         lanes, threads = self.target.lanes, min(torch.get_num_threads(), MAX_THREADS)
         if rows >= threads * lanes and rows * self.graph.products >= LEAST_WORK:
             rows = -(-rows // threads)
-        return max(lanes, 2) if rows < lanes else min(MOST_TOKENS, -(-rows // lanes) * lanes)
+        return max(lanes, 2) if rows < lanes else min(self.most_tokens, -(-rows // lanes) * lanes)
+
+    @property
+    def most_tokens(self) -> int:
+        """Rows that one item of a plan over rows holds at most, a multiple of the vector width."""
+        return min(MOST_TOKENS, MOST_VECTORS * self.target.lanes)
 
     @property
     def nbytes(self) -> int:
