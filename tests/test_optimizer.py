@@ -32,6 +32,7 @@ METHODS = {
     "spred": lambda: mm.methods.spred(0.8),
     "pilot": lambda: mm.methods.pilot(0.8),
     "mirror": lambda: mm.methods.mirror(0.8),
+    "mirror/descent": lambda: mm.methods.mirror(0.8, factors=False),
     "target": lambda: mm.Method(Hadamard(), TargetDecay(), OneShot(0.8, at=0.75), "target"),
 }
 
@@ -549,17 +550,22 @@ def test_closure_clipping_and_zero_grad():
     assert model[0].weight.grad is None
 
 
-def test_distributed_checkpoint_reads_and_restores_the_state():
+@pytest.mark.parametrize(
+    ("factors", "held"),
+    [(True, {"m", "w", "mask", "m.exp_avg", "w.exp_avg_sq"}), (False, {"u", "a", "mask", "u.exp_avg", "u.exp_avg_sq"})],
+)
+def test_distributed_checkpoint_reads_and_restores_the_state(factors, held):
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
     def build():
         model = mlp()
-        return model, mm.sparsify(model, BASES["adamw"](model.parameters()), METHODS["mirror"](), steps=60)
+        method = mm.methods.mirror(0.8, factors=factors)
+        return model, mm.sparsify(model, BASES["adamw"](model.parameters()), method, steps=60)
 
     model, optimizer = build()
     train(model, optimizer, 0, 40)
     saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer))
-    assert {"u", "a", "mask", "u.exp_avg", "u.exp_avg_sq"} <= set(saved["state"]["0.weight"])
+    assert held <= set(saved["state"]["0.weight"])
     weights = copy.deepcopy(model.state_dict())
     train(model, optimizer, 40, 60)
     twin_model, twin = build()
