@@ -1,9 +1,9 @@
-"""What makes `mirror` good: variants of it on held-out training images of Fashion-MNIST (the table of docs/methods.md).
+"""What makes `mirror` good: variants of it on held-out training images (the tables of docs/methods.md).
 
     python benchmarks/study.py --data DIR [--seeds 2] [--out runs/study]
+    python benchmarks/study.py cifar10 --data DIR/cifar10            # or cifar10-adamw; fashion-mnist-adamw with DIR
 
-LeNet-300-100, 10 epochs, at 98% and 99.5%, trained as in recipes/compare-fashion-mnist.yaml, with 5,000 of the training
-images held out.
+Each study varies a suite of benchmarks/results.py, with 5,000 of the training images held out.
 The variants that are not options of `mirror` are methods that this file registers, compositions of the library's parts.
 """
 
@@ -104,10 +104,9 @@ class Plain(AfterStep):
 
 
 @named("study: a step of SGD beside Adam's")
-def study_both(sparsity: float, *, a: float = 40.0, clip: float = 0.03, shrink: float = 4.0) -> Method:
+def study_both(sparsity: float, *, a: float = 40.0, clip: float = 0.03) -> Method:
     """`mirror` without factors, where the dual variable takes a step of SGD after that of the base optimizer."""
-    decay = dataclasses.replace(SHRINK, shrink=shrink)
-    return _method("study_both", _gradual(sparsity), decay, MirrorDescent(clip=clip), Plain(a))
+    return _method("study_both", _gradual(sparsity), geometry=MirrorDescent(clip=clip), after=Plain(a))
 
 
 @named("study: HAM and the schedule of mirror")

@@ -298,9 +298,6 @@ class Emitter:
             index = self.b.zext(self.b.load(self.at(indices, lane, I32), typ=I32), I64)
             self.store_float(self.extract(value, lane), self.at(base, index))
 
-    def _lanes_of(self, kind: Any) -> Any:
-        return ir.VectorType(kind, self.lanes)
-
     def shuffle(self, a: Value, b: Value, lanes: Sequence[int]) -> Value:
         """Lane ``i`` of the result is lane ``lanes[i]`` of ``a`` followed by ``b``."""
         return self.b.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
