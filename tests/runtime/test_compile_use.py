@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import mirrormask as mm
 from mirrormask.runtime import cache
+from mirrormask.runtime.tune import Tuner, candidates
 
 
 @pytest.fixture(autouse=True)
@@ -370,6 +371,33 @@ def test_not_a_number_through_convolution_relu_and_pooling(value):
     fast = compiled(model, torch.randn(1, 2, 14, 14))
     with torch.no_grad():
         torch.testing.assert_close(fast(x), model(x), rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3e38])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_kernels_that_filter_rows_do_not_spread_what_is_not_a_number(monkeypatch, value, batch):
+    monkeypatch.setattr(Tuner, "__call__", lambda _, problem: filtering_choice(problem))
+    model = nn.Sequential(nn.Conv2d(3, 8, 7, 2, 3), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1)).eval()
+    x = torch.randn(batch, 3, 56, 56)
+    fast = compiled(model, x)
+    assert [row.kernel.split()[0] for row in fast.report.layers].count("winograd") == 2
+    agree(fast, model, x)
+    spoiled = x.clone()
+    spoiled[-1, 1, 30, 6] = value
+    with torch.no_grad():
+        expected = model(spoiled)
+    # A contiguous tensor goes the short way, another one does not.
+    for given in (spoiled, spoiled.mT.contiguous().mT):
+        got = fast(given)
+        # A number near the largest there is may overflow on the way, in whatever order sums are taken.
+        assert torch.equal(got.isfinite(), expected.isfinite()) or value == 3e38
+        torch.testing.assert_close(got[..., :12, :], expected[..., :12, :], rtol=1e-5, atol=1e-5)
+        agree(fast, model, x)
+
+
+def filtering_choice(problem):
+    found = list(candidates(problem))
+    return next((choice for choice in found if choice.kernel == "winograd"), found[0])
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,25 @@ def test_sparse_convolution():
     refuses(whole, dataclasses.replace(op, bounds=(0, 5)))
 
 
+def test_filtered_convolution():
+    with torch.no_grad():
+        whole = plan(nn.Conv2d(3, 6, 7, 2, 3), torch.randn(1, 3, 56, 56))
+    transform, op = (op for op in whole.ops if op.kind in ("transform", "winograd"))
+    Plan([transform, op], whole.floats, whole.strides, whole.outputs, 1, whole.dtype)
+    offsets, starts = (op.args[name] for name in ("offsets", "starts"))
+    refuses(whole, spoiled(op, offsets=changed(offsets, 3, whole.floats)))
+    refuses(whole, spoiled(op, offsets=offsets[:-1]))
+    refuses(whole, spoiled(op, starts=starts[:-1]))
+    refuses(whole, spoiled(op, starts=starts[::-1].copy()))
+    refuses(whole, spoiled(op, weights=op.args["weights"][:0]))
+    refuses(whole, spoiled(op, bias=op.args["bias"][:2]))
+    for name in ("x", "out"):
+        for wrong in (-5, whole.floats - 10):
+            refuses(whole, spoiled(op, **{name: wrong}))
+            refuses(whole, spoiled(transform, **{name: wrong}))
+    refuses(whole, dataclasses.replace(transform, units=4))
+
+
 def vector_op(name: str, sparsity: float) -> tuple[Plan, Op]:
     layer = nn.Linear(80, 40).eval()
     layer.weight.data *= torch.rand_like(layer.weight) >= sparsity

@@ -164,12 +164,24 @@ class Emitter:
     def watch(self, value: Value) -> None:
         """If the target is watched: set the slot ``flag`` points at when a lane of ``value`` is not finite."""
         if self.target.watched:
-            kind = value.type
-            infinity = ir.Constant(kind, [float("inf")] * kind.count)
-            outside = self.b.fcmp_unordered(">=", self.absolute(value), infinity)
-            reduce = self._declare(f"llvm.vector.reduce.or.v{kind.count}i1", I1, [outside.type])
-            flag = self.constants("flag")
-            self.when(self.b.call(reduce, [outside]), lambda: self.b.store(self.whole(1), flag))
+            infinity = ir.Constant(value.type, [float("inf")] * value.type.count)
+            self._raise_flag(self.b.fcmp_unordered(">=", self.absolute(value), infinity))
+
+    def note_unless_finite(self, values: Sequence[Value]) -> None:
+        """Set the slot ``flag`` points at when a lane of ``values`` is not finite, whatever the target.
+
+        One multiply-add a vector, and one branch: a sum of zeros is NaN then.
+        """
+        nothing = self.zero(values[0].type.count)
+        for value in values:
+            nothing = self.fma(value, self.zero(value.type.count), nothing)
+        self._raise_flag(self.b.fcmp_unordered("uno", nothing, nothing))
+
+    def _raise_flag(self, lanes: Value) -> None:
+        """Set the slot ``flag`` points at if any of these truth values is true."""
+        reduce = self._declare(f"llvm.vector.reduce.or.v{lanes.type.count}i1", I1, [lanes.type])
+        flag = self.constants("flag")
+        self.when(self.b.call(reduce, [lanes]), lambda: self.b.store(self.whole(1), flag))
 
     # -- vectors ----------------------------------------------------------------------------------------------------
 

@@ -239,9 +239,14 @@ class _Lowering:
             out = map_layout(*geometry.out, self.target.lanes, halo=0, gap=1)
         residual = self._in(fused.residual, out) if fused.residual else 0
         place_x = self._in(name, x, None if node.stride == (1, 1) else geometry)
-        _, place = self._new(fused.out, out, partly=False)
         plain = Problem(node, geometry, out, fused, self.target, self.threads)
-        self.ops.append(plain.op(choice, x, place_x, place, residual))
+        between = plain.between(choice, x)
+        place_between = 0 if between is None else self.memory.take(between, len(self.ops), partly=False)
+        # What lies between is written by one op, the result by the next.
+        _, place = self._new(fused.out, out, partly=False)
+        self.ops += plain.ops(choice, x, place_x, place, residual, place_between)
+        if between is not None:
+            self.memory.give(between, place_between)
         if out != problem.out:
             self._in(fused.out, problem.out)
             self.memory.give(out, self.values[fused.out].places.pop(out))

@@ -18,7 +18,7 @@ from mirrormask.runtime.tune import op_seconds
 __all__ = ["layer_reports"]
 
 
-LAYER_KERNELS = ("sparse", "dense", "vector_sparse", "vector_shared", "vector_dense")
+LAYER_KERNELS = ("sparse", "dense", "winograd", "vector_sparse", "vector_shared", "vector_dense")
 
 
 def layer_reports(region: Region, inputs: tuple[Tensor, ...], dense: dict[str, float]) -> list[LayerReport]:

@@ -125,8 +125,7 @@ class Mixed(Region):
             made = part(*[values[name] for name in part.graph.inputs])
             values |= zip(part.graph.outputs, made if isinstance(made, tuple) else (made,), strict=True)
             for plan in part.plans():
-                finite &= not plan.flag[0]
-                plan.flag[0] = 0
+                finite &= not plan.lower_flag()
         results = [values[name].reshape(*leading, *self.graph.shapes[name]) for name in self.graph.outputs]
         return (results[0] if len(results) == 1 else tuple(results)), finite
 

@@ -17,7 +17,18 @@ import numpy.typing as npt
 
 from mirrormask.jit import Engine, host_engine, host_features
 from mirrormask.runtime import cache
-from mirrormask.runtime.kernels import clear, dense, driver, elementwise, pool, relayout, shared, sparse, vector
+from mirrormask.runtime.kernels import (
+    clear,
+    dense,
+    driver,
+    elementwise,
+    pool,
+    relayout,
+    shared,
+    sparse,
+    vector,
+    winograd,
+)
 from mirrormask.runtime.targets import Target, best_target
 
 __all__ = ["address_of", "aligned_array", "emit", "fields_of", "run_functions", "yield_address"]
@@ -26,6 +37,8 @@ __all__ = ["address_of", "aligned_array", "emit", "fields_of", "run_functions", 
 _KERNELS: dict[str, tuple[Callable[[Any, str], str], tuple[str, ...]]] = {
     "sparse": (sparse.emit, sparse.FIELDS),
     "dense": (dense.emit, dense.FIELDS),
+    "transform": (winograd.emit_transform, winograd.TRANSFORM_FIELDS),
+    "winograd": (winograd.emit, winograd.FIELDS),
     "relayout": (relayout.emit, relayout.FIELDS),
     "pool": (pool.emit, pool.FIELDS),
     "mean": (pool.emit_mean, pool.FIELDS),

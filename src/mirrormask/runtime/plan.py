@@ -93,7 +93,7 @@ class Plan:
         if len(self.strides) > MAX_TENSORS:
             raise ValueError(f"the region has {len(self.strides)} inputs and outputs; a plan takes {MAX_TENSORS}")
         self.flag = np.zeros(1, np.int64)
-        """Set by watched kernels that met a result that is not finite."""
+        """Set by kernels that met a result that is not finite: watched ones, and those that spread it."""
         table = np.zeros((max(1, len(self.ops)), op_words(self.threads)), np.int64)
         for row, op in zip(table, self.ops, strict=False):
             check_op(op, self.floats)
@@ -109,6 +109,16 @@ class Plan:
         """Held while the plan runs: its memory serves one call at a time."""
         self.shares = self.threads > 1
         """Whether threads share single items; measured by whoever makes the plan."""
+
+    @property
+    def spreads(self) -> bool:
+        """Whether some kernel may spread numbers that are not finite further than the weights do, and then notes it."""
+        return any(op.kind == "winograd" for op in self.ops)
+
+    def lower_flag(self) -> bool:
+        """Whether :attr:`flag` was set; it no longer is. To be called under :attr:`lock`."""
+        raised, self.flag[0] = bool(self.flag[0]), 0
+        return raised
 
     @property
     def nbytes(self) -> int:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mirrormask.runtime import filtering
 from mirrormask.runtime.geometry import Geometry
 from mirrormask.runtime.graph import Node
 from mirrormask.runtime.kernels import dense
 from mirrormask.runtime.kernels.sparse import SparseSpec
 from mirrormask.runtime.kernels.tile import Tile
+from mirrormask.runtime.kernels.winograd import WinogradSpec
 from mirrormask.runtime.layout import Layout
 from mirrormask.runtime.native import aligned_array
 from mirrormask.runtime.pack import Stream, offsets_of, pack
@@ -24,11 +26,11 @@ class Choice:
     """How a layer runs.
 
     Attributes:
-        kernel: ``aligned``, ``direct`` (sparse, unaligned loads), ``dense`` or, for one vector, ``shared``, ``sell`` or
-            ``panel`` (dense).
+        kernel: ``aligned``, ``direct`` (sparse, unaligned loads), ``dense``, ``winograd`` (dense) or, for one vector,
+            ``shared``, ``sell`` or ``panel`` (dense).
         rows, vectors: the tile.
-        block: input planes per block (sparse), output channels per group (dense), or slices per nonzero of a row in
-            percent (``shared``).
+        block: input planes per block (sparse), output channels per group (``dense``, ``winograd``), or slices per
+            nonzero of a row in percent (``shared``).
     """
 
     kernel: str
@@ -69,8 +71,25 @@ class Problem:
         lanes = self.target.lanes
         return self.geometry.aligned_layout(lanes) if choice.kernel == "aligned" else self.geometry.direct_layout(lanes)
 
-    def op(self, choice: Choice, x: Layout, place: int, out_place: int, residual_place: int) -> Op:
-        """The op of a choice, reading ``x`` at ``place``."""
+    def between(self, choice: Choice, x: Layout) -> Layout | None:
+        """The layout of what a choice computes before its result, if anything."""
+        if choice.kernel != "winograd":
+            return None
+        return filtering.filtered_layout(self.geometry, x, self.target, choice.rows)
+
+    def ops(
+        self, choice: Choice, x: Layout, place: int, out_place: int, residual_place: int, between_place: int
+    ) -> list[Op]:
+        """The ops of a choice, reading ``x`` at ``place``; the last one writes the result."""
+        if choice.kernel != "winograd":
+            return [self._op(choice, x, place, out_place, residual_place)]
+        spec = filtering.transform_spec(self.geometry, x, self.target, choice.rows)
+        inputs = self.geometry.source[0]
+        args = {"x": place + x.origin, "out": between_place}
+        transform = Op("transform", spec, args, inputs, self.fused.out)
+        return [transform, self._op(choice, x, between_place, out_place, residual_place)]
+
+    def _op(self, choice: Choice, x: Layout, place: int, out_place: int, residual_place: int) -> Op:
         tile = Tile(
             choice.rows,
             choice.vectors,
@@ -99,6 +118,19 @@ class Problem:
             }
             spec: Any = dense.DenseSpec(self.target, tile, choice.block)
             return Op("dense", spec, args, -(-outputs // choice.block), self.fused.out)
+        if choice.kernel == "winograd":
+            transform = filtering.transform_spec(self.geometry, x, self.target, choice.rows)
+            filters = filtering.pack(self.geometry, weight, transform, choice.block)
+            args |= {
+                "x": place + self.geometry.left,
+                "weights": filters.weights,
+                "offsets": filters.offsets,
+                "starts": filters.starts,
+                "channels": outputs,
+            }
+            taps = max(band.taps for band in transform.bands)
+            spec = WinogradSpec(self.target, replace(tile, pitch=transform.step), choice.block, taps)
+            return Op("winograd", spec, args, -(-outputs // choice.block), self.fused.out)
         stream = self._stream(x, choice)
         args |= {
             "x": place + stream.base,

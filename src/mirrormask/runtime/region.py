@@ -13,9 +13,11 @@ from mirrormask.runtime.graph import Graph
 from mirrormask.runtime.kernels.driver import MAX_THREADS
 from mirrormask.runtime.lower import lower
 from mirrormask.runtime.plan import Plan
+from mirrormask.runtime.problem import Choice, Problem
 from mirrormask.runtime.targets import Target, available_targets, best_target, fp16_target
 from mirrormask.runtime.timing import in_turns
-from mirrormask.runtime.tune import Tuner
+from mirrormask.runtime.tune import Tuner, direct_choice
+from mirrormask.runtime.vectors import VectorProblem
 
 __all__ = ["Quick", "Region"]
 
@@ -43,10 +45,11 @@ class Region(nn.Module):
         self.graph, self.target, self.tuner = graph, target, tuner
         self._plans: dict[tuple[int, int], Plan] = {}
         self._calls: dict[tuple[torch.Size, int], _Call] = {}
+        self._direct: list[DirectRegion] = []
 
     def __getstate__(self) -> dict[str, Any]:
         # Plans hold addresses of this process; they are made anew where the region goes.
-        return {**self.__dict__, "_plans": {}, "_calls": {}}
+        return {**self.__dict__, "_plans": {}, "_calls": {}, "_direct": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -71,12 +74,21 @@ class Region(nn.Module):
         """The plan for a call with so many images or rows."""
         key = (min(torch.get_num_threads(), MAX_THREADS), self.tokens(items))
         if key not in self._plans:
-            plan = lower(self.graph, self.target, key[0], self.tuner, key[1])
+            plan = lower(self.graph, self.target, key[0], self._choose, key[1])
             question = f"a team may share {key} {self.graph.shapes}"
             plan.shares = plan.threads > 1 and self.tuner.decide(question, lambda: _sharing_pays(plan))
             self._plans[key] = plan
             self.tuner.save()
         return self._plans[key]
+
+    def _choose(self, problem: Problem | VectorProblem) -> Choice:
+        return self.tuner(problem)
+
+    def direct(self) -> Region:
+        """The region for inputs with numbers that are not finite, which some kernels spread."""
+        if not self._direct:
+            self._direct.append(DirectRegion(self.graph, self.target, self.tuner))
+        return self._direct[0]
 
     @property
     def tools(self) -> tuple[Target, Tuner, frozenset[str], bool]:
@@ -115,7 +127,8 @@ class Region(nn.Module):
         constants = [value for plan in self._plans.values() for op in plan.ops for value in op.args.values()]
         kept = [node.weight for node in self.graph.layers() if node.weight is not None]
         weights = sum(w.nbytes for w in kept if not any(w.values is value for value in constants))
-        return weights + sum(plan.nbytes for plan in self._plans.values())
+        plans = [plan for region in (self, *self._direct) for plan in region.plans()]
+        return weights + sum(plan.nbytes for plan in plans)
 
     def quick(self, shape: torch.Size) -> Quick | None:
         """The parts of a call for a contiguous tensor of this shape, if one native call is all of it."""
@@ -133,14 +146,24 @@ class Region(nn.Module):
         return call(inputs)
 
 
+class DirectRegion(Region):
+    """A region whose kernels compute every output from the inputs that its weights name, and no others."""
+
+    def _choose(self, problem: Problem | VectorProblem) -> Choice:
+        choice = self.tuner(problem)
+        return direct_choice(problem) if choice.kernel == "winograd" and isinstance(problem, Problem) else choice
+
+
 class _Call:
     """A region's call for one input shape and thread count, with all that can be known before it."""
 
     def __init__(self, region: Region, shape: torch.Size) -> None:
         leading = region.graph.leading(shape)
+        self.region = region
         self.items = math.prod(leading)
         tokens = region.tokens(self.items)
         self.plan = region.plan_for(self.items)
+        self.spreads = self.plan.spreads
         self.padded = -(-self.items // tokens) * tokens
         self.steps = self.padded // tokens
         self.inner = [(self.padded, *out) for out in self.plan.outputs]
@@ -158,6 +181,9 @@ class _Call:
             for i, x in enumerate((*tensors, *results)):
                 self.addresses[i] = x.data_ptr()
             self.run()
+            spread = self.spreads and self.plan.lower_flag()
+        if spread:
+            return self.region.direct().forward(*inputs)
         if self.inner != self.outer:
             results = [x[: self.items].view(shape) for x, shape in zip(results, self.outer, strict=True)]
         return results[0] if len(results) == 1 else tuple(results)
@@ -166,7 +192,7 @@ class _Call:
 class Quick:
     """What a simple call needs, for a caller that makes it without a function between; see ``CompiledModel``."""
 
-    __slots__ = ("_keep", "addresses", "function", "lock", "size", "strides", "threads", "words")
+    __slots__ = ("_keep", "addresses", "direct", "flag", "function", "lock", "size", "strides", "threads", "words")
 
     def __init__(self, call: _Call) -> None:
         self.threads = torch.get_num_threads()
@@ -174,6 +200,9 @@ class Quick:
         self.strides = torch.empty(self.size).stride()
         self.addresses = call.addresses
         self.function, self.words, self.lock = call.run.function, call.run.words, call.plan.lock
+        self.flag = ctypes.c_int64.from_address(call.plan.flag.ctypes.data) if call.plan.spreads else None
+        """Not zero after a call whose result must come from :attr:`direct`; None where that cannot be."""
+        self.direct = call.region.direct
         self._keep = call
 
 

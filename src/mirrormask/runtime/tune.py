@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mirrormask.runtime import cache
+from mirrormask.runtime import cache, filtering
 from mirrormask.runtime.layout import Layout, map_layout
 from mirrormask.runtime.memory import MARGIN
 from mirrormask.runtime.plan import Plan
@@ -16,8 +16,10 @@ from mirrormask.runtime.problem import Choice, Problem
 from mirrormask.runtime.timing import median_seconds, own_time
 from mirrormask.runtime.vectors import VectorProblem
 
-__all__ = ["Tuner", "candidates", "default_choice", "op_seconds"]
+__all__ = ["Tuner", "candidates", "default_choice", "direct_choice", "op_seconds"]
 
+#: Sparsities from which on the sparse kernels are candidates beside ``winograd``, and up to which the dense ones are.
+LEAST_SPARSE, MOST_DENSE = 0.2, 0.7
 #: What a block of input planes may take of a 32 KiB L1 cache.
 L1_BYTES = 24 * 1024
 
@@ -45,13 +47,22 @@ def candidates(problem: Problem | VectorProblem) -> Iterator[Choice]:
     # Shifted, the sums wait while a side is summed; of 16 registers that leaves too few, and some wait in memory.
     most = max(8, (target.registers - 4) // 2) if shifted else target.registers - 4
     x = geometry.aligned_layout(target.lanes)
-    if geometry.fits_aligned(x, out, most if shifted else 99):
+    filtered = [] if target.half or problem.node.groups > 1 else list(_winograd(problem, _unshared(problem)))
+    if weight.sparsity < LEAST_SPARSE and filtered:
+        yield from filtered
+    elif geometry.fits_aligned(x, out, most if shifted else 99):
         yield from _sparse("aligned", problem, x, out, most, whole_rows=shifted)
     else:
         layout = geometry.direct_layout(target.lanes)
         yield from _sparse("direct", problem, layout, _unshared(problem), target.registers - 4)
-    if weight.sparsity < 0.7 and problem.node.groups == 1:
+    if weight.sparsity < MOST_DENSE and problem.node.groups == 1:
         yield from _dense(problem, _unshared(problem))
+        yield from filtered
+
+
+def direct_choice(problem: Problem) -> Choice:
+    """A choice without measuring that computes every output from its own inputs alone: none that filters rows."""
+    return next(choice for choice in candidates(problem) if choice.kernel != "winograd")
 
 
 def _unshared(problem: Problem) -> Layout:
@@ -66,7 +77,7 @@ def _sparse(
 ) -> Iterator[Choice]:
     reach = int(np.ptp(problem.geometry.taps[0][1]))
     # With many nonzeros per block its size matters less, and packing each candidate takes long.
-    dense = problem.node.weight is not None and problem.node.weight.sparsity < 0.7
+    dense = problem.node.weight is not None and problem.node.weight.sparsity < MOST_DENSE
     shares = (1.2, 6.0) if dense else (0.6, 1.2, 2.5, 6.0, 1e9)
     most_planes = _most_planes(problem, x) if problem.target.half else x.channels
     for rows, vectors in _tiles(out, most, whole_rows):
@@ -111,6 +122,21 @@ def _dense(problem: Problem, out: Layout) -> Iterator[Choice]:
                 found.append((channels * rows * vectors, Choice("dense", rows, vectors, channels)))
     found.sort(key=lambda pair: -pair[0])
     yield from (choice for _, choice in found[:5])
+
+
+def _winograd(problem: Problem, out: Layout) -> Iterator[Choice]:
+    """The two row counts with the fewest products, each with the two largest sets of accumulators."""
+    registers = problem.target.registers
+    sets = [
+        (channels, vectors)
+        for channels in (6, 5, 4, 3, 2, 1)
+        for vectors in range(1, (registers - 1) // (channels + 1) + 1)
+        if out.vectors % vectors == 0
+    ]
+    sets.sort(key=lambda pair: -pair[0] * pair[1])
+    for rows in filtering.row_counts(problem.geometry)[:2]:
+        for channels, vectors in sets[:2]:
+            yield Choice("winograd", rows, vectors, channels)
 
 
 def default_choice(problem: Problem | VectorProblem) -> Choice:
@@ -193,12 +219,14 @@ def _seconds(problem: Problem | VectorProblem, choice: Choice, least: float) -> 
         out = _unshared(problem)
         problem = Problem(problem.node, problem.geometry, out, problem.fused, problem.target, problem.threads)
     x = problem.input_layout(choice)
-    place = MARGIN
-    out_place = place + -(-x.size // 16) * 16
-    residual_place = out_place + -(-out.size // 16) * 16
-    op = problem.op(choice, x, place, out_place, residual_place)
-    op.bounds = (0, op.units)
-    plan = Plan([op], residual_place + out.size + 4096, [0], [], 1, problem.target.dtype)
+    between = problem.between(choice, x)
+    places = [MARGIN]
+    for layout in (x, out, out, between):
+        places.append(places[-1] + (0 if layout is None else -(-layout.size // 16) * 16))
+    ops = problem.ops(choice, x, *places[:-1])
+    for op in ops:
+        op.bounds = (0, op.units)
+    plan = Plan(ops, places[-1] + 4096, [0], [], 1, problem.target.dtype)
     seconds = _alone(plan, least)
     # A layout of its own costs a copy, unless the layer is strided: then every choice needs one.
     copied = choice.kernel != "aligned" and problem.geometry.stride == (1, 1)
@@ -206,10 +234,16 @@ def _seconds(problem: Problem | VectorProblem, choice: Choice, least: float) -> 
 
 
 def _alone(plan: Plan, least: float) -> float:
-    """The time of a plan of one op."""
+    """The time of a plan's ops, one after another."""
     nothing = np.zeros(1, np.int64)
-    seconds = median_seconds(lambda: plan.run_op(0, nothing.ctypes.data), repeats=1, clock=own_time)
-    return op_seconds(plan, 0, nothing.ctypes.data) if seconds < 2 * least else seconds
+    numbers = range(len(plan.ops))
+
+    def once() -> None:
+        for i in numbers:
+            plan.run_op(i, nothing.ctypes.data)
+
+    seconds = median_seconds(once, repeats=1, clock=own_time)
+    return sum(op_seconds(plan, i, nothing.ctypes.data) for i in numbers) if seconds < 2 * least else seconds
 
 
 def op_seconds(plan: Plan, index: int, tensors: int) -> float:

@@ -83,6 +83,30 @@ def _dense(op: Op, numbers: int) -> None:
     _stores(op, args["channels"], numbers)
 
 
+def _transform(op: Op, numbers: int) -> None:
+    """The rows read of every channel's phases, and the transformed ones of every tile."""
+    args, spec = op.args, op.spec
+    width = spec.vectors * spec.target.lanes
+    first = min(band.first for band in spec.bands) * spec.pitch
+    last = max(band.first + band.taps for band in spec.bands) + spec.height - 2
+    planes = (op.units * len(spec.bands) - 1) * spec.plane
+    _inside(op, "x", args["x"] + first, args["x"] + planes + last * spec.pitch + width, numbers)
+    _inside(op, "channels", 0, op.units, spec.channels)
+    _inside(op, "out", args["out"], args["out"] + (spec.tiles * spec.slots - 1) * spec.out_plane + width, numbers)
+
+
+def _winograd(op: Op, numbers: int) -> None:
+    args, spec, tile = op.args, op.spec, op.spec.tile
+    offsets = args["offsets"].astype(np.int64)
+    starts = _pointers(op, "starts", offsets.size)
+    if starts.size != spec.points + 1 or args["weights"].size < op.units * spec.channels * starts[-1]:
+        raise IndexError(f"{op.node!r}: weights, offsets and starts have sizes that do not belong together")
+    span = (tile.row_tiles() - 1) * tile.pitch + tile.out.vectors * spec.target.lanes
+    _inside(op, "x", args["x"] + int(offsets.min()), args["x"] + int(offsets.max()) + span, numbers)
+    _inside(op, "rows", 0, tile.rows, tile.out.groups)
+    _stores(op, args["channels"], numbers)
+
+
 def _sell(op: Op, numbers: int) -> None:
     """The inputs gathered, and the outputs scattered to."""
     args, lanes = op.args, op.spec.target.lanes
@@ -135,6 +159,8 @@ def _clear(op: Op, numbers: int) -> None:
 _CHECKS = {
     "sparse": _sparse,
     "dense": _dense,
+    "transform": _transform,
+    "winograd": _winograd,
     "vector_sparse": _sell,
     "vector_shared": _shared,
     "vector_dense": _vector_dense,

@@ -17,7 +17,7 @@ from mirrormask.runtime.emit import I32, Emitter, Value
 from mirrormask.runtime.kernels.tile import Tile
 from mirrormask.runtime.targets import Target
 
-__all__ = ["CHUNK", "FIELDS", "DenseSpec", "emit", "pack"]
+__all__ = ["CHUNK", "FIELDS", "DenseSpec", "emit", "multiply_add", "pack"]
 
 #: Terms that are summed together in half precision.
 CHUNK = 16
@@ -41,6 +41,25 @@ def pack(weight: npt.NDArray[np.float32], channels: int) -> npt.NDArray[np.float
     padded = np.zeros((groups * channels, terms), np.float32)
     padded[:outputs] = weight
     return np.ascontiguousarray(padded.reshape(groups, channels, terms).transpose(0, 2, 1))
+
+
+def multiply_add(
+    e: Emitter, x: Value, offsets: Value, panel: Value, channels: int, places: list[int]
+) -> Callable[[Value, list[Value]], list[Value]]:
+    """The body of the loop over terms: term ``k`` of ``channels`` output channels, whose weights are in ``panel``."""
+
+    def term(k: Value, sums: list[Value]) -> list[Value]:
+        source = e.at(x, e.b.sext(e.b.load(e.at(offsets, k, I32), typ=I32), k.type))
+        values = [e.load(e.at(source, place)) for place in places]
+        row_weights = e.at(panel, e.mul(k, channels))
+        result = []
+        for j in range(channels):
+            weight = e.splat(e.load_float(e.at(row_weights, j)))
+            mine = sums[j * len(places) : (j + 1) * len(places)]
+            result += [e.fma(weight, value, a) for value, a in zip(values, mine, strict=True)]
+        return result
+
+    return term
 
 
 def _in_chunks(e: Emitter, terms: Value, term: Callable[..., list[Value]], start: list[Value]) -> list[Value]:
@@ -76,17 +95,7 @@ def emit(spec: DenseSpec, name: str) -> str:
             panel = e.at(weights, e.mul(first, terms))
             biases = [e.splat(e.load_float(e.at(bias, e.add(first, j)))) for j in range(channels)]
 
-            def term(k: Value, sums: list[Value]) -> list[Value]:
-                source = e.at(x, e.b.sext(e.b.load(e.at(offsets, k, I32), typ=I32), k.type))
-                values = [e.load(e.at(source, place)) for place in places]
-                row_weights = e.at(panel, e.mul(k, channels))
-                result = []
-                for j in range(channels):
-                    weight = e.splat(e.load_float(e.at(row_weights, j)))
-                    mine = sums[j * tile.size : (j + 1) * tile.size]
-                    result += [e.fma(weight, value, a) for value, a in zip(values, mine, strict=True)]
-                return result
-
+            term = multiply_add(e, x, offsets, panel, channels, places)
             start = [b for b in biases for _ in range(tile.size)]
             sums = _in_chunks(e, terms, term, start) if spec.target.half else e.loop(0, terms, term, start)
             for j in range(channels):

@@ -1,0 +1,107 @@
+"""A convolution's weight for :mod:`kernels.winograd`: which rows its filters read, transformed and in panels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mirrormask.runtime.geometry import Geometry
+from mirrormask.runtime.graph import Weight
+from mirrormask.runtime.kernels import dense
+from mirrormask.runtime.kernels.winograd import MOST_POINTS, Band, TransformSpec, matrices
+from mirrormask.runtime.layout import Layout
+from mirrormask.runtime.targets import Target
+
+__all__ = ["Filters", "bands_of", "filtered_layout", "pack", "row_counts", "transform_spec"]
+
+
+def bands_of(geometry: Geometry) -> tuple[Band, ...]:
+    """The rows that each phase's filter reads; empty unless they follow each other, and are several in some phase."""
+    phase, position = geometry.taps[0]
+    bands = {}
+    for a in np.unique(phase):
+        rows = position[phase == a]  # ascending, as kernel rows are
+        if (np.diff(rows) != 1).any():
+            return ()
+        bands[int(a)] = Band(int(rows[0]), len(rows))
+    longest = max(band.taps for band in bands.values())
+    return tuple(bands[a] for a, _ in geometry.phases) if longest > 1 else ()
+
+
+def row_counts(geometry: Geometry) -> list[int]:
+    """Output rows of a tile that are possible, those with the fewest products first."""
+    bands = bands_of(geometry)
+    height = geometry.out[1]
+    longest = max((band.taps for band in bands), default=MOST_POINTS)
+    possible = range(2, min(height, MOST_POINTS - longest + 1) + 1)
+
+    def products(rows: int) -> int:
+        return math.ceil(height / rows) * sum(rows + band.taps - 1 for band in bands)
+
+    return sorted(possible, key=products)
+
+
+def transform_spec(geometry: Geometry, x: Layout, target: Target, rows: int) -> TransformSpec:
+    """The transform of an input that lies as ``x`` says, for tiles of ``rows`` output rows."""
+    return TransformSpec(
+        target,
+        rows,
+        geometry.out[1],
+        bands_of(geometry),
+        x.pitch,
+        x.plane,
+        x.vectors,
+        _row(geometry, x, 1).plane,
+        geometry.source[0],
+    )
+
+
+def filtered_layout(geometry: Geometry, x: Layout, target: Target, rows: int) -> Layout:
+    """Where the transformed rows lie: each as a map of one row, those of a tile together."""
+    spec = transform_spec(geometry, x, target, rows)
+    return _row(geometry, x, spec.tiles * spec.slots)
+
+
+def _row(geometry: Geometry, x: Layout, count: int) -> Layout:
+    return Layout(count, 1, x.width, x.lanes, x.stride, 1, 0)
+
+
+@dataclass(frozen=True)
+class Filters:
+    """The constants of the kernel.
+
+    Attributes:
+        weights: ``G g`` as :func:`dense.pack` has it, the terms of one point after those of another.
+        offsets: of each term's transformed row and column in a tile.
+        starts: where each point's terms begin, and the end.
+    """
+
+    weights: npt.NDArray[np.float32]
+    offsets: npt.NDArray[np.int32]
+    starts: npt.NDArray[np.int32]
+
+
+def pack(geometry: Geometry, weight: Weight, spec: TransformSpec, channels: int) -> Filters:
+    """The filters of ``weight``, transformed in 64 bits, for ``channels`` output channels at a time."""
+    outputs, inputs, *kernel = weight.shape
+    taps = weight.dense().reshape(outputs, inputs, *kernel).astype(np.float64)
+    (row_phase, _), (column_phase, column) = geometry.taps
+    filters: list[list[npt.NDArray[np.float64]]] = [[] for _ in range(spec.points)]
+    offsets: list[list[npt.NDArray[np.int64]]] = [[] for _ in range(spec.points)]
+    for number, (a, b) in enumerate(geometry.phases):
+        rows, columns = np.flatnonzero(row_phase == a), np.flatnonzero(column_phase == b)
+        g = matrices(spec.rows, len(rows))[1]
+        transformed = np.einsum("nr,oirk->noik", g, taps[:, :, rows][:, :, :, columns])
+        for point, values in zip(spec.at(number), transformed, strict=True):
+            slots = np.array([spec.slot(point, channel, number) for channel in range(inputs)])
+            filters[point].append(values)
+            offsets[point].append(slots[:, None] * spec.out_plane + column[columns] - geometry.left)
+    # Of each point: channel by channel, with the phases of a channel together.
+    terms = [np.concatenate(values, axis=2).reshape(outputs, -1) for values in filters]
+    places = [np.concatenate(values, axis=1).reshape(-1) for values in offsets]
+    starts = np.cumsum([0, *map(len, places)])
+    panels = dense.pack(np.concatenate(terms, axis=1).astype(np.float32), channels)
+    return Filters(panels, np.concatenate(places).astype(np.int32), starts.astype(np.int32))
