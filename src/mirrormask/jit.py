@@ -47,15 +47,16 @@ class Engine:
     def compile(self, ir: str) -> Any:
         """Optimise and load one module of textual IR; returns the llvmlite module, after ``verify``."""
         with _LOCK:
-            module = self._optimised(ir)
+            module = self._optimised(ir, level=3)
             self._engine.add_module(module)
             self._engine.finalize_object()
         return module
 
-    def object_code(self, ir: str) -> bytes:
-        """Optimise one module of textual IR and return its object code, for :meth:`load` now or in a later process."""
+    def object_code(self, ir: str, level: int = 3) -> bytes:
+        """Optimise one module of textual IR at LLVM's ``level``, and return its object code, for :meth:`load` now or in
+        a later process."""  # fmt: skip
         with _LOCK:
-            return bytes(self._machine.emit_object(self._optimised(ir)))
+            return bytes(self._machine.emit_object(self._optimised(ir, level)))
 
     def load(self, code: bytes) -> None:
         """Load object code that :meth:`object_code` made for the same processor."""
@@ -63,10 +64,10 @@ class Engine:
             self._engine.add_object_file(self._llvm.ObjectFileRef.from_data(code))
             self._engine.finalize_object()
 
-    def _optimised(self, ir: str) -> Any:
+    def _optimised(self, ir: str, level: int) -> Any:
         module = self._llvm.parse_assembly(ir)
         module.verify()
-        options = self._llvm.create_pipeline_tuning_options(speed_level=3)
+        options = self._llvm.create_pipeline_tuning_options(speed_level=level)
         builder = self._llvm.create_pass_builder(self._machine, options)
         builder.getModulePassManager().run(module, builder)
         return module

@@ -373,7 +373,7 @@ def test_not_a_number_through_convolution_relu_and_pooling(value):
         torch.testing.assert_close(fast(x), model(x), rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3e38])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_kernels_that_filter_rows_do_not_spread_what_is_not_a_number(monkeypatch, value, batch):
     monkeypatch.setattr(Tuner, "__call__", lambda _, problem: filtering_choice(problem))
@@ -389,8 +389,7 @@ def test_kernels_that_filter_rows_do_not_spread_what_is_not_a_number(monkeypatch
     # A contiguous tensor goes the short way, another one does not.
     for given in (spoiled, spoiled.mT.contiguous().mT):
         got = fast(given)
-        # A number near the largest there is may overflow on the way, in whatever order sums are taken.
-        assert torch.equal(got.isfinite(), expected.isfinite()) or value == 3e38
+        assert torch.equal(got.isfinite(), expected.isfinite())
         torch.testing.assert_close(got[..., :12, :], expected[..., :12, :], rtol=1e-5, atol=1e-5)
         agree(fast, model, x)
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from mirrormask.runtime.geometry import Geometry
 from mirrormask.runtime.graph import Weight
 from mirrormask.runtime.kernels import dense
-from mirrormask.runtime.kernels.winograd import MOST_POINTS, Band, TransformSpec, matrices
+from mirrormask.runtime.kernels.winograd import MOST_POINTS, MOST_ROWS, Band, TransformSpec, matrices
 from mirrormask.runtime.layout import Layout
 from mirrormask.runtime.targets import Target
 
@@ -36,7 +36,7 @@ def row_counts(geometry: Geometry) -> list[int]:
     bands = bands_of(geometry)
     height = geometry.out[1]
     longest = max((band.taps for band in bands), default=MOST_POINTS)
-    possible = range(2, min(height, MOST_POINTS - longest + 1) + 1)
+    possible = range(2, min(height, MOST_ROWS, MOST_POINTS - longest + 1) + 1)
 
     def products(rows: int) -> int:
         return math.ceil(height / rows) * sum(rows + band.taps - 1 for band in bands)
@@ -96,7 +96,8 @@ def pack(geometry: Geometry, weight: Weight, spec: TransformSpec, channels: int)
         g = matrices(spec.rows, len(rows))[1]
         transformed = np.einsum("nr,oirk->noik", g, taps[:, :, rows][:, :, :, columns])
         for point, values in zip(spec.at(number), transformed, strict=True):
-            slots = np.array([spec.slot(point, channel, number) for channel in range(inputs)])
+            first, step = spec.place(point, number)
+            slots = first + step * np.arange(inputs)
             filters[point].append(values)
             offsets[point].append(slots[:, None] * spec.out_plane + column[columns] - geometry.left)
     # Of each point: channel by channel, with the phases of a channel together.

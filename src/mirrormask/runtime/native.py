@@ -48,6 +48,9 @@ _KERNELS: dict[str, tuple[Callable[[Any, str], str], tuple[str, ...]]] = {
     "vector_sparse": (vector.emit_sparse, vector.SPARSE_FIELDS),
     "vector_dense": (vector.emit_dense, vector.DENSE_FIELDS),
 }
+#: LLVM's optimisation levels below 3, which unrolls loops of few rounds: in these kernels that takes three times as long
+#: to compile and gains nothing.
+_LEVELS = {"transform": 2, "winograd": 2}
 
 
 def fields_of(kind: str) -> tuple[str, ...]:
@@ -97,7 +100,7 @@ def _load(engine: Engine, kind: str, facts: str, make: Callable[[str], str]) -> 
     name = f"{kind}_{digest}"
     code = cache.load_bytes(name)
     if code is None:
-        code = engine.object_code(make(name))
+        code = engine.object_code(make(name), _LEVELS.get(kind, 3))
         cache.store_bytes(name, code)
     engine.load(code)
     return name

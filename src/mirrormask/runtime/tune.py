@@ -56,7 +56,7 @@ def candidates(problem: Problem | VectorProblem) -> Iterator[Choice]:
         layout = geometry.direct_layout(target.lanes)
         yield from _sparse("direct", problem, layout, _unshared(problem), target.registers - 4)
     if weight.sparsity < MOST_DENSE and problem.node.groups == 1:
-        yield from _dense(problem, _unshared(problem))
+        yield from _dense(problem, _unshared(problem), 3 if filtered else 5)
         yield from filtered
 
 
@@ -111,7 +111,8 @@ def _tiles(out: Layout, most: int, whole_rows: bool) -> list[tuple[int, int]]:
     return [(1, v) for v in fitting if v >= 2 or v == fitting[-1]][:-4:-1]
 
 
-def _dense(problem: Problem, out: Layout) -> Iterator[Choice]:
+def _dense(problem: Problem, out: Layout, number: int) -> Iterator[Choice]:
+    """So many sets of accumulators, the largest ones."""
     registers = problem.target.registers
     found = []
     for channels in (6, 5, 4, 3, 2, 1):
@@ -121,11 +122,11 @@ def _dense(problem: Problem, out: Layout) -> Iterator[Choice]:
             for rows in row_choices(out.groups, vectors, most) if vectors == out.vectors else [1]:
                 found.append((channels * rows * vectors, Choice("dense", rows, vectors, channels)))
     found.sort(key=lambda pair: -pair[0])
-    yield from (choice for _, choice in found[:5])
+    yield from (choice for _, choice in found[:number])
 
 
 def _winograd(problem: Problem, out: Layout) -> Iterator[Choice]:
-    """The two row counts with the fewest products, each with the two largest sets of accumulators."""
+    """The row count with the fewest products, with the two largest sets of accumulators, and the next best one."""
     registers = problem.target.registers
     sets = [
         (channels, vectors)
@@ -134,9 +135,8 @@ def _winograd(problem: Problem, out: Layout) -> Iterator[Choice]:
         if out.vectors % vectors == 0
     ]
     sets.sort(key=lambda pair: -pair[0] * pair[1])
-    for rows in filtering.row_counts(problem.geometry)[:2]:
-        for channels, vectors in sets[:2]:
-            yield Choice("winograd", rows, vectors, channels)
+    for rows, number in zip(filtering.row_counts(problem.geometry), (2, 1), strict=False):
+        yield from (Choice("winograd", rows, vectors, channels) for channels, vectors in sets[:number])
 
 
 def default_choice(problem: Problem | VectorProblem) -> Choice:
