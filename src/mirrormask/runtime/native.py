@@ -48,8 +48,8 @@ _KERNELS: dict[str, tuple[Callable[[Any, str], str], tuple[str, ...]]] = {
     "vector_sparse": (vector.emit_sparse, vector.SPARSE_FIELDS),
     "vector_dense": (vector.emit_dense, vector.DENSE_FIELDS),
 }
-#: LLVM's optimisation levels below 3, which unrolls loops of few rounds: in these kernels that takes three times as long
-#: to compile and gains nothing.
+#: LLVM's optimisation levels below 3. That unrolls loops of few rounds: for these kernels it takes three times as long
+#: and gains nothing.
 _LEVELS = {"transform": 2, "winograd": 2}
 
 
