@@ -20,6 +20,9 @@ __all__ = ["Tuner", "candidates", "default_choice", "direct_choice", "op_seconds
 
 #: Sparsities from which on the sparse kernels are candidates beside ``winograd``, and up to which the dense ones are.
 LEAST_SPARSE, MOST_DENSE = 0.2, 0.7
+#: Seconds of a turn, how many turns the last of the candidates get, how many candidates those are at most, and how much
+#: slower than the fastest.
+TURN, ROUNDS, FINALISTS, CLOSE = 2e-4, 7, 4, 1.4
 #: What a block of input planes may take of a 32 KiB L1 cache.
 L1_BYTES = 24 * 1024
 
@@ -198,56 +201,81 @@ class Tuner:
 
 
 def _fastest(problem: Problem | VectorProblem, found: list[Choice]) -> Choice:
-    best, least = found[0], float("inf")
+    """First every choice for a moment, then the good ones in turns. The fastest turn of each decides: whatever else the
+    machine does only lengthens them, and in turns it meets all."""  # fmt: skip
+    least = float("inf")
+    trials: dict[Choice, tuple[float, Trial]] = {}
     for choice in found:
-        seconds = _seconds(problem, choice, least)
-        if seconds < least:
-            best, least = choice, seconds
-    return best
+        trial = Trial(problem, choice)
+        seconds = trial.seconds(least)
+        least = min(least, seconds)
+        trials[choice] = (seconds, trial)
+        # Packed weights are large: those that are out of the race go.
+        trials = {key: value for key, value in trials.items() if value[0] <= CLOSE * least}
+    finalists = sorted(trials, key=lambda choice: trials[choice][0])[:FINALISTS]
+    best = {choice: trials[choice][0] for choice in finalists}
+    for _ in range(ROUNDS if len(best) > 1 else 0):
+        best = {choice: min(known, trials[choice][1].turn()) for choice, known in best.items()}
+    return min(best, key=lambda choice: best[choice])
 
 
-def _seconds(problem: Problem | VectorProblem, choice: Choice, least: float) -> float:
-    """How long a layer takes with a choice, input and output being where the last run left them.
+class Trial:
+    """A layer with one of its choices, alone: input and output are where the last run left them."""
 
-    One that takes twice as long as ``least`` at its first try is not tried again.
-    """
-    if isinstance(problem, VectorProblem):
-        op, numbers = problem.alone(choice)
-        return _alone(Plan([op], numbers, [0], [], 1, problem.target.dtype), least)
-    out = problem.out
-    if choice.kernel != "aligned" and out.segments > 1:
-        out = _unshared(problem)
-        problem = Problem(problem.node, problem.geometry, out, problem.fused, problem.target, problem.threads)
-    x = problem.input_layout(choice)
-    between = problem.between(choice, x)
-    places = [MARGIN]
-    for layout in (x, out, out, between):
-        places.append(places[-1] + (0 if layout is None else -(-layout.size // 16) * 16))
-    ops = problem.ops(choice, x, *places[:-1])
-    for op in ops:
-        op.bounds = (0, op.units)
-    plan = Plan(ops, places[-1] + 4096, [0], [], 1, problem.target.dtype)
-    seconds = _alone(plan, least)
-    # A layout of its own costs a copy, unless the layer is strided: then every choice needs one.
-    copied = choice.kernel != "aligned" and problem.geometry.stride == (1, 1)
-    return seconds + (x.size * 4 / 1e10 if copied else 0.0)
+    def __init__(self, problem: Problem | VectorProblem, choice: Choice) -> None:
+        self.copying = 0.0
+        """Seconds for a copy of the input to the layout that the choice reads."""
+        if isinstance(problem, VectorProblem):
+            op, numbers = problem.alone(choice)
+            self._plan = Plan([op], numbers, [0], [], 1, problem.target.dtype)
+        else:
+            self._plan = self._of_maps(problem, choice)
+        self._tensors = np.zeros(1, np.int64)
+        self._repeats = [1] * len(self._plan.ops)
 
+    def _of_maps(self, problem: Problem, choice: Choice) -> Plan:
+        out = problem.out
+        if choice.kernel != "aligned" and out.segments > 1:
+            out = _unshared(problem)
+            problem = Problem(problem.node, problem.geometry, out, problem.fused, problem.target, problem.threads)
+        x = problem.input_layout(choice)
+        between = problem.between(choice, x)
+        places = [MARGIN]
+        for layout in (x, out, out, between):
+            places.append(places[-1] + (0 if layout is None else -(-layout.size // 16) * 16))
+        ops = problem.ops(choice, x, *places[:-1])
+        for op in ops:
+            op.bounds = (0, op.units)
+        # Strided layers copy with every choice.
+        if choice.kernel != "aligned" and problem.geometry.stride == (1, 1):
+            self.copying = x.size * 4 / 1e10
+        return Plan(ops, places[-1] + 4096, [0], [], 1, problem.target.dtype)
 
-def _alone(plan: Plan, least: float) -> float:
-    """The time of a plan's ops, one after another."""
-    nothing = np.zeros(1, np.int64)
-    numbers = range(len(plan.ops))
+    def seconds(self, least: float) -> float:
+        """The fastest of a few turns; of one, if that is twice ``least``."""
+        self.turn()  # caches are cold, and the clock's ticks may be longer than a run
+        first = self.turn()
+        tensors = self._tensors.ctypes.data
+        self._repeats = [_repeats(self._plan, index, tensors) for index in range(len(self._repeats))]
+        return min(first, self.turn(), self.turn()) if first < 2 * least else first
 
-    def once() -> None:
-        for i in numbers:
-            plan.run_op(i, nothing.ctypes.data)
-
-    seconds = median_seconds(once, repeats=1, clock=own_time)
-    return sum(op_seconds(plan, i, nothing.ctypes.data) for i in numbers) if seconds < 2 * least else seconds
+    def turn(self) -> float:
+        """Seconds of one run, of several where one is short."""
+        total = self.copying
+        for index, repeats in enumerate(self._repeats):
+            start = own_time()
+            self._plan.run_op(index, self._tensors.ctypes.data, repeats)
+            total += (own_time() - start) / repeats
+        return total
 
 
 def op_seconds(plan: Plan, index: int, tensors: int) -> float:
     """The time of one op, repeated in native code until the call from Python weighs little."""
-    once = median_seconds(lambda: plan.run_op(index, tensors), repeats=1, clock=own_time)
-    repeats = max(1, int(2e-4 / max(once, 1e-7)))
+    repeats = _repeats(plan, index, tensors)
     return median_seconds(lambda: plan.run_op(index, tensors, repeats), budget=0.05, clock=own_time) / repeats
+
+
+def _repeats(plan: Plan, index: int, tensors: int) -> int:
+    """Runs of an op that make a turn."""
+    once = median_seconds(lambda: plan.run_op(index, tensors), repeats=1, clock=own_time)
+    return max(1, int(TURN / max(once, 1e-7)))
