@@ -143,7 +143,8 @@ def _built(model: nn.Module, captured: Capture, inputs: tuple[Tensor, ...], opti
     settings = (torch.get_num_threads(), options.tune, sorted(peaks), options.check_range)
     key = cache.graph_key(graphs, weights, shapes, *settings)
     known = cache.load(key) or {}
-    tuner = Tuner(weights, measure=options.tune)
+    around = sum(node.weight.nbytes for graph in graphs for node in graph.layers() if node.weight is not None)
+    tuner = Tuner(weights, measure=options.tune, around=around)
     regions = {
         name: make_region(graph, target, tuner, wide.get(name, ()), options.check_range)
         for name, graph in captured.regions.items()

@@ -111,6 +111,11 @@ class Plan:
         """Whether threads share single items; measured by whoever makes the plan."""
 
     @property
+    def memory(self) -> npt.NDArray[Any]:
+        """The numbers of the arena that a single thread uses."""
+        return self._arenas[0]
+
+    @property
     def spreads(self) -> bool:
         """Whether some kernel may spread numbers that are not finite further than the weights do, and then notes it."""
         return any(op.kind == "winograd" for op in self.ops)

@@ -55,7 +55,7 @@ class Region(nn.Module):
         self.__dict__.update(state)
         runs = fp16_target() is not None if self.target.half else self.target in available_targets()
         if not runs:
-            self.target, self.tuner = best_target(), Tuner("", measure=self.tuner.measure)
+            self.target, self.tuner = best_target(), Tuner("", measure=self.tuner.measure, around=self.tuner.around)
 
     def resized(self, shapes: list[tuple[int, ...]]) -> Region:
         """The same region for inputs of other shapes, the first dimension left out."""
@@ -217,7 +217,7 @@ def _sharing_pays(plan: Plan) -> bool:
     runs = {}
     for plan.shares in (False, True):
         runs[plan.shares] = plan.prepare(ctypes.addressof(addresses), 1)
-    seconds = {shares: min(times) for shares, times in in_turns(runs, rounds=50, budget=0.002, limit=0.25).items()}
+    seconds = {shares: min(times) for shares, times in in_turns(runs, rounds=50, budget=0.002, limit=1.0).items()}
     return seconds[True] < min(0.95 * seconds[False], seconds[False] - LEAST_GAIN)
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mirrormask.runtime import cache, filtering
 from mirrormask.runtime.layout import Layout, map_layout
@@ -20,9 +21,11 @@ __all__ = ["Tuner", "candidates", "default_choice", "direct_choice", "op_seconds
 
 #: Sparsities from which on the sparse kernels are candidates beside ``winograd``, and up to which the dense ones are.
 LEAST_SPARSE, MOST_DENSE = 0.2, 0.7
-#: Seconds of a turn, how many turns the last of the candidates get, how many candidates those are at most, and how much
-#: slower than the fastest.
-TURN, ROUNDS, FINALISTS, CLOSE = 2e-4, 7, 4, 1.4
+#: How many turns the last of the candidates get, how many candidates those are at most, and how much slower than the
+#: fastest.
+ROUNDS, FINALISTS, CLOSE = 9, 5, 1.4
+#: Bytes that are read between turns, at most: more than any L2 cache holds.
+MOST_AROUND = 1 << 22
 #: What a block of input planes may take of a 32 KiB L1 cache.
 L1_BYTES = 24 * 1024
 
@@ -154,10 +157,11 @@ class Tuner:
         key: under which the cache holds what was measured for this model before, for whatever input shape; ``""`` to
             neither read nor write it.
         measure: whether to measure at all; without, unknown layers get :func:`default_choice`.
+        around: bytes that a call of the model reads besides a layer's own, see :class:`Trial`.
     """
 
-    def __init__(self, key: str = "", *, measure: bool = True) -> None:
-        self.key, self.measure = key, measure
+    def __init__(self, key: str = "", *, measure: bool = True, around: int = 0) -> None:
+        self.key, self.measure, self.around = key, measure, around
         self.choices: dict[str, Choice] = {}
         self.facts: dict[str, bool] = {}
         self._new = False
@@ -169,7 +173,7 @@ class Tuner:
         if key not in self.choices:
             found = list(dict.fromkeys(candidates(problem)))
             if self.measure and len(found) > 1:
-                self.choices[key] = _fastest(problem, found)
+                self.choices[key] = _fastest(problem, found, self.around)
                 self._new = True
             else:
                 self.choices[key] = found[0]
@@ -200,13 +204,14 @@ class Tuner:
         return {**self.__dict__, "key": ""}
 
 
-def _fastest(problem: Problem | VectorProblem, found: list[Choice]) -> Choice:
-    """First every choice for a moment, then the good ones in turns. The fastest turn of each decides: whatever else the
+def _fastest(problem: Problem | VectorProblem, found: list[Choice], around: int) -> Choice:
+    """First every choice a few times, then the good ones in turns. The fastest turn of each decides: whatever else the
     machine does only lengthens them, and in turns it meets all."""  # fmt: skip
+    others = np.zeros(min(around, MOST_AROUND) // 4, np.float32)
     least = float("inf")
     trials: dict[Choice, tuple[float, Trial]] = {}
     for choice in found:
-        trial = Trial(problem, choice)
+        trial = Trial(problem, choice, others)
         seconds = trial.seconds(least)
         least = min(least, seconds)
         trials[choice] = (seconds, trial)
@@ -220,18 +225,25 @@ def _fastest(problem: Problem | VectorProblem, found: list[Choice]) -> Choice:
 
 
 class Trial:
-    """A layer with one of its choices, alone: input and output are where the last run left them."""
+    """A layer with one of its choices, as it finds the caches in its model: weights are not in them, the input is.
 
-    def __init__(self, problem: Problem | VectorProblem, choice: Choice) -> None:
-        self.copying = 0.0
-        """Seconds for a copy of the input to the layout that the choice reads."""
+    Args:
+        others: read before every turn, in place of what the other layers read.
+    """
+
+    def __init__(self, problem: Problem | VectorProblem, choice: Choice, others: npt.NDArray[np.float32]) -> None:
+        self._others = others
+        self._copying = 0.0
         if isinstance(problem, VectorProblem):
             op, numbers = problem.alone(choice)
-            self._plan = Plan([op], numbers, [0], [], 1, problem.target.dtype)
+            plan, self._source = (
+                Plan([op], numbers, [0], [], 1, problem.target.dtype),
+                slice(MARGIN, MARGIN + problem.terms),
+            )
         else:
-            self._plan = self._of_maps(problem, choice)
+            plan = self._of_maps(problem, choice)
         self._tensors = np.zeros(1, np.int64)
-        self._repeats = [1] * len(self._plan.ops)
+        self._plan, self._run = plan, plan.prepare(self._tensors.ctypes.data, 1)
 
     def _of_maps(self, problem: Problem, choice: Choice) -> Plan:
         out = problem.out
@@ -246,36 +258,29 @@ class Trial:
         ops = problem.ops(choice, x, *places[:-1])
         for op in ops:
             op.bounds = (0, op.units)
-        # Strided layers copy with every choice.
+        # A layout of its own costs a copy; strided layers copy with every choice.
         if choice.kernel != "aligned" and problem.geometry.stride == (1, 1):
-            self.copying = x.size * 4 / 1e10
+            self._copying = x.size * 4 / 1e10
+        self._source = slice(MARGIN, MARGIN + x.size)
         return Plan(ops, places[-1] + 4096, [0], [], 1, problem.target.dtype)
 
     def seconds(self, least: float) -> float:
-        """The fastest of a few turns; of one, if that is twice ``least``."""
-        self.turn()  # caches are cold, and the clock's ticks may be longer than a run
+        """The fastest of three turns; of one, if that is twice ``least``."""
+        self._run()
         first = self.turn()
-        tensors = self._tensors.ctypes.data
-        self._repeats = [_repeats(self._plan, index, tensors) for index in range(len(self._repeats))]
         return min(first, self.turn(), self.turn()) if first < 2 * least else first
 
     def turn(self) -> float:
-        """Seconds of one run, of several where one is short."""
-        total = self.copying
-        for index, repeats in enumerate(self._repeats):
-            start = own_time()
-            self._plan.run_op(index, self._tensors.ctypes.data, repeats)
-            total += (own_time() - start) / repeats
-        return total
+        """Seconds of one run, and of the copy that the choice needs."""
+        self._others.max(initial=0.0)
+        self._plan.memory[self._source] *= 1
+        start = own_time()
+        self._run()
+        return own_time() - start + self._copying
 
 
 def op_seconds(plan: Plan, index: int, tensors: int) -> float:
     """The time of one op, repeated in native code until the call from Python weighs little."""
-    repeats = _repeats(plan, index, tensors)
-    return median_seconds(lambda: plan.run_op(index, tensors, repeats), budget=0.05, clock=own_time) / repeats
-
-
-def _repeats(plan: Plan, index: int, tensors: int) -> int:
-    """Runs of an op that make a turn."""
     once = median_seconds(lambda: plan.run_op(index, tensors), repeats=1, clock=own_time)
-    return max(1, int(TURN / max(once, 1e-7)))
+    repeats = max(1, int(2e-4 / max(once, 1e-7)))
+    return median_seconds(lambda: plan.run_op(index, tensors, repeats), budget=0.05, clock=own_time) / repeats

@@ -1,0 +1,77 @@
+"""How the tuner decides, with turns that take the time that a table says."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mirrormask.runtime import tune
+from mirrormask.runtime.capture import capture
+from mirrormask.runtime.lower import lower
+from mirrormask.runtime.problem import Choice, Problem
+from mirrormask.runtime.targets import best_target
+from mirrormask.runtime.vectors import VectorProblem
+
+
+class Clocked:
+    """A trial whose turns take given times, one after another; the last one again and again."""
+
+    times: dict[int, list[float]]
+    turns: list[int]
+
+    def __init__(self, problem, choice, others) -> None:
+        self.rows = choice.rows
+        self.left = list(self.times[choice.rows])
+
+    def turn(self) -> float:
+        self.turns.append(self.rows)
+        return self.left.pop(0) if len(self.left) > 1 else self.left[0]
+
+    def seconds(self, least: float) -> float:
+        return self.turn()
+
+
+def winner(monkeypatch, times: dict[int, list[float]]) -> tuple[int, list[int]]:
+    monkeypatch.setattr(Clocked, "times", times, raising=False)
+    monkeypatch.setattr(Clocked, "turns", [], raising=False)
+    monkeypatch.setattr(tune, "Trial", Clocked)
+    choice = tune._fastest(None, [Choice("dense", rows) for rows in times], 0)
+    return choice.rows, Clocked.turns
+
+
+def test_a_busy_moment_does_not_decide(monkeypatch):
+    # 2 is faster, but something else ran when it was first measured, and again later.
+    rows, turns = winner(monkeypatch, {1: [1.0], 2: [1.3, 0.9, 5.0]})
+    assert rows == 2
+    assert turns[:2] == [1, 2] and turns[2:] == [1, 2] * tune.ROUNDS
+
+
+def test_what_is_far_behind_gets_no_more_turns(monkeypatch):
+    rows, turns = winner(monkeypatch, {1: [2.0], 2: [1.0], 3: [1.5, 0.1]})
+    assert rows == 2
+    assert turns == [1, 2, 3]
+
+
+def test_only_so_many_are_measured_to_the_end(monkeypatch):
+    rows, turns = winner(monkeypatch, {n: [1.0 + n / 100] for n in range(1, 9)})
+    assert rows == 1
+    assert set(turns[8:]) == set(range(1, 1 + tune.FINALISTS))
+
+
+@pytest.mark.parametrize("model", [nn.Conv2d(3, 8, 3, padding=1), nn.Linear(40, 30)], ids=["maps", "one row"])
+def test_a_trial_runs_the_layer_on_the_memory_that_it_names(model):
+    x = torch.randn(1, 3, 14, 14) if isinstance(model, nn.Conv2d) else torch.randn(1, 40)
+    seen: list[Problem | VectorProblem] = []
+    captured = capture(model.eval(), (x,))
+    lower(
+        captured.regions[captured.whole], best_target(), 1, lambda p: (seen.append(p), next(tune.candidates(p)))[1], 1
+    )
+    for choice in tune.candidates(seen[0]):
+        trial = tune.Trial(seen[0], choice, np.zeros(1000, np.float32))
+        size = 40 if isinstance(model, nn.Linear) else seen[0].input_layout(choice).size
+        assert trial._source == slice(tune.MARGIN, tune.MARGIN + size)
+        assert 0 < trial.seconds(1.0) < 1.0
+        trial._plan.memory[trial._source] = 1.0
+        trial.turn()
+        assert (trial._plan.memory[trial._source] == 1.0).all(), "the input stays what it was"
+        assert np.isfinite(trial._plan.memory).all() and trial._plan.memory.any()
