@@ -205,8 +205,11 @@ class Tuner:
 
 
 def _fastest(problem: Problem | VectorProblem, found: list[Choice], around: int) -> Choice:
-    """First every choice a few times, then the good ones in turns. The fastest turn of each decides: whatever else the
-    machine does only lengthens them, and in turns it meets all."""  # fmt: skip
+    """First every choice a few times, then the good ones in turns, whose medians decide.
+
+    Whatever else the machine does meets all of them, and is not left out: a neighbour that shares the cache takes more
+    from a choice that needs more of it.
+    """
     others = np.zeros(min(around, MOST_AROUND) // 4, np.float32)
     least = float("inf")
     trials: dict[Choice, tuple[float, Trial]] = {}
@@ -218,10 +221,10 @@ def _fastest(problem: Problem | VectorProblem, found: list[Choice], around: int)
         # Packed weights are large: those that are out of the race go.
         trials = {key: value for key, value in trials.items() if value[0] <= CLOSE * least}
     finalists = sorted(trials, key=lambda choice: trials[choice][0])[:FINALISTS]
-    best = {choice: trials[choice][0] for choice in finalists}
-    for _ in range(ROUNDS if len(best) > 1 else 0):
-        best = {choice: min(known, trials[choice][1].turn()) for choice, known in best.items()}
-    return min(best, key=lambda choice: best[choice])
+    if len(finalists) == 1:
+        return finalists[0]
+    rounds = [[trials[choice][1].turn() for choice in finalists] for _ in range(ROUNDS)]
+    return finalists[int(np.median(rounds, axis=0).argmin())]
 
 
 class Trial:
