@@ -113,7 +113,7 @@ def test_a_residual_network_needs_little_more_than_its_first_stage(size, tmp_pat
 
 
 @pytest.mark.parametrize("target", available_targets(), ids=lambda target: target.name)
-@pytest.mark.parametrize("kernel", ["dense", "direct", "aligned", "any"])
+@pytest.mark.parametrize("kernel", ["dense", "direct", "aligned", "winograd", "any"])
 @pytest.mark.parametrize("size", [56, 32, 20])
 def test_no_layer_reads_what_others_left(target, kernel, size, tmp_path, monkeypatch):
     """Layers that read beside their maps, in memory that others filled: as on the first image, so on later ones."""

@@ -62,7 +62,7 @@ def candidates(problem: Problem | VectorProblem) -> Iterator[Choice]:
         layout = geometry.direct_layout(target.lanes)
         yield from _sparse("direct", problem, layout, _unshared(problem), target.registers - 4)
     if weight.sparsity < MOST_DENSE and problem.node.groups == 1:
-        yield from _dense(problem, _unshared(problem), 3 if filtered else 5)
+        yield from _dense(problem, _unshared(problem), 2 if filtered else 5)
         yield from filtered
 
 
@@ -132,7 +132,7 @@ def _dense(problem: Problem, out: Layout, number: int) -> Iterator[Choice]:
 
 
 def _winograd(problem: Problem, out: Layout) -> Iterator[Choice]:
-    """The row count with the fewest products, with the two largest sets of accumulators, and the next best one."""
+    """The row count with the fewest products, with the two largest sets of accumulators."""
     registers = problem.target.registers
     sets = [
         (channels, vectors)
@@ -141,8 +141,8 @@ def _winograd(problem: Problem, out: Layout) -> Iterator[Choice]:
         if out.vectors % vectors == 0
     ]
     sets.sort(key=lambda pair: -pair[0] * pair[1])
-    for rows, number in zip(filtering.row_counts(problem.geometry), (2, 1), strict=False):
-        yield from (Choice("winograd", rows, vectors, channels) for channels, vectors in sets[:number])
+    for rows in filtering.row_counts(problem.geometry)[:1]:
+        yield from (Choice("winograd", rows, vectors, channels) for channels, vectors in sets[:2])
 
 
 def default_choice(problem: Problem | VectorProblem) -> Choice:
