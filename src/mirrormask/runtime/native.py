@@ -31,7 +31,7 @@ from mirrormask.runtime.kernels import (
 )
 from mirrormask.runtime.targets import Target, best_target
 
-__all__ = ["address_of", "aligned_array", "emit", "fields_of", "run_functions", "yield_address"]
+__all__ = ["address_of", "aligned_array", "emit", "fields_of", "level_of", "run_functions", "yield_address"]
 
 #: How each kind of specification is emitted, and the names of its arguments.
 _KERNELS: dict[str, tuple[Callable[[Any, str], str], tuple[str, ...]]] = {
@@ -61,6 +61,11 @@ def fields_of(kind: str) -> tuple[str, ...]:
 def emit(kind: str, spec: Any, name: str = "kernel") -> str:
     """The LLVM IR of a kernel."""
     return _KERNELS[kind][0](spec, name)
+
+
+def level_of(kind: str) -> int:
+    """LLVM's optimisation level for a kernel."""
+    return _LEVELS.get(kind, 3)
 
 
 @functools.cache
@@ -100,7 +105,7 @@ def _load(engine: Engine, kind: str, facts: str, make: Callable[[str], str]) -> 
     name = f"{kind}_{digest}"
     code = cache.load_bytes(name)
     if code is None:
-        code = engine.object_code(make(name), _LEVELS.get(kind, 3))
+        code = engine.object_code(make(name), level_of(kind))
         cache.store_bytes(name, code)
     engine.load(code)
     return name

@@ -167,7 +167,7 @@ def emit_transform(spec: TransformSpec, name: str) -> str:
 
             e.loop(0, spec.vectors * e.lanes, at_vector, step=e.lanes)
 
-    e.loop(e.low, e.high, lambda c, _: e.loop(0, spec.tiles, lambda t, _: at_tile(c, t)) and None)
+    e.loop(e.low, e.high, lambda c, _: e.loop(0, spec.tiles, lambda t, _: at_tile(c, t)))
     return e.finish()
 
 
