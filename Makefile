@@ -17,7 +17,7 @@ types: $(VENV)/.test
 	$(BIN)/mypy
 
 pytest: $(VENV)/.test browser
-	$(BIN)/python -m pytest -n 2 --durations=15
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=15
 
 # The page of `mirrormask report` is tested in a real Chromium; where none can be had those tests say so and are skipped.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)

@@ -218,6 +218,7 @@ def _train_on_a_rank(rank, store):
             dist.all_gather(both, p.detach())
             assert torch.equal(*both), f"{name}: the ranks ended with different weights"
         assert sum(int(x.count_nonzero()) for x in optimizer.weights.values()) == expected_nonzeros(name)
+    dist.barrier()  # a rank that ends while the other still sends may abort
     dist.destroy_process_group()
 
 
