@@ -76,9 +76,7 @@ class CompiledModel(nn.Module):
                 with quick.lock:
                     quick.addresses[0], quick.addresses[1] = x.data_ptr(), result.data_ptr()
                     quick.function(quick.words)
-                    spread = False
-                    if quick.flag is not None and quick.flag.value:
-                        quick.flag.value, spread = 0, True
+                    spread = quick.spreads and quick.lower_flag()
                 return quick.direct().forward(x) if spread else result
         self._check(inputs)
         with torch.no_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from mirrormask.runtime.kernels.winograd import MOST_POINTS, MOST_ROWS, Band, Tr
 from mirrormask.runtime.layout import Layout
 from mirrormask.runtime.targets import Target
 
-__all__ = ["Filters", "bands_of", "filtered_layout", "pack", "row_counts", "transform_spec"]
+__all__ = ["bands_of", "filtered_layout", "pack", "tile_rows", "transform_spec"]
 
 
 def bands_of(geometry: Geometry) -> tuple[Band, ...]:
@@ -31,8 +31,8 @@ def bands_of(geometry: Geometry) -> tuple[Band, ...]:
     return tuple(bands[a] for a, _ in geometry.phases) if longest > 1 else ()
 
 
-def row_counts(geometry: Geometry) -> list[int]:
-    """Output rows of a tile that are possible, those with the fewest products first."""
+def tile_rows(geometry: Geometry) -> int:
+    """The output rows of a tile that take the fewest products; 0 where rows cannot be filtered."""
     bands = bands_of(geometry)
     height = geometry.out[1]
     longest = max((band.taps for band in bands), default=MOST_POINTS)
@@ -41,7 +41,7 @@ def row_counts(geometry: Geometry) -> list[int]:
     def products(rows: int) -> int:
         return math.ceil(height / rows) * sum(rows + band.taps - 1 for band in bands)
 
-    return sorted(possible, key=products)
+    return min(possible, key=products, default=0)
 
 
 def transform_spec(geometry: Geometry, x: Layout, target: Target, rows: int) -> TransformSpec:
@@ -54,7 +54,7 @@ def transform_spec(geometry: Geometry, x: Layout, target: Target, rows: int) -> 
         x.pitch,
         x.plane,
         x.vectors,
-        _row(geometry, x, 1).plane,
+        _row(x, 1).plane,
         geometry.source[0],
     )
 
@@ -62,30 +62,20 @@ def transform_spec(geometry: Geometry, x: Layout, target: Target, rows: int) -> 
 def filtered_layout(geometry: Geometry, x: Layout, target: Target, rows: int) -> Layout:
     """Where the transformed rows lie: each as a map of one row, those of a tile together."""
     spec = transform_spec(geometry, x, target, rows)
-    return _row(geometry, x, spec.tiles * spec.slots)
+    return _row(x, spec.tiles * spec.slots)
 
 
-def _row(geometry: Geometry, x: Layout, count: int) -> Layout:
+def _row(x: Layout, count: int) -> Layout:
     return Layout(count, 1, x.width, x.lanes, x.stride, 1, 0)
 
 
-@dataclass(frozen=True)
-class Filters:
-    """The constants of the kernel.
+def pack(geometry: Geometry, weight: Weight, spec: TransformSpec, channels: int) -> dict[str, Any]:
+    """The kernel's constants, for ``channels`` output channels at a time.
 
-    Attributes:
-        weights: ``G g`` as :func:`dense.pack` has it, the terms of one point after those of another.
-        offsets: of each term's transformed row and column in a tile.
-        starts: where each point's terms begin, and the end.
+    ``weights``: ``G g``, computed in 64 bits, as :func:`dense.pack` has it, the terms of one point after those of
+    another; ``offsets`` of each term's transformed row and column in a tile; ``starts`` of each point's terms, and the
+    end.
     """
-
-    weights: npt.NDArray[np.float32]
-    offsets: npt.NDArray[np.int32]
-    starts: npt.NDArray[np.int32]
-
-
-def pack(geometry: Geometry, weight: Weight, spec: TransformSpec, channels: int) -> Filters:
-    """The filters of ``weight``, transformed in 64 bits, for ``channels`` output channels at a time."""
     outputs, inputs, *kernel = weight.shape
     taps = weight.dense().reshape(outputs, inputs, *kernel).astype(np.float64)
     (row_phase, _), (column_phase, column) = geometry.taps
@@ -105,4 +95,8 @@ def pack(geometry: Geometry, weight: Weight, spec: TransformSpec, channels: int)
     places = [np.concatenate(values, axis=1).reshape(-1) for values in offsets]
     starts = np.cumsum([0, *map(len, places)])
     panels = dense.pack(np.concatenate(terms, axis=1).astype(np.float32), channels)
-    return Filters(panels, np.concatenate(places).astype(np.int32), starts.astype(np.int32))
+    return {
+        "weights": panels,
+        "offsets": np.concatenate(places).astype(np.int32),
+        "starts": starts.astype(np.int32),
+    }

@@ -120,16 +120,9 @@ class Problem:
             return Op("dense", spec, args, -(-outputs // choice.block), self.fused.out)
         if choice.kernel == "winograd":
             transform = filtering.transform_spec(self.geometry, x, self.target, choice.rows)
-            filters = filtering.pack(self.geometry, weight, transform, choice.block)
-            args |= {
-                "x": place + self.geometry.left,
-                "weights": filters.weights,
-                "offsets": filters.offsets,
-                "starts": filters.starts,
-                "channels": outputs,
-            }
-            taps = max(band.taps for band in transform.bands)
-            spec = WinogradSpec(self.target, replace(tile, pitch=transform.step), choice.block, taps)
+            args |= {"x": place + self.geometry.left, "channels": outputs}
+            args |= filtering.pack(self.geometry, weight, transform, choice.block)
+            spec = WinogradSpec(self.target, replace(tile, pitch=transform.step), choice.block, transform.taps)
             return Op("winograd", spec, args, -(-outputs // choice.block), self.fused.out)
         stream = self._stream(x, choice)
         args |= {

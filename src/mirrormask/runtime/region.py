@@ -192,7 +192,19 @@ class _Call:
 class Quick:
     """What a simple call needs, for a caller that makes it without a function between; see ``CompiledModel``."""
 
-    __slots__ = ("_keep", "addresses", "direct", "flag", "function", "lock", "size", "strides", "threads", "words")
+    __slots__ = (
+        "_keep",
+        "addresses",
+        "direct",
+        "function",
+        "lock",
+        "lower_flag",
+        "size",
+        "spreads",
+        "strides",
+        "threads",
+        "words",
+    )
 
     def __init__(self, call: _Call) -> None:
         self.threads = torch.get_num_threads()
@@ -200,9 +212,7 @@ class Quick:
         self.strides = torch.empty(self.size).stride()
         self.addresses = call.addresses
         self.function, self.words, self.lock = call.run.function, call.run.words, call.plan.lock
-        self.flag = ctypes.c_int64.from_address(call.plan.flag.ctypes.data) if call.plan.spreads else None
-        """Not zero after a call whose result must come from :attr:`direct`; None where that cannot be."""
-        self.direct = call.region.direct
+        self.spreads, self.lower_flag, self.direct = call.spreads, call.plan.lower_flag, call.region.direct
         self._keep = call
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from mirrormask.runtime import cache, filtering
 from mirrormask.runtime.layout import Layout, map_layout
-from mirrormask.runtime.memory import MARGIN
+from mirrormask.runtime.memory import MARGIN, Memory
 from mirrormask.runtime.plan import Plan
 from mirrormask.runtime.problem import Choice, Problem
 from mirrormask.runtime.timing import median_seconds, own_time
@@ -53,17 +53,18 @@ def candidates(problem: Problem | VectorProblem) -> Iterator[Choice]:
     # Shifted, the sums wait while a side is summed; of 16 registers that leaves too few, and some wait in memory.
     most = max(8, (target.registers - 4) // 2) if shifted else target.registers - 4
     x = geometry.aligned_layout(target.lanes)
-    filtered = [] if target.half or problem.node.groups > 1 else list(_winograd(problem, _unshared(problem)))
-    if weight.sparsity < LEAST_SPARSE and filtered:
-        yield from filtered
+    dense = weight.sparsity < MOST_DENSE and problem.node.groups == 1
+    filtered = list(_winograd(problem, _unshared(problem))) if dense and not target.half else []
+    if filtered and weight.sparsity < LEAST_SPARSE:
+        pass  # sparse kernels take longer
     elif geometry.fits_aligned(x, out, most if shifted else 99):
         yield from _sparse("aligned", problem, x, out, most, whole_rows=shifted)
     else:
         layout = geometry.direct_layout(target.lanes)
         yield from _sparse("direct", problem, layout, _unshared(problem), target.registers - 4)
-    if weight.sparsity < MOST_DENSE and problem.node.groups == 1:
+    yield from filtered
+    if dense:
         yield from _dense(problem, _unshared(problem), 2 if filtered else 5)
-        yield from filtered
 
 
 def direct_choice(problem: Problem) -> Choice:
@@ -132,7 +133,8 @@ def _dense(problem: Problem, out: Layout, number: int) -> Iterator[Choice]:
 
 
 def _winograd(problem: Problem, out: Layout) -> Iterator[Choice]:
-    """The row count with the fewest products, with the two largest sets of accumulators."""
+    """The two largest sets of accumulators, if rows can be filtered."""
+    rows = filtering.tile_rows(problem.geometry)
     registers = problem.target.registers
     sets = [
         (channels, vectors)
@@ -141,8 +143,7 @@ def _winograd(problem: Problem, out: Layout) -> Iterator[Choice]:
         if out.vectors % vectors == 0
     ]
     sets.sort(key=lambda pair: -pair[0] * pair[1])
-    for rows in filtering.row_counts(problem.geometry)[:1]:
-        yield from (Choice("winograd", rows, vectors, channels) for channels, vectors in sets[:2])
+    yield from (Choice("winograd", rows, vectors, channels) for channels, vectors in sets[:2] if rows)
 
 
 def default_choice(problem: Problem | VectorProblem) -> Choice:
@@ -239,10 +240,8 @@ class Trial:
         self._copying = 0.0
         if isinstance(problem, VectorProblem):
             op, numbers = problem.alone(choice)
-            plan, self._source = (
-                Plan([op], numbers, [0], [], 1, problem.target.dtype),
-                slice(MARGIN, MARGIN + problem.terms),
-            )
+            plan = Plan([op], numbers, [0], [], 1, problem.target.dtype)
+            self._source = slice(MARGIN, MARGIN + problem.terms)
         else:
             plan = self._of_maps(problem, choice)
         self._tensors = np.zeros(1, np.int64)
@@ -255,17 +254,16 @@ class Trial:
             problem = Problem(problem.node, problem.geometry, out, problem.fused, problem.target, problem.threads)
         x = problem.input_layout(choice)
         between = problem.between(choice, x)
-        places = [MARGIN]
-        for layout in (x, out, out, between):
-            places.append(places[-1] + (0 if layout is None else -(-layout.size // 16) * 16))
-        ops = problem.ops(choice, x, *places[:-1])
+        memory = Memory()
+        places = [0 if layout is None else memory.take(layout) for layout in (x, out, out, between)]
+        ops = problem.ops(choice, x, *places)
         for op in ops:
             op.bounds = (0, op.units)
         # A layout of its own costs a copy; strided layers copy with every choice.
         if choice.kernel != "aligned" and problem.geometry.stride == (1, 1):
             self._copying = x.size * 4 / 1e10
-        self._source = slice(MARGIN, MARGIN + x.size)
-        return Plan(ops, places[-1] + 4096, [0], [], 1, problem.target.dtype)
+        self._source = slice(places[0], places[0] + x.size)
+        return Plan(ops, memory.size + 4096, [0], [], 1, problem.target.dtype)
 
     def seconds(self, least: float) -> float:
         """The fastest of three turns; of one, if that is twice ``least``."""

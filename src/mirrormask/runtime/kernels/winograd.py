@@ -109,9 +109,14 @@ class TransformSpec:
     channels: int
 
     @property
+    def taps(self) -> int:
+        """Rows of the longest filter."""
+        return max(band.taps for band in self.bands)
+
+    @property
     def points(self) -> int:
         """Points of the longest filter."""
-        return self.rows + max(band.taps for band in self.bands) - 1
+        return self.rows + self.taps - 1
 
     @property
     def tiles(self) -> int:
