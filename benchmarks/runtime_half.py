@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 
 import mirrormask as mm
-from mirrormask.runtime.targets import EMULATED_FP16, fp16_target
+from mirrormask.machine.targets import EMULATED_FP16, fp16_target
 from networks import NETWORKS, build
 
 

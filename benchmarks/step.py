@@ -28,8 +28,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import mirrormask as mm
-from mirrormask import masking
 from mirrormask.geometry import factorize
+from mirrormask.optimizer import mask_changes
 from mirrormask.progress import Clock
 
 #: The length of the training that schedules are set to: no mask changes while steps are timed.
@@ -97,9 +97,9 @@ def mask_ms(optimizer: torch.optim.Optimizer) -> float:
         return 0.0
     start = time.perf_counter()
     if exchanged:
-        masking.exchange(optimizer, 0.1, [x.grad for x in optimizer.weights.values()])
+        mask_changes.exchange(optimizer, 0.1, [x.grad for x in optimizer.weights.values()])
     else:
-        masking.prune(optimizer, 0.9 * rule.sparsity)
+        mask_changes.prune(optimizer, 0.9 * rule.sparsity)
     return 1e3 * (time.perf_counter() - start) * (pruned + exchanged) / STEPS
 
 

@@ -18,9 +18,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from mirrormask.after import AfterStep, Hyperbolic
 from mirrormask.compare.grid import Grid, describe
 from mirrormask.compare.table import accuracy_table
+from mirrormask.corrections import Correction, Hyperbolic
 from mirrormask.decay import ConstantDecay, Decay, PILoTDecay, ShrinkDecay, TargetDecay
 from mirrormask.geometry import Euclidean, Geometry, Hadamard, MirrorDescent
 from mirrormask.geometry.base import Latents
@@ -39,9 +39,9 @@ def _gradual(sparsity: float) -> Mask:
 
 
 def _method(
-    name: str, mask: Mask, decay: Decay = SHRINK, geometry: Geometry | None = None, after: AfterStep | None = None
+    name: str, mask: Mask, decay: Decay = SHRINK, geometry: Geometry | None = None, correction: Correction | None = None
 ) -> Method:
-    return Method(geometry or Hadamard(), decay, mask, name, after=after)
+    return Method(geometry or Hadamard(), decay, mask, name, correction=correction)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,11 +84,11 @@ def study_plain(sparsity: float, *, plain_from: float = 0.75) -> Method:
 @named("study: HAM's step on the factors")
 def study_ham(sparsity: float, *, a: float = 20.0) -> Method:
     """`mirror` and HAM's step on the factors."""
-    return _method("study_ham", _gradual(sparsity), after=Hyperbolic(a, 0.0))
+    return _method("study_ham", _gradual(sparsity), correction=Hyperbolic(a, 0.0))
 
 
 @dataclasses.dataclass(frozen=True)
-class Plain(AfterStep):
+class Plain(Correction):
     """``θ ← θ - lr a ∂θ`` after the base optimizer's step, by at most ``clip``: a step of SGD beside one of Adam."""
 
     a: float
@@ -106,7 +106,7 @@ class Plain(AfterStep):
 @named("study: a step of SGD beside Adam's")
 def study_both(sparsity: float, *, a: float = 40.0, clip: float = 0.03) -> Method:
     """`mirror` without factors, where the dual variable takes a step of SGD after that of the base optimizer."""
-    return _method("study_both", _gradual(sparsity), geometry=MirrorDescent(clip=clip), after=Plain(a))
+    return _method("study_both", _gradual(sparsity), geometry=MirrorDescent(clip=clip), correction=Plain(a))
 
 
 @named("study: HAM and the schedule of mirror")

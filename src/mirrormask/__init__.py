@@ -6,13 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mirrormask import after, decay, flow, geometry, masks, methods, report
+    from mirrormask import corrections, decay, flow, geometry, masks, methods, report
     from mirrormask.batchnorm import recalibrate
     from mirrormask.methods import Method
     from mirrormask.optimizer import SparseOptimizer, sparsify
     from mirrormask.runtime import compile
+    from mirrormask.selection import Sparsity, select_weights, sparsity
     from mirrormask.storage import FormatError, export, load, predict_size, save
-    from mirrormask.weights import Sparsity, select_weights, sparsity
 
 __version__ = "0.1.0"
 
@@ -22,8 +22,8 @@ __all__ = [
     "SparseOptimizer",
     "Sparsity",
     "__version__",
-    "after",
     "compile",
+    "corrections",
     "decay",
     "export",
     "flow",
@@ -46,8 +46,8 @@ _LAZY: dict[str, str] = {
     "FormatError": "mirrormask.storage",
     "Method": "mirrormask.methods",
     "SparseOptimizer": "mirrormask.optimizer",
-    "Sparsity": "mirrormask.weights",
-    "after": "mirrormask.after",
+    "Sparsity": "mirrormask.selection",
+    "corrections": "mirrormask.corrections",
     "compile": "mirrormask.runtime",
     "decay": "mirrormask.decay",
     "export": "mirrormask.storage.export",
@@ -60,9 +60,9 @@ _LAZY: dict[str, str] = {
     "recalibrate": "mirrormask.batchnorm",
     "report": "mirrormask.report",
     "save": "mirrormask.storage",
-    "select_weights": "mirrormask.weights",
+    "select_weights": "mirrormask.selection",
     "sparsify": "mirrormask.optimizer",
-    "sparsity": "mirrormask.weights",
+    "sparsity": "mirrormask.selection",
 }
 
 

@@ -3,8 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+from mirrormask.selection import LayerSparsity
 from mirrormask.train import Method, Model, Recipe, RunResult, recipe_file
-from mirrormask.weights import LayerSparsity
 
 
 def recipe(method="gmp", sparsity=0.9, seed=0, options=None, out="run", **changes):

@@ -8,7 +8,7 @@ import torch
 
 import mirrormask as mm
 from mirrormask import flow
-from mirrormask.after import Hyperbolic
+from mirrormask.corrections import Hyperbolic
 from mirrormask.decay import ConstantDecay, ShrinkDecay
 from mirrormask.flow.norm import KEYS, norm_experiment, read_log, train_digits
 from mirrormask.flow.rates import descend, slope
@@ -85,7 +85,7 @@ def hyperbolic_run(step_size, *, a=3.0, time=2.0):
 
     start, impulse = mirror_coordinate(), np.zeros((1, 6))
     steps = round(time / step_size)
-    method = mm.Method(Euclidean(), ConstantDecay(), Never(), after=Hyperbolic(a=a, b=0.0, clip=None))
+    method = mm.Method(Euclidean(), ConstantDecay(), Never(), correction=Hyperbolic(a=a, b=0.0, clip=None))
     optimizer = mm.sparsify(model, torch.optim.SGD(model.parameters(), lr=step_size), method, steps=steps)
     for _ in range(steps):
         optimizer.zero_grad()

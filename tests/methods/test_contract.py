@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import mirrormask as mm
-from mirrormask.after import Hyperbolic, Proximal
+from mirrormask.corrections import Hyperbolic, Proximal
 from mirrormask.decay import ConstantDecay
 from mirrormask.geometry import Euclidean, Hadamard, MirrorDescent, Power, SigmoidMask, SignIn, SoftThreshold
 from mirrormask.masks import Alternating, AtStart, Gradual, Iterative, Regrow, protect
@@ -148,7 +148,7 @@ def test_pilot_with_weight_rewinding_takes_its_decay_back_too():
 GEOMETRIES = [Euclidean(), Hadamard(), MirrorDescent(), Power(), SoftThreshold(), SigmoidMask(), SignIn()]
 
 
-@pytest.mark.parametrize("after", [None, Hyperbolic(), Proximal(1e-3, until=0.5)])
+@pytest.mark.parametrize("correction", [None, Hyperbolic(), Proximal(1e-3, until=0.5)])
 @pytest.mark.parametrize(
     "mask",
     [
@@ -162,10 +162,10 @@ GEOMETRIES = [Euclidean(), Hadamard(), MirrorDescent(), Power(), SoftThreshold()
     ids=lambda mask: type(mask).__name__ + getattr(mask, "grow", ""),
 )
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: type(geometry).__name__)
-def test_each_combination_works(geometry, mask, after):
+def test_each_combination_works(geometry, mask, correction):
     model = mlp(8, 12, 4)
     decay = ConstantDecay(1e-3 if geometry.latents else 0.0)
-    optimizer = mm.sparsify(model, sgd(model, 0.05), mm.Method(geometry, decay, mask, after=after), steps=40)
+    optimizer = mm.sparsify(model, sgd(model, 0.05), mm.Method(geometry, decay, mask, correction=correction), steps=40)
     train(model, optimizer, 40)
     optimizer.finalize()
     assert sum(int(m.sum()) for m in optimizer.masks.values()) == round(0.3 * 144)
@@ -320,7 +320,7 @@ PAIR = (torch.zeros(2, 12), torch.zeros(2, dtype=torch.long))
             ValueError,
             r"leaves nothing of 4\.weight; leave the layer out",
         ),
-        (lambda: mm.Method(Euclidean(), ConstantDecay(), Gradual(0.5), after=1), TypeError, "not a AfterStep"),
+        (lambda: mm.Method(Euclidean(), ConstantDecay(), Gradual(0.5), correction=1), TypeError, "not a Correction"),
     ],
 )
 def test_refusals_come_before_the_first_step_and_name_the_remedy(call, error, message):

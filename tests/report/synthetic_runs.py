@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from mirrormask.selection import LayerSparsity
 from mirrormask.train import Data, Method, Model, Optimizer, Recipe, RunResult, recipe_file
-from mirrormask.weights import LayerSparsity
 
 VERSIONS = {"mirrormask": "0.1.0", "torch": "2.14.1"}
 ENVIRONMENT = {"python": "3.11.7", "platform": "Linux", "processor": "A processor", "cores": 2, "threads": 1}

@@ -5,11 +5,11 @@ import re
 
 import pytest
 
+from mirrormask.machine.targets import FP16, TARGETS, Target, best_target
 from mirrormask.runtime import native
 from mirrormask.runtime.kernels import sparse, winograd
 from mirrormask.runtime.kernels.tile import Tile
 from mirrormask.runtime.layout import map_layout
-from mirrormask.runtime.targets import FP16, TARGETS, Target, best_target
 
 X86, ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
 TRIPLES = {"avx512": X86, "avx2": X86, "avx512fp16": X86, "neon": ARM}

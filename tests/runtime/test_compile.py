@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import mirrormask as mm
-from mirrormask.runtime.targets import available_targets
+from mirrormask.machine.targets import available_targets
 
 NAMES = [target.name for target in available_targets()]
 

@@ -113,7 +113,7 @@ def test_threads_take_rows_of_their_own_where_that_is_worth_waking_them(rows, mo
 
 
 def test_a_team_that_is_smaller_than_asked_for_leaves_nothing_out(monkeypatch):
-    from mirrormask.openmp import openmp
+    from mirrormask.machine.openmp import openmp
 
     threads = openmp()
     if threads is None:

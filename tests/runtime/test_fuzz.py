@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import mirrormask as mm
-from mirrormask.runtime.targets import EMULATED_FP16, available_targets
+from mirrormask.machine.targets import EMULATED_FP16, available_targets
 from mirrormask.runtime.tune import candidates
 
 ACTIVATIONS = [nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.Identity]

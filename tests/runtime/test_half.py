@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 import mirrormask as mm
+from mirrormask.machine.targets import EMULATED_FP16
 from mirrormask.runtime import targets
 from mirrormask.runtime.capture import capture
 from mirrormask.runtime.lower import lower
 from mirrormask.runtime.mixed import split
 from mirrormask.runtime.ranges import RangeFinder
-from mirrormask.runtime.targets import EMULATED_FP16
 from mirrormask.runtime.tune import default_choice
 
 RUNS = "avx512" in {target.name for target in targets.available_targets()}

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mirrormask.machine.targets import EMULATED_FP16, TARGETS, Target, available_targets, best_target
 from mirrormask.runtime.capture import capture
 from mirrormask.runtime.kernels import shared, winograd
 from mirrormask.runtime.lower import lower
 from mirrormask.runtime.problem import Choice, Problem
-from mirrormask.runtime.targets import EMULATED_FP16, TARGETS, Target, available_targets, best_target
 from mirrormask.runtime.tune import candidates
 from mirrormask.runtime.vectors import VectorProblem
 

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import mirrormask as mm
+from mirrormask.machine.targets import available_targets
 from mirrormask.runtime.capture import capture
 from mirrormask.runtime.layout import flat_layout, map_layout
 from mirrormask.runtime.lower import lower
 from mirrormask.runtime.memory import MARGIN, Memory
 from mirrormask.runtime.problem import Choice
-from mirrormask.runtime.targets import available_targets
 from mirrormask.runtime.tune import candidates
 
 #: Nobody's memory.

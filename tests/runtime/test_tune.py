@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from mirrormask.machine.targets import best_target
 from mirrormask.runtime import tune
 from mirrormask.runtime.capture import capture
 from mirrormask.runtime.lower import lower
 from mirrormask.runtime.problem import Choice, Problem
-from mirrormask.runtime.targets import best_target
 from mirrormask.runtime.vectors import VectorProblem
 
 

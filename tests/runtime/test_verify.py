@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from mirrormask.machine.targets import best_target
 from mirrormask.runtime.capture import capture
 from mirrormask.runtime.lower import lower
 from mirrormask.runtime.plan import Op, Plan
-from mirrormask.runtime.targets import best_target
 from mirrormask.runtime.tune import default_choice
 
 

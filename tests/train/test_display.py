@@ -7,10 +7,10 @@ import json
 import pytest
 from rich.console import Console
 
+from mirrormask.selection import LayerSparsity
 from mirrormask.train import Method, Recipe, RunResult, figure
 from mirrormask.train.progress import ProgressObserver
 from mirrormask.train.table import print_tables
-from mirrormask.weights import LayerSparsity
 
 
 def record(event, epoch, **values):

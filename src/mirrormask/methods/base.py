@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, ParamSpec
 
-from mirrormask.after import AfterStep
 from mirrormask.checks import check_known
+from mirrormask.corrections import Correction
 from mirrormask.decay import Decay
 from mirrormask.geometry import Geometry
 from mirrormask.masks import DATA_SCORES, Mask
@@ -29,7 +29,7 @@ class Method:
         decay: how strongly the implicit bias pulls on the latents; only a geometry that has latents can have one.
         mask: which weights live, and the target sparsity.
         name: for logs and tables.
-        after: a step after the optimizer's (HAM's mirror step, a proximal step); None for none.
+        correction: a step after the optimizer's (HAM's mirror step, a proximal step); None for none.
         adaptive: the method where the base optimizer rescales gradients (Adam and its kin), if another one; it goes by
             this one's name.
 
@@ -50,14 +50,14 @@ class Method:
     decay: Decay
     mask: Mask
     name: str = "custom"
-    after: AfterStep | None = None
+    correction: Correction | None = None
     adaptive: Method | None = None
 
     def __post_init__(self) -> None:
-        kinds = {"geometry": Geometry, "decay": Decay, "mask": Mask, "after": AfterStep, "adaptive": Method}
+        kinds = {"geometry": Geometry, "decay": Decay, "mask": Mask, "correction": Correction, "adaptive": Method}
         for field, kind in kinds.items():
             value = getattr(self, field)
-            if not isinstance(value, kind) and not (field in ("after", "adaptive") and value is None):
+            if not isinstance(value, kind) and not (field in ("correction", "adaptive") and value is None):
                 raise TypeError(f"{field}={value!r} is a {type(value).__name__}, not a {kind.__name__}")
         if not self.decay.off and not self.geometry.latents:
             raise ValueError(

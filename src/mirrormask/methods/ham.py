@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from mirrormask.after import Hyperbolic
+from mirrormask.corrections import Hyperbolic
 from mirrormask.decay import ConstantDecay
 from mirrormask.geometry import Euclidean
 from mirrormask.masks import OneShot
@@ -20,7 +20,7 @@ REFERENCE = "Jacobs et al. 2025, arXiv 2506.02630"
 
 
 def _with_ham(method: Method, a: float, b: float, clip: float | None) -> Method:
-    return dataclasses.replace(method, name=f"{method.name}_ham", after=Hyperbolic(a, b, clip))
+    return dataclasses.replace(method, name=f"{method.name}_ham", correction=Hyperbolic(a, b, clip))
 
 
 @named(REFERENCE)
@@ -40,13 +40,13 @@ def ham(
 
     Args:
         sparsity: the fraction of zeros, in [0, 1).
-        a, b, clip: as in :class:`mirrormask.after.Hyperbolic`; ``a=200, clip=None`` is the paper's setting, which
+        a, b, clip: as in :class:`mirrormask.corrections.Hyperbolic`; ``a=200, clip=None`` is the paper's setting, which
             needs gradient clipping or a small learning rate.
         at: when to prune, a fraction of training in (0, 1].
         allocation, pattern: as in :class:`mirrormask.masks.Mask`.
 
     Example:
-        >>> ham(0.9).after.a
+        >>> ham(0.9).correction.a
         20.0
 
     Source: Jacobs, Gadhikar, Rubio-Madrigal and Burkholz 2025, arXiv 2506.02630.
@@ -74,7 +74,7 @@ def gmp_ham(
 
     Args:
         sparsity: the fraction of zeros, in [0, 1).
-        a, b, clip: as in :class:`mirrormask.after.Hyperbolic`.
+        a, b, clip: as in :class:`mirrormask.corrections.Hyperbolic`.
         start_at, end_at, every: as in :class:`mirrormask.masks.Gradual`.
         allocation, pattern: as in :class:`mirrormask.masks.Mask`.
 
@@ -107,7 +107,7 @@ def acdc_ham(
 
     Args:
         sparsity: the fraction of zeros, in [0, 1).
-        a, b, clip: as in :class:`mirrormask.after.Hyperbolic`.
+        a, b, clip: as in :class:`mirrormask.corrections.Hyperbolic`.
         start_at, end_at, phase: as in :class:`mirrormask.masks.Alternating`.
         allocation, pattern: as in :class:`mirrormask.masks.Mask`.
 
@@ -140,7 +140,7 @@ def rigl_ham(
 
     Args:
         sparsity: the fraction of zeros, in [0, 1).
-        a, b, clip: as in :class:`mirrormask.after.Hyperbolic`.
+        a, b, clip: as in :class:`mirrormask.corrections.Hyperbolic`.
         fraction, every, until, allocation, seed: as in :func:`mirrormask.methods.rigl`.
 
     Example:
@@ -172,7 +172,7 @@ def str_ham(
 
     Args:
         sparsity: the fraction of zeros, in [0, 1).
-        a, b, clip: as in :class:`mirrormask.after.Hyperbolic`.
+        a, b, clip: as in :class:`mirrormask.corrections.Hyperbolic`.
         init_threshold, start_at, end_at, every, allocation: as in ``mirrormask.methods.str``.
 
     Example:
@@ -200,7 +200,7 @@ def erk_ham(sparsity: float, *, a: float = 20.0, b: float = 1e-3, clip: float | 
 
     Args:
         sparsity: the fraction of zeros, in [0, 1).
-        a, b, clip: as in :class:`mirrormask.after.Hyperbolic`.
+        a, b, clip: as in :class:`mirrormask.corrections.Hyperbolic`.
         seed: of the draw, at least 0.
 
     Example:

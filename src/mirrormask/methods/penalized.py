@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mirrormask.after import Proximal
+from mirrormask.corrections import Proximal
 from mirrormask.decay import ConstantDecay
 from mirrormask.geometry import Euclidean, Power, SigmoidMask, SoftThreshold
 from mirrormask.masks import Gradual, OneShot
@@ -31,7 +31,7 @@ def l1(
         allocation, pattern: as in :class:`mirrormask.masks.Mask`.
 
     Example:
-        >>> l1(0.9).after.alpha
+        >>> l1(0.9).correction.alpha
         0.0001
 
     Source: Parikh and Boyd 2014, Proximal Algorithms, section 4.2 (proximal gradient) and 6.5.2.

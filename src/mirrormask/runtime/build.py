@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mirrormask.checks import check_known
+from mirrormask.machine.targets import Target, best_target, fp16_target
 from mirrormask.runtime import cache
 from mirrormask.runtime.blueprint import Blueprint
 from mirrormask.runtime.capture import Capture, capture, from_blueprint
@@ -23,7 +24,6 @@ from mirrormask.runtime.ranges import RangeFinder
 from mirrormask.runtime.region import Region
 from mirrormask.runtime.report import LayerReport, Report
 from mirrormask.runtime.structure import structure_key
-from mirrormask.runtime.targets import Target, best_target, fp16_target
 from mirrormask.runtime.timing import in_turns, own_time
 from mirrormask.runtime.tune import Tuner
 

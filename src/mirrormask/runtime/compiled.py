@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, empty_strided, float32, get_num_threads, nn
 
+from mirrormask.machine.targets import Target
 from mirrormask.runtime.capture import Capture, capture
 from mirrormask.runtime.mixed import make_region
 from mirrormask.runtime.region import Quick, Region
 from mirrormask.runtime.report import Report
-from mirrormask.runtime.targets import Target
 from mirrormask.runtime.tune import Tuner
 
 __all__ = ["CompiledModel"]

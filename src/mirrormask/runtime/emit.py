@@ -8,7 +8,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from mirrormask.runtime.targets import Target
+from mirrormask.machine.targets import Target
 
 __all__ = ["FLOAT", "HALF", "I8", "I16", "I32", "I64", "POINTER", "Emitter", "Value"]
 

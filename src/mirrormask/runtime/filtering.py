@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mirrormask.machine.targets import Target
 from mirrormask.runtime.geometry import Geometry
 from mirrormask.runtime.graph import Weight
 from mirrormask.runtime.kernels import dense
 from mirrormask.runtime.kernels.winograd import MOST_POINTS, MOST_ROWS, Band, TransformSpec, matrices
 from mirrormask.runtime.layout import Layout
-from mirrormask.runtime.targets import Target
 
 __all__ = ["bands_of", "filtered_layout", "pack", "tile_rows", "transform_spec"]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mirrormask.machine.targets import Target
 from mirrormask.runtime.geometry import Geometry
 from mirrormask.runtime.graph import Graph, Node, Weight
 from mirrormask.runtime.kernels.clear import ClearSpec
@@ -18,7 +19,6 @@ from mirrormask.runtime.layout import Layout, flat_layout, map_layout
 from mirrormask.runtime.memory import MARGIN, Memory
 from mirrormask.runtime.plan import Op, Plan
 from mirrormask.runtime.problem import Choice, Fused, Problem
-from mirrormask.runtime.targets import Target
 from mirrormask.runtime.vectors import VectorProblem
 
 __all__ = ["lower"]

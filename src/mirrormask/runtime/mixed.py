@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mirrormask.machine.targets import Target, best_target
 from mirrormask.runtime.graph import Graph, Node
 from mirrormask.runtime.ranges import RangeFinder
 from mirrormask.runtime.region import Region
-from mirrormask.runtime.targets import Target, best_target
 from mirrormask.runtime.tune import Tuner
 
 __all__ = ["Mixed", "make_region", "split"]

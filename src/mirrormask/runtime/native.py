@@ -15,7 +15,8 @@ import llvmlite
 import numpy as np
 import numpy.typing as npt
 
-from mirrormask.jit import Engine, host_engine, host_features
+from mirrormask.machine.jit import Engine, host_engine, host_features
+from mirrormask.machine.targets import Target, best_target
 from mirrormask.runtime import cache
 from mirrormask.runtime.kernels import (
     clear,
@@ -29,7 +30,6 @@ from mirrormask.runtime.kernels import (
     vector,
     winograd,
 )
-from mirrormask.runtime.targets import Target, best_target
 
 __all__ = ["address_of", "aligned_array", "emit", "fields_of", "level_of", "run_functions", "yield_address"]
 

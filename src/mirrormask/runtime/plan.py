@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mirrormask.openmp import openmp
+from mirrormask.machine.openmp import openmp
+from mirrormask.machine.workers import run_together
 from mirrormask.runtime import native
 from mirrormask.runtime.kernels.driver import MAX_TENSORS, op_words
 from mirrormask.runtime.verify import check_op
-from mirrormask.runtime.workers import run_together
 
 __all__ = ["Op", "Plan", "Run"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mirrormask.machine.targets import Target
 from mirrormask.runtime import filtering
 from mirrormask.runtime.geometry import Geometry
 from mirrormask.runtime.graph import Node
@@ -16,7 +17,6 @@ from mirrormask.runtime.layout import Layout
 from mirrormask.runtime.native import aligned_array
 from mirrormask.runtime.pack import Stream, offsets_of, pack
 from mirrormask.runtime.plan import Op
-from mirrormask.runtime.targets import Target
 
 __all__ = ["Choice", "Fused", "Problem"]
 

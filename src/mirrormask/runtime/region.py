@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mirrormask.machine.targets import Target, available_targets, best_target, fp16_target
 from mirrormask.runtime.graph import Graph
 from mirrormask.runtime.kernels.driver import MAX_THREADS
 from mirrormask.runtime.lower import lower
 from mirrormask.runtime.plan import Plan
 from mirrormask.runtime.problem import Choice, Problem
-from mirrormask.runtime.targets import Target, available_targets, best_target, fp16_target
 from mirrormask.runtime.timing import in_turns
 from mirrormask.runtime.tune import Tuner, direct_choice
 from mirrormask.runtime.vectors import VectorProblem

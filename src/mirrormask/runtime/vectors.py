@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from mirrormask.machine.targets import Target
 from mirrormask.runtime.graph import Node
 from mirrormask.runtime.kernels import dense, shared, vector
 from mirrormask.runtime.layout import flat_layout
@@ -12,7 +13,6 @@ from mirrormask.runtime.memory import MARGIN
 from mirrormask.runtime.native import aligned_array
 from mirrormask.runtime.plan import Op
 from mirrormask.runtime.problem import Choice, Fused
-from mirrormask.runtime.targets import Target
 
 __all__ = ["VectorProblem"]
 

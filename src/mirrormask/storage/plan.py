@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mirrormask.selection import SPARSIFIABLE
 from mirrormask.storage.container import build_header
 from mirrormask.storage.dtypes import BYTES, NAMES, Bits, to_bits
 from mirrormask.storage.encodings import Dense, Encoding, Source, choose
 from mirrormask.storage.parts import DIGITS, checksum
 from mirrormask.storage.tensors import Storable, named_tensors, ties
-from mirrormask.weights import SPARSIFIABLE
 
 __all__ = ["FORMAT_VERSION", "PREFIX", "Plan", "Planned", "make_plan", "stored_name"]
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from mirrormask import files
+from mirrormask.selection import LayerSparsity
 from mirrormask.train import recipe_file
 from mirrormask.train.lock import locked
 from mirrormask.train.recipe import Recipe
-from mirrormask.weights import LayerSparsity
 
 __all__ = ["RunFolder", "RunResult"]
 

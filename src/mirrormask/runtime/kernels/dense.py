@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mirrormask.machine.targets import Target
 from mirrormask.runtime.emit import I32, Emitter, Value
 from mirrormask.runtime.kernels.tile import Tile
-from mirrormask.runtime.targets import Target
 
 __all__ = ["CHUNK", "FIELDS", "DenseSpec", "emit", "multiply_add", "pack"]
 

@@ -7,7 +7,7 @@
 
 The argument is one array of 64-bit words, because each argument of a foreign call costs time. ``run_team`` calls
 ``run`` on each thread of an OpenMP team, with the words of that thread's job; or, if there are fewer threads than jobs,
-once, with the words of ``alone``. ``entries`` is :attr:`mirrormask.openmp.OpenMP.entries`.
+once, with the words of ``alone``. ``entries`` is :attr:`mirrormask.machine.openmp.OpenMP.entries`.
 
 An op is the kernel's address, the address of its arguments, then the bounds of each thread's work.
 With a barrier, the threads share every image: each does its part of an op, then waits for the others. Without one,

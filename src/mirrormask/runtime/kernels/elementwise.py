@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mirrormask.machine.targets import Target
 from mirrormask.runtime.emit import Emitter, Value
 from mirrormask.runtime.kernels.activation import activate
-from mirrormask.runtime.targets import Target
 
 __all__ = ["FIELDS", "ElementwiseSpec", "emit"]
 

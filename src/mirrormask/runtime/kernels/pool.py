@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mirrormask.machine.targets import Target
 from mirrormask.runtime.emit import FLOAT, Emitter, Value
 from mirrormask.runtime.kernels.relayout import strided_load
 from mirrormask.runtime.kernels.rows import each_row, row_pointer, width_step
 from mirrormask.runtime.layout import Layout
-from mirrormask.runtime.targets import Target
 
 __all__ = ["FIELDS", "MeanSpec", "PoolSpec", "emit", "emit_mean"]
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
+from mirrormask.machine.targets import Target
 from mirrormask.runtime.emit import I16, I32, Emitter, Value
 from mirrormask.runtime.kernels.tile import Tile
-from mirrormask.runtime.targets import Target
 
 __all__ = ["FIELDS", "SparseSpec", "emit"]
 

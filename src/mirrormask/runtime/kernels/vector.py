@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 
+from mirrormask.machine.targets import Target
 from mirrormask.runtime.emit import FLOAT, I16, I32, Emitter, Value
 from mirrormask.runtime.kernels.activation import activate
-from mirrormask.runtime.targets import Target
 
 __all__ = [
     "DENSE_FIELDS",

@@ -24,10 +24,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mirrormask.machine.targets import Target
 from mirrormask.runtime.emit import Emitter, Value
 from mirrormask.runtime.kernels.dense import multiply_add
 from mirrormask.runtime.kernels.tile import Tile
-from mirrormask.runtime.targets import Target
 
 __all__ = [
     "FIELDS",

@@ -1,0 +1,1 @@
+"""What knows the processor: instruction sets, LLVM IR to machine code, threads; optimizer and runtime stand on it."""

@@ -1,0 +1,83 @@
+"""Pullback, momentum, decay, step and push of x = m ⊙ w in one loop: five arrays read, five written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from mirrormask.geometry import Geometry, Hadamard
+from mirrormask.optimizer.steps.fused_cpu.update import SNAP, STATE_SNAP, Update, float_literal, load_lines
+
+if TYPE_CHECKING:
+    from mirrormask.optimizer.sparse_optimizer import SparseOptimizer
+    from mirrormask.optimizer.steps.fused_cpu.table import Table
+
+__all__ = ["Product"]
+
+#: What happens to each of the two factors (own = m, other = w, and the other way round).
+FACTOR = """
+  %c{own} = fmul float %coupled, %{own}.0
+  %g{own} = call float @llvm.fma.f32(float %g, float %{other}.0, float %c{own})
+  %b{own}.1 = call float @llvm.fma.f32(float %momentum, float %b{own}.0, float %g{own})
+  %b{own}.abs = call float @llvm.fabs.f32(float %b{own}.1)
+  %b{own}.big = fcmp oge float %b{own}.abs, {state_snap}
+  %b{own}.2 = select i1 %b{own}.big, float %b{own}.1, float 0.0
+  %n{own} = call float @llvm.fma.f32(float %momentum, float %b{own}.2, float %g{own})
+  %k{own} = fmul float %keep, %{own}.0
+  %{own}.1 = call float @llvm.fma.f32(float %minus, float {update}, float %k{own})
+  %{own}.abs = call float @llvm.fabs.f32(float %{own}.1)
+  %{own}.big = fcmp oge float %{own}.abs, {snap}
+  %{own}.2 = select i1 %{own}.big, float %{own}.1, float 0.0
+  store float %{own}.2, ptr %{own}.p
+  store float %b{own}.2, ptr %b{own}.p
+"""
+
+
+class Product(Update):
+    """The update of :class:`mirrormask.geometry.Hadamard`.
+
+    With ``c = 2α`` where the decay is coupled (else 0) and ``keep = 1 - 2 lr α`` where it is not (else 1)::
+
+        gm = g w + c m                gw = g m + c w
+        bm = μ bm + gm                bw = μ bw + gw
+        um = gm + μ bm or bm          uw = gw + μ bw or bw        (Nesterov or not)
+        m  = keep m - lr um           w  = keep w - lr uw         (0 if below SNAP)
+        x  = m w
+
+    A pruned pair is at zero and stays there by itself, so there is no mask in the loop.
+    """
+
+    name: ClassVar[str] = "product"
+    geometry: ClassVar[type[Geometry]] = Hadamard
+    arrays: ClassVar[tuple[str, ...]] = ("x", "grad", "m", "w", "bm", "bw")
+    numbers: ClassVar[tuple[str, ...]] = ("keep", "coupled")
+    latents: ClassVar[tuple[str, ...]] = ("m", "w")
+
+    def body(self, *, nesterov: bool, masked: bool) -> str:
+        """The equations of the class, element by element."""
+        lines = load_lines({"g": "grad", "m": "m", "w": "w", "bm": "bm", "bw": "bw"})
+        lines += [
+            "  %g = fadd float %g.0, 0.0",
+            "  %x.p = getelementptr float, ptr %x, i64 %i",
+            "  %minus = fneg float %lr",
+        ]
+        lines += [
+            FACTOR.format(
+                own=own,
+                other=other,
+                update=f"%n{own}" if nesterov else f"%b{own}.2",
+                snap=float_literal(SNAP),
+                state_snap=float_literal(STATE_SNAP),
+            )
+            for own, other in (("m", "w"), ("w", "m"))
+        ]
+        lines += ["  %x.1 = fmul float %m.2, %w.2", "  store float %x.1, ptr %x.p"]
+        return "\n".join(lines)
+
+    def fill(self, table: Table, optimizer: SparseOptimizer) -> list[list[float]]:
+        """``keep`` and ``coupled``."""
+        increments = optimizer.increments
+        if not optimizer.method.decay.coupled:
+            return [[1 - 2 * increments[group] for group in table.groups], [0.0] * len(table.groups)]
+        lrs = [float(group["lr"]) for group in optimizer.param_groups]
+        coupled = [2 * increment / lr if lr > 0 else 0.0 for increment, lr in zip(increments, lrs, strict=True)]
+        return [[1.0] * len(table.groups), [coupled[group] for group in table.groups]]

@@ -1,0 +1,186 @@
+"""What a fused update works on: tensors cut into pieces, which are shared out to threads."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+import operator
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mirrormask.machine.jit import host_engine
+from mirrormask.machine.openmp import openmp
+from mirrormask.optimizer.steps.fused_cpu.update import Update
+
+if TYPE_CHECKING:
+    from mirrormask.optimizer.sparse_optimizer import SparseOptimizer
+
+__all__ = ["Table"]
+
+#: With fewer weights than this for each, more threads cost more than they save.
+ELEMENTS_PER_THREAD = 1 << 15
+#: The same for threads that are not torch's: they share cores with torch's own workers, which go on spinning for a
+#: while after the backward pass.
+ELEMENTS_PER_OWN_THREAD = 1 << 21
+
+
+class _Function(NamedTuple):
+    """A compiled loop over pieces: ``run(task, first, last)``, and the address of what each thread of a team calls."""
+
+    run: Callable[[int, int, int], None]
+    team: int
+
+
+class _Kernel(NamedTuple):
+    """The compiled functions of an update."""
+
+    step: _Function
+    check: _Function
+
+
+@functools.cache
+def _kernel(update: Update, nesterov: bool, masked: bool) -> _Kernel:
+    name = f"sgd_{update.name}{'_nesterov' * nesterov}{'_masked' * masked}"
+    engine = host_engine()
+    engine.compile(update.ir(name, nesterov=nesterov, masked=masked))
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+    step, check = (
+        _Function(kind(engine.address(function)), engine.address(f"{function}_team"))
+        for function in (name, f"{name}_check")
+    )
+    return _Kernel(step, check)
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="mirrormask-step")
+
+
+class Table:
+    """Parameters that one update steps.
+
+    What changes between steps is written with ``struct``: between two passes over a whole network the processor has
+    forgotten everything, and each further function of NumPy's or torch's takes ten times as long as it does in a loop.
+
+    Attributes:
+        update: the update.
+        parameters: the model's parameters.
+        groups: the parameter group of each.
+    """
+
+    def __init__(self, update: Update, optimizer: SparseOptimizer, parameters: Sequence[Tensor]) -> None:
+        self.update = update
+        self.parameters = list(parameters)
+        group_of = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        self.groups = [group_of[p] for p in self.parameters]
+        self._optimizer = optimizer
+        self._threads = torch.get_num_threads()
+        self._places = [p.data_ptr() for p in self.parameters]
+        self._rates = [float(optimizer.state.get(p, {}).get("rate", 1.0)) for p in self.parameters]
+        size, numbers = len(self.parameters), len(update.numbers) + 2
+        pieces, starts = self._cut()
+        self._pieces = _integers(itertools.chain.from_iterable(pieces))
+        self._bounds = _integers([*starts, len(pieces)])
+        self._arrays = _integers([0] * (len(update.columns) * size))
+        self._numbers = (ctypes.c_float * (numbers * size))()
+        self._bad = (ctypes.c_int32 * len(pieces))()
+        self._column, self._row = struct.Struct(f"{size}q"), struct.Struct(f"{numbers * size}f")
+        for field, tensors in update.tensors(optimizer, self.parameters).items():
+            self._point(field, tensors)
+        team = openmp()
+        self._task = _integers(
+            (
+                *(ctypes.addressof(array) for array in (self._arrays, self._numbers, self._pieces, self._bad)),
+                *(size, ctypes.addressof(self._bounds), self.shares),
+                *((0, 0) if team is None else (team.thread_num, team.num_threads)),
+            )
+        )
+        self._address = ctypes.addressof(self._task)
+
+    @property
+    def shares(self) -> int:
+        """How many threads a step is shared out to."""
+        return len(self._bounds) - 1
+
+    def fits(self, parameters: Sequence[Tensor]) -> bool:
+        """Whether the table is of these parameters, where they are now, and of the threads that there are now."""
+        places = [p.data_ptr() for p in parameters]
+        same = places == self._places and all(map(operator.is_, parameters, self.parameters))
+        return same and torch.get_num_threads() == self._threads
+
+    def take_gradients(self) -> bool:
+        """Look up where the gradients are; False if one is missing or laid out unlike its parameter."""
+        found = []
+        for p in self.parameters:
+            grad = p.grad
+            if grad is None or grad.is_sparse or grad.dtype != torch.float32 or grad.stride() != p.stride():
+                return False
+            found.append(grad)
+        self._point("grad", found)
+        return True
+
+    def finite(self, *, nesterov: bool) -> bool:
+        """Whether all gradients are finite."""
+        self._run(_kernel(self.update, nesterov, False).check)
+        return not any(self._bad)
+
+    def step(self, *, nesterov: bool, masks: list[Tensor] | None) -> None:
+        """One step of all parameters."""
+        if masks is not None:
+            self._point("mask", masks)
+        options = [(float(group["lr"]), float(group["momentum"])) for group in self._optimizer.param_groups]
+        lrs = [options[group][0] * rate for group, rate in zip(self.groups, self._rates, strict=True)]
+        momenta = [options[group][1] for group in self.groups]
+        numbers = itertools.chain(lrs, momenta, *self.update.fill(self, self._optimizer))
+        self._row.pack_into(self._numbers, 0, *numbers)
+        self._run(_kernel(self.update, nesterov, masks is not None).step)
+
+    def _point(self, field: str, tensors: list[Tensor]) -> None:
+        """Write where these tensors, one a parameter, are."""
+        offset = self.update.columns.index(field) * self._column.size
+        self._column.pack_into(self._arrays, offset, *[tensor.data_ptr() for tensor in tensors])
+
+    def _cut(self) -> tuple[list[tuple[int, int, int]], list[int]]:
+        """Cut the parameters into pieces (parameter, first element, count), such that every thread gets the same number
+        of elements; and the first piece of each thread."""  # fmt: skip
+        total = sum(p.numel() for p in self.parameters)
+        least = ELEMENTS_PER_OWN_THREAD if openmp() is None else ELEMENTS_PER_THREAD
+        threads = max(1, min(self._threads, total // least))
+        share = -(-total // threads)
+        pieces: list[tuple[int, int, int]] = []
+        starts, done = [0], 0
+        for index, p in enumerate(self.parameters):
+            first = 0
+            while first < p.numel():
+                count = min(p.numel() - first, len(starts) * share - done)
+                pieces.append((index, first, count))
+                first, done = first + count, done + count
+                if done == len(starts) * share and done < total:
+                    starts.append(len(pieces))
+        return pieces, starts
+
+    def _run(self, function: _Function) -> None:
+        """Each share of the pieces on a thread: torch's, or where they cannot be had our own."""
+        team = openmp()
+        if self.shares == 1:
+            function.run(self._address, 0, len(self._bad))
+        elif team is not None:
+            team.run(function.team, self._address, self._threads)
+        else:
+            first, *others = ((self._address, a, b) for a, b in itertools.pairwise(self._bounds))
+            jobs = [_pool(self.shares).submit(function.run, *span) for span in others]
+            function.run(*first)
+            for job in jobs:
+                job.result()
+
+
+def _integers(values: Iterable[int]) -> ctypes.Array[ctypes.c_int64]:
+    """An array that generated code can read."""
+    found = list(values)
+    return (ctypes.c_int64 * len(found))(*found)

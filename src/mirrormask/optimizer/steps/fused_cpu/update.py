@@ -1,0 +1,212 @@
+"""What a fused update consists of, and the LLVM IR around its loop body."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from mirrormask.geometry import Geometry
+from mirrormask.geometry.base import steps_like
+from mirrormask.optimizer.steps.fused_cpu.team import TEAM
+from mirrormask.optimizer.steps.momentum_sgd import momentum_buffer
+
+if TYPE_CHECKING:
+    from mirrormask.optimizer.sparse_optimizer import SparseOptimizer
+    from mirrormask.optimizer.steps.fused_cpu.table import Table
+
+__all__ = ["SNAP", "STATE_SNAP", "Update", "float_literal", "load_lines"]
+
+#: Latents below this are set to zero, so that no product of two of them, and no weight, is a denormal number (which
+#: a processor computes up to a hundred times slower): x = m w stays at or above 2**-126, the least normal float32.
+SNAP = 2.0**-63
+#: State of the base optimizer (momentum, say) below this is set to zero: it could not move a latent any more.
+STATE_SNAP = 2.0**-100
+
+#: The loop over one piece. No two of its arrays overlap (noalias), so LLVM turns it into vector code by itself.
+PIECE = """
+declare float @llvm.fma.f32(float, float, float)
+declare float @llvm.fabs.f32(float)
+declare float @llvm.rint.f32(float)
+declare float @llvm.minnum.f32(float, float)
+declare float @llvm.maxnum.f32(float, float)
+
+define internal void @{name}_piece({parameters}) noinline {{
+entry:
+  br label %head
+head:
+  %i = phi i64 [0, %entry], [%next, %body]
+  %more = icmp slt i64 %i, %count
+  br i1 %more, label %body, label %done
+body:
+{body}
+  %next = add nuw nsw i64 %i, 1
+  br label %head
+done:
+  ret void
+}}
+"""
+
+#: Whether an array holds an infinity or a NaN: a magnitude whose exponent has all bits set.
+CHECK = """
+define internal void @{name}_check_piece(ptr noalias %grad, i64 %count, ptr noalias %bad) noinline {{
+entry:
+  br label %head
+head:
+  %i = phi i64 [0, %entry], [%next, %body]
+  %any = phi i32 [0, %entry], [%any.1, %body]
+  %more = icmp slt i64 %i, %count
+  br i1 %more, label %body, label %done
+body:
+  %p = getelementptr i32, ptr %grad, i64 %i
+  %bits = load i32, ptr %p
+  %magnitude = and i32 %bits, 2147483647
+  %is = icmp uge i32 %magnitude, 2139095040
+  %one = zext i1 %is to i32
+  %any.1 = or i32 %any, %one
+  %next = add nuw nsw i64 %i, 1
+  br label %head
+done:
+  store i32 %any, ptr %bad
+  ret void
+}}
+"""
+
+#: What generated code is given: addresses, and how many parameters and shares there are. ``arrays`` holds the addresses
+#: of the parameters' arrays, one array after the other; ``numbers`` their numbers alike; ``pieces`` which parameter,
+#: first element and count each piece is; ``bad`` takes a flag a piece; ``bounds`` has the first piece of each share.
+TASK = ("arrays", "numbers", "pieces", "bad", "parameters", "bounds", "shares", "thread_num", "num_threads")
+
+#: The loop over the pieces [first, last) of a table.
+TABLE = """
+define void @{name}(ptr %task, i64 %from, i64 %to) {{
+entry:
+{loads}
+  br label %head
+head:
+  %r = phi i64 [%from, %entry], [%next, %body]
+  %more = icmp slt i64 %r, %to
+  br i1 %more, label %body, label %done
+body:
+  %place = mul i64 %r, 3
+  %of.p = getelementptr i64, ptr %pieces, i64 %place
+  %of = load i64, ptr %of.p
+  %start.p = getelementptr i64, ptr %of.p, i64 1
+  %start = load i64, ptr %start.p
+  %count.p = getelementptr i64, ptr %of.p, i64 2
+  %count = load i64, ptr %count.p
+  %bad.r = getelementptr i32, ptr %bad, i64 %r
+{fields}
+  call void @{name}_piece({arguments})
+  %next = add i64 %r, 1
+  br label %head
+done:
+  ret void
+}}
+"""
+#: One array or number of a piece, the ``{index}``-th of its kind.
+ARRAY = """
+  %{field}.i = mul i64 %parameters, {index}
+  %{field}.j = add i64 %{field}.i, %of
+  %{field}.p = getelementptr i64, ptr %arrays, i64 %{field}.j
+  %{field}.0 = load ptr, ptr %{field}.p
+  %{field} = getelementptr {element}, ptr %{field}.0, i64 %start"""
+NUMBER = """
+  %{field}.i = mul i64 %parameters, {index}
+  %{field}.j = add i64 %{field}.i, %of
+  %{field}.p = getelementptr float, ptr %numbers, i64 %{field}.j
+  %{field} = load float, ptr %{field}.p"""
+
+
+class Update(ABC):
+    """The update of one geometry under SGD: its arrays, its numbers and its loop body."""
+
+    #: A name for symbols.
+    name: ClassVar[str]
+    #: Whose update it is.
+    geometry: ClassVar[type[Geometry]]
+    #: The arrays: x, its gradient, then the latents and their momenta, ``"b" + latent``.
+    arrays: ClassVar[tuple[str, ...]]
+    #: The numbers of a piece beside ``lr`` (that of the latents) and ``momentum``.
+    numbers: ClassVar[tuple[str, ...]]
+    #: The latents that are stepped; none where x is stepped itself.
+    latents: ClassVar[tuple[str, ...]] = ()
+
+    def serves(self, geometry: Geometry) -> bool:
+        """Whether this is the update of a geometry: :attr:`geometry`, or what changes nothing of its step."""
+        return steps_like(geometry, self.geometry)
+
+    @abstractmethod
+    def body(self, *, nesterov: bool, masked: bool) -> str:
+        """The IR that updates element ``%i``."""
+
+    @abstractmethod
+    def fill(self, table: Table, optimizer: SparseOptimizer) -> list[list[float]]:
+        """:attr:`numbers` for this step, each with one value a parameter of the table."""
+
+    def masks(self, optimizer: SparseOptimizer) -> list[Tensor] | None:
+        """The masks that the loop must apply, one a weight; None for none."""
+        return None
+
+    def tensors(self, optimizer: SparseOptimizer, parameters: list[Tensor]) -> dict[str, list[Tensor]]:
+        """The arrays that stay where they are between steps, each with a tensor for each of the parameters."""
+        found = {"x": parameters}
+        for name in self.latents or ("x",):
+            held = [optimizer.state[p][name] for p in parameters] if self.latents else parameters
+            found[name] = held
+            found["b" + name] = [momentum_buffer(optimizer, tensor) for tensor in held]
+        return found
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The arrays as they stand in a table, the mask last."""
+        return (*self.arrays, "mask")
+
+    def ir(self, name: str, *, nesterov: bool, masked: bool) -> str:
+        """LLVM IR of ``name(task, first, last)``, the update of every element of the pieces [first, last) of a table.
+
+        ``name_check(task, first, last)`` sets ``bad`` of each piece to whether its gradient is not all finite.
+        ``name_team(task)`` and ``name_check_team(task)`` are what a thread of a team does of it, see
+        :data:`mirrormask.optimizer.steps.fused_cpu.team.TEAM`.
+        """
+        numbers = ("lr", "momentum", *self.numbers)
+        fields = {
+            field: ARRAY.format(field=field, index=index, element="i8" if field == "mask" else "float")
+            for index, field in enumerate(self.columns)
+        } | {field: NUMBER.format(field=field, index=index) for index, field in enumerate(numbers)}
+        kinds = [("ptr noalias", field) for field in self.columns] + [("float", field) for field in numbers]
+        parameters = ", ".join(f"{kind} %{field}" for kind, field in [*kinds, ("i64", "count")])
+        arguments = ", ".join(f"{kind.split()[0]} %{field}" for kind, field in [*kinds, ("i64", "count")])
+        task = {
+            field: f"  %{field}.t = getelementptr i64, ptr %task, i64 {index}\n"
+            f"  %{field} = load {'i64' if field in ('parameters', 'shares') else 'ptr'}, ptr %{field}.t"
+            for index, field in enumerate(TASK)
+        }
+        table = "\n".join(task[field] for field in ("arrays", "numbers", "pieces", "bad", "parameters"))
+        team = "\n".join(task[field] for field in ("bounds", "shares", "thread_num", "num_threads"))
+        check = f"{name}_check"
+        return "\n".join(
+            (
+                PIECE.format(name=name, parameters=parameters, body=self.body(nesterov=nesterov, masked=masked)),
+                TABLE.format(name=name, loads=table, fields="".join(fields.values()), arguments=arguments),
+                TEAM.format(name=name, loads=team),
+                CHECK.format(name=name),
+                TABLE.format(
+                    name=check, loads=table, fields=fields["grad"], arguments="ptr %grad, i64 %count, ptr %bad.r"
+                ),
+                TEAM.format(name=check, loads=team),
+            )
+        )
+
+
+def load_lines(arrays: dict[str, str]) -> list[str]:
+    """IR that loads element ``%i`` of arrays, value -> array: ``%value.p`` is where it is, ``%value.0`` what it is."""
+    lines = [f"  %{value}.p = getelementptr float, ptr %{array}, i64 %i" for value, array in arrays.items()]
+    return lines + [f"  %{value}.0 = load float, ptr %{value}.p" for value in arrays]
+
+
+def float_literal(value: float) -> str:
+    """A float as LLVM writes it: the hexadecimal digits of the double that it is exactly."""
+    return f"0x{np.float64(np.float32(value)).view(np.uint64):016X}"
