@@ -29,7 +29,6 @@ from torch.nn.utils import parametrize
 
 import mirrormask as mm
 from mirrormask.geometry import factorize
-from mirrormask.optimizer import mask_changes
 from mirrormask.progress import Clock
 
 #: The length of the training that schedules are set to: no mask changes while steps are timed.
@@ -95,11 +94,12 @@ def mask_ms(optimizer: torch.optim.Optimizer) -> float:
     exchanged = sum(rule.regrow_at(clock) > 0 for clock in clocks)
     if not pruned + exchanged:
         return 0.0
+    changes, clock = optimizer.parts.masks, Clock(optimizer.step_count, STEPS)
     start = time.perf_counter()
     if exchanged:
-        mask_changes.exchange(optimizer, 0.1, [x.grad for x in optimizer.weights.values()])
+        changes.exchange(0.1, [x.grad for x in optimizer.weights.values()], clock)
     else:
-        mask_changes.prune(optimizer, 0.9 * rule.sparsity)
+        changes.prune(0.9 * rule.sparsity, clock)
     return 1e3 * (time.perf_counter() - start) * (pruned + exchanged) / STEPS
 
 

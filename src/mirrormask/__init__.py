@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from mirrormask import corrections, decay, flow, geometry, masks, methods, report
     from mirrormask.batchnorm import recalibrate
     from mirrormask.methods import Method
-    from mirrormask.optimizer import SparseOptimizer, sparsify
+    from mirrormask.optimizer import SparseOptimizer, apply_masks, keep_zeros, sparsify
     from mirrormask.runtime import compile
     from mirrormask.selection import Sparsity, select_weights, sparsity
     from mirrormask.storage import FormatError, export, load, predict_size, save
@@ -22,12 +22,14 @@ __all__ = [
     "SparseOptimizer",
     "Sparsity",
     "__version__",
+    "apply_masks",
     "compile",
     "corrections",
     "decay",
     "export",
     "flow",
     "geometry",
+    "keep_zeros",
     "load",
     "masks",
     "methods",
@@ -47,12 +49,14 @@ _LAZY: dict[str, str] = {
     "Method": "mirrormask.methods",
     "SparseOptimizer": "mirrormask.optimizer",
     "Sparsity": "mirrormask.selection",
+    "apply_masks": "mirrormask.optimizer",
     "corrections": "mirrormask.corrections",
     "compile": "mirrormask.runtime",
     "decay": "mirrormask.decay",
     "export": "mirrormask.storage.export",
     "flow": "mirrormask.flow",
     "geometry": "mirrormask.geometry",
+    "keep_zeros": "mirrormask.optimizer",
     "load": "mirrormask.storage",
     "masks": "mirrormask.masks",
     "methods": "mirrormask.methods",

@@ -17,6 +17,11 @@ class Clock:
     steps: int
 
     @property
+    def next(self) -> Clock:
+        """One step later."""
+        return Clock(self.step + 1, self.steps)
+
+    @property
     def progress(self) -> float:
         """The fraction of training that is over; above 1 where training goes on after its steps."""
         return self.step / self.steps

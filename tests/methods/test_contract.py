@@ -223,7 +223,8 @@ def test_str_and_cs_follow_the_course_of_sparsity_before_their_mask_is_fixed():
         state = optimizer.state[model[0].weight]
         assert "mask" not in state
         alive = sum(
-            int((optimizer.geometry.importance(optimizer.latents_of(x)) > 0).sum()) for x in optimizer.weights.values()
+            int((optimizer.method.geometry.importance(optimizer.weights.latents_of(x)) > 0).sum())
+            for x in optimizer.weights.values()
         )
         assert alive == round((1 - 0.9 * (1 - (1 - 50 / 65) ** 3)) * 720)
         train(model, optimizer, 20, 60)
@@ -240,7 +241,7 @@ def test_the_fused_step_follows_refreshed_factors_and_new_rounds(name):
     for step in range(40):
         for model, optimizer in zip(models, pair, strict=True):
             train(model, optimizer, 1, step)
-        assert pair[0]._fused is None or pair[0]._fused._possible
+        assert not pair[0]._steps or pair[0]._steps[0]._possible
         for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
@@ -249,10 +250,10 @@ def test_the_ordinary_weight_pays_for_nothing_it_does_not_use():
     model = mlp(8, 12, 4)
     optimizer = mm.sparsify(model, sgd(model), mm.methods.gmp(0.5), steps=1000)
     train(model, optimizer, 3)
-    assert optimizer.rounds is None
-    assert optimizer._gradients_for_growth() is None
+    assert optimizer.parts.training.rounds is None
+    assert optimizer._gradients_for_growth(optimizer._now()) is None
     states = [optimizer.state[x] for x in optimizer.weights.values()]
-    assert all(set(state) == {"rate", "negative_start"} for state in states)
+    assert all(set(state) == {"rate", "signs"} for state in states)
     assert all(set(state) <= {"momentum_buffer"} for state in optimizer.base.state.values())
 
 
@@ -371,7 +372,7 @@ def test_mirror_trains_factors_or_does_without_them_whatever_the_base(make, fact
     model = mlp(8, 12, 4)
     method = mm.methods.mirror(0.5, factors=factors)
     optimizer = mm.sparsify(model, make(model.parameters(), lr=0.01), method, steps=9)
-    assert type(optimizer.geometry) is kind
+    assert type(optimizer.method.geometry) is kind
 
 
 def test_without_factors_the_bound_on_a_step_is_tighter_where_the_base_rescales_gradients():

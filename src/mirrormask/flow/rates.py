@@ -90,7 +90,7 @@ def descend(
     for step in range(steps + 1):
         if step % (steps // (points - 1)) == 0:
             x = model.weight.detach()[0].numpy().copy()
-            record.append((step * step_size, x, optimizer.decay_integrals[0], impulse.numpy().copy()))
+            record.append((step * step_size, x, optimizer.parts.training.decay.integrals[0], impulse.numpy().copy()))
         if step < steps:
             optimizer.zero_grad()
             loss = 0.5 * (model(Z)[:, 0] - y).square().mean()

@@ -96,6 +96,15 @@ class Geometry(ABC):
         """
         return
 
+    def adopt(self, x: Tensor, latents: Mapping[str, Tensor], changed: Tensor) -> None:
+        """Somebody has written into the weight: give it, where ``changed``, latents with ``φ(θ) = x``, in place.
+
+        What the latents hold beside x (the scale ``a``, a threshold, a temperature) stays.
+        """
+        fresh = self.init(x)
+        for name in self.latents:
+            latents[name].copy_(torch.where(changed, fresh[name].to(latents[name].dtype), latents[name]))
+
     def scale(self, latents: Mapping[str, Tensor]) -> Tensor | None:
         """The scale ``a`` of the Bregman potential, a value a weight; None where the geometry has none."""
         return None

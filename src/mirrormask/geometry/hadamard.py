@@ -156,6 +156,17 @@ class Hadamard(Geometry):
         if values is not None:
             w.copy_(torch.where(new, values.to(m.dtype) / m, w))
 
+    def adopt(self, x: Tensor, latents: Mapping[str, Tensor], changed: Tensor) -> None:
+        """The factors of x with the imbalance and the signs that they have: ``m² - w²`` stays."""
+        m, w = latents["m"], latents["w"]
+        x, imbalance = x.to(m.dtype), m.square() - w.square()
+        large = ((imbalance.abs() + torch.hypot(imbalance, 2 * x)) / 2).sqrt()
+        small = torch.where(large > 0, x.abs() / large, large)
+        by_m = torch.where(imbalance >= 0, large, small).copysign(m)
+        by_w = torch.where(imbalance >= 0, small, large) * x.sign() * by_m.sign()
+        m.copy_(torch.where(changed, by_m, m))
+        w.copy_(torch.where(changed, by_w, w))
+
     def scale(self, latents: Mapping[str, Tensor]) -> Tensor:
         """``a = ½ |m² - w²|``."""
         return (latents["m"].square() - latents["w"].square()).abs() / 2

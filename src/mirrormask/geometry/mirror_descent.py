@@ -137,6 +137,11 @@ class MirrorDescent(Geometry):
         start = torch.zeros_like(u) if values is None else torch.asinh(values.to(u.dtype) / latents["a"])
         u.copy_(torch.where(new, start, u))
 
+    def adopt(self, x: Tensor, latents: Mapping[str, Tensor], changed: Tensor) -> None:
+        """``u = arcsinh(x / a)`` with the a of now."""
+        u = latents["u"]
+        u.copy_(torch.where(changed, torch.asinh(x.to(u.dtype) / latents["a"]), u))
+
     def scale(self, latents: Mapping[str, Tensor]) -> Tensor:
         """``a``, the same for all weights of a tensor."""
         return latents["a"].expand_as(latents["u"])

@@ -109,6 +109,12 @@ class SigmoidMask(Geometry):
             value = values.to(latents["w"].dtype) * (1 if settled else 2)
             latents["w"].copy_(torch.where(new, value, latents["w"]))
 
+    def adopt(self, x: Tensor, latents: Mapping[str, Tensor], changed: Tensor) -> None:
+        """``w = x / σ(τ s)``; a gate that is nearly closed is undecided again, where x is not zero."""
+        w, s = latents["w"], latents["s"]
+        s.masked_fill_(changed & (x != 0) & (s < 0), 0.0)
+        w.copy_(torch.where(changed, x.to(w.dtype) / self._gates([s])[0], w))
+
     def importance(self, latents: Mapping[str, Tensor]) -> Tensor | None:
         """The logit s: above 0 the sigmoid hardens to 1, below to 0; None once settled."""
         return None if _is_settled(latents["s"]) else latents["s"].clone()

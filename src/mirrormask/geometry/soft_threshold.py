@@ -96,6 +96,12 @@ class SoftThreshold(Geometry):
         start = torch.where(v == 0, (g + ABOVE * rms).expand_as(w), v + v.sign() * g)
         w.copy_(torch.where(new, start, w))
 
+    def adopt(self, x: Tensor, latents: Mapping[str, Tensor], changed: Tensor) -> None:
+        """``w = sign(x) (|x| + g)`` with the threshold of now."""
+        w, g = latents["w"], latents["s"].exp()
+        x = x.to(w.dtype)
+        w.copy_(torch.where(changed, x + x.sign() * g, w))
+
     def importance(self, latents: Mapping[str, Tensor]) -> Tensor:
         """``log |w| - s``, the log of how far w is above its layer's threshold."""
         w = latents["w"].abs()

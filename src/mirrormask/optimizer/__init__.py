@@ -1,5 +1,7 @@
 """SparseOptimizer: any torch optimizer, training a model to exactly the sparsity asked for."""
 
-from mirrormask.optimizer.sparse_optimizer import SparseOptimizer, sparsify
+from mirrormask.optimizer.sparse_optimizer import SparseOptimizer
+from mirrormask.optimizer.sparsify import sparsify
+from mirrormask.optimizer.zeros import apply_masks, keep_zeros
 
-__all__ = ["SparseOptimizer", "sparsify"]
+__all__ = ["SparseOptimizer", "apply_masks", "keep_zeros", "sparsify"]

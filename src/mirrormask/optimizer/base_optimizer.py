@@ -1,103 +1,260 @@
-"""How a SparseOptimizer and the base optimizer hang together: what is checked, who holds what, at which rate."""
+"""The base optimizer: which of its groups steps which tensors at which rate, its state of a tensor, its step."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from mirrormask.methods import Method
-from mirrormask.selection import Weights, select_weights
+from mirrormask.optimizer.weights import SparseWeights
 
-if TYPE_CHECKING:
-    from mirrormask.optimizer.sparse_optimizer import SparseOptimizer
+__all__ = ["ELEMENTWISE", "BaseOptimizer", "Link"]
 
-__all__ = ["check_arguments", "held_weights", "link", "step_plain_parameters", "sync_groups"]
+Group = dict[str, Any]
 
-
-def check_arguments(model: nn.Module, base: Optimizer, method: Method) -> None:
-    """Raise a TypeError or ValueError for what cannot be wrapped."""
-    from mirrormask.optimizer.sparse_optimizer import SparseOptimizer
-
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model={model!r} is a {type(model).__name__}, not an nn.Module")
-    if not isinstance(base, Optimizer):
-        raise TypeError(f"optimizer={base!r} is a {type(base).__name__}, not a torch optimizer")
-    if isinstance(base, SparseOptimizer):
-        raise ValueError("this optimizer is wrapped already; pass the base optimizer, and wrap it once")
-    if isinstance(base, torch.optim.LBFGS):
-        raise ValueError("LBFGS evaluates the model inside its step, where latents cannot be pushed; use SGD or Adam")
-    if not isinstance(method, Method):
-        raise TypeError(f"method={method!r} is a {type(method).__name__}; pass mm.methods.pilot(sparsity=0.95), say")
-    if getattr(base.step, "_wrapped_by_lr_sched", False):
-        raise ValueError("a scheduler is built on this optimizer already; build it on what mm.sparsify returns")
+#: Optimizers whose step is zero for an element that is zero, has a zero gradient and a zero state: under them pruned
+#: factors stay zero by themselves. Under any other (one that mixes elements, say) the mask is applied at every step.
+ELEMENTWISE = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.Adamax,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.RMSprop,
+    torch.optim.Adagrad,
+    torch.optim.Adadelta,
+)
+#: Optimizers whose step is linear in the gradient, by the name of their class: other packages are not imported.
+LINEAR = ("SGD", "ASGD", "SGDW", "SGDScheduleFree", "SGDScheduleFreeReference")
 
 
-def held_weights(model: nn.Module, base: Optimizer, weights: Weights | None) -> dict[str, nn.Parameter]:
-    """The weights to sparsify, by name; a ValueError where the base optimizer does not hold one."""
-    chosen = select_weights(model, weights)
-    held = {id(p) for group in base.param_groups for p in group["params"]}
-    missing = [name for name, p in chosen.items() if id(p) not in held]
-    if missing:
-        raise ValueError(
-            f"the optimizer does not hold {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; "
-            "build it over model.parameters(), or choose other weights with weights="
-        )
-    return chosen
+@dataclass(frozen=True)
+class Link:
+    """One group of the base optimizer.
+
+    Attributes:
+        group: which of the SparseOptimizer's groups it belongs to.
+        rate: the factor on that group's learning rate; None for parameters that the base trains as they are.
+        decayed: whether the base's own weight decay acts on it.
+        stepped: what a method's correction acts on.
+    """
+
+    group: int
+    rate: float | None
+    decayed: bool
+    stepped: tuple[Tensor, ...] = ()
 
 
-def link(optimizer: SparseOptimizer) -> None:
-    """Build the base optimizer's groups: per group of ours one for plain parameters and one for each rate."""
-    geometry = optimizer.method.geometry
-    stepped = geometry.latents if geometry.stepped is None else geometry.stepped
-    groups: list[dict[str, Any]] = []
-    optimizer.links, optimizer._stepped = [], []
-    for index, group in enumerate(optimizer.param_groups):
-        plain: list[Tensor] = []
-        by_rate: defaultdict[tuple[float, bool], list[Tensor]] = defaultdict(list)
-        owners: dict[Tensor, Tensor] = {}  # what a step after the optimizer's acts on -> the model's weight
-        for p in group["params"]:
-            if geometry.latents and optimizer.is_sparsified(p):
-                for name in geometry.latents:
-                    latent = optimizer.state[p][name]
-                    by_rate[optimizer.state[p]["rate"], name in geometry.weight_decayed].append(latent)
-                    if name in stepped:
-                        owners[latent] = p
-            else:
-                plain.append(p)
-                if optimizer.is_sparsified(p):
-                    owners[p] = p
-        for (rate, decayed), params in [((None, True), plain), *by_rate.items()]:
-            groups.append({**group, "params": params})
-            optimizer.links.append((index, rate, decayed))
-            optimizer._stepped.append([(p, owners[p]) for p in params if p in owners])
-    optimizer.base.param_groups = groups
-    sync_groups(optimizer)
+class BaseOptimizer:
+    """A torch optimizer that steps latents in the place of the weights to sparsify, and all else as ever.
+
+    Attributes:
+        torch: the optimizer itself.
+        links: what each of its groups is, in order.
+        group_of: which of the SparseOptimizer's groups each parameter of the model is in.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.torch = optimizer
+        self.links: list[Link] = []
+        self.group_of: dict[Tensor, int] = {}
+        self._carried: list[Group] = []
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether its step does not grow with the gradient (Adam and its kin)."""
+        return not any(kind.__name__ in LINEAR for kind in type(self.torch).__mro__)
+
+    @property
+    def zeros_stay(self) -> bool:
+        """Whether an element at zero, with a zero gradient and a zero state, stays there."""
+        return type(self.torch) in ELEMENTWISE
+
+    @property
+    def has_hooks(self) -> bool:
+        """Whether somebody wants to be told of this optimizer's own steps."""
+        own = self.torch
+        return bool(own._optimizer_step_pre_hooks or own._optimizer_step_post_hooks or "step" in own.__dict__)
+
+    # -- groups --------------------------------------------------------------------------------------------------
+
+    def link(self, groups: Sequence[Group], weights: SparseWeights) -> None:
+        """Build the base's groups: per group of ours one for plain parameters and one for each rate."""
+        geometry = weights.geometry
+        stepped = geometry.latents if geometry.stepped is None else geometry.stepped
+        inner: list[Group] = []
+        self.links, self._carried = [], [_options(group) for group in groups]
+        self.group_of = {p: index for index, group in enumerate(groups) for p in group["params"]}
+        for index, group in enumerate(groups):
+            plain: list[Tensor] = []
+            by_rate: defaultdict[tuple[float, bool], list[tuple[str, Tensor]]] = defaultdict(list)
+            for p in group["params"]:
+                if geometry.latents and weights.holds(p):
+                    for name, latent in weights.trained(p):
+                        by_rate[weights.state(p)["rate"], name in geometry.weight_decayed].append((name, latent))
+                else:
+                    plain.append(p)
+            inner.append({**_options(group), "params": plain})
+            self.links.append(Link(index, None, True, tuple(p for p in plain if weights.holds(p))))
+            for (rate, decayed), members in by_rate.items():
+                inner.append({**_options(group), "params": [latent for _, latent in members]})
+                acted_on = tuple(latent for name, latent in members if name in stepped)
+                self.links.append(Link(index, rate, decayed, acted_on))
+        self.torch.param_groups = inner
+        for link, own in zip(self.links, inner, strict=True):
+            _carry(link, own, self._carried[link.group])
+
+    def add_group(self, group: Group) -> None:
+        """Train the parameters of one more group as they are."""
+        self.torch.add_param_group({**_options(group), "params": list(group["params"])})
+        index = len(self._carried)
+        self.links.append(Link(index, None, True))
+        self.group_of |= dict.fromkeys(group["params"], index)
+        self._carried.append(_options(group))
+
+    def sync(self, groups: Sequence[Group]) -> None:
+        """Carry what has changed in our groups (a scheduler may have done so) to the base's; the rest is its own."""
+        changes = [
+            {key: value for key, value in _options(group).items() if not _same(value, seen.get(key, seen))}
+            for group, seen in zip(groups, self._carried, strict=True)
+        ]
+        for link, own in zip(self.links, self.torch.param_groups, strict=True):
+            _carry(link, own, changes[link.group])
+        for seen, changed in zip(self._carried, changes, strict=True):
+            seen.update(changed)
+
+    def reflect(self, groups: Sequence[Group]) -> None:
+        """Show in our groups what the base has changed in its own: counters of steps, learning rates of its making."""
+        for link, own in zip(self.links, self.torch.param_groups, strict=True):
+            if link.rate is None:
+                seen = self._carried[link.group]
+                for key, value in _options(own).items():
+                    if value is not seen.get(key, seen) and not _same(value, seen.get(key, seen)):
+                        seen[key] = groups[link.group][key] = value
+
+    def options(self, group: int) -> Group:
+        """The base's options for the plain parameters of one of our groups."""
+        return next(own for link, own in zip(self.links, self.torch.param_groups, strict=True) if (link.group == group))
+
+    @property
+    def plain(self) -> list[Tensor]:
+        """The parameters of the model that the base trains as they are."""
+        return [p for link, own in self.groups if link.rate is None for p in own["params"]]
+
+    @property
+    def groups(self) -> list[tuple[Link, Group]]:
+        """Each of the base's groups with what it is."""
+        return list(zip(self.links, self.torch.param_groups, strict=True))
+
+    # -- state ---------------------------------------------------------------------------------------------------
+
+    def state(self, held: Tensor) -> dict[str, Any]:
+        """The base's state of one tensor, empty before its first step."""
+        found: dict[str, Any] = self.torch.state.get(held, {})
+        return found
+
+    def elementwise(self, held: Tensor) -> list[Tensor]:
+        """Its state of one tensor, as far as it has a value for each element."""
+        return [v for v in self.state(held).values() if isinstance(v, Tensor) and v.shape == held.shape]
+
+    def momentum(self, held: Tensor) -> Tensor:
+        """The momentum that SGD keeps for a tensor; zeros give the first step that torch takes."""
+        state = self.torch.state[held]
+        buffer: Tensor | None = state.get("momentum_buffer")
+        if buffer is None:
+            buffer = state["momentum_buffer"] = torch.zeros_like(held)
+        return buffer
+
+    def forget(self, held: Tensor | None = None) -> None:
+        """Start anew, without momentum and counts of steps: of one tensor, or altogether."""
+        if held is None:
+            self.torch.state.clear()
+        else:
+            self.torch.state.pop(held, None)
+
+    def first_state(self, held: Tensor, group: Group) -> dict[str, Any]:
+        """What the state of a tensor looks like after a first step, on zeros: its keys and shapes are what counts."""
+        trial: Optimizer = object.__new__(type(self.torch))
+        trial.__dict__.update(self.torch.__dict__)
+        stand_in = torch.zeros_like(held).requires_grad_()
+        stand_in.grad = torch.zeros_like(held)
+        trial.state = defaultdict(dict)
+        trial.param_groups = [{**group, "params": [stand_in]}]
+        try:
+            _bare_step(type(self.torch))(trial)
+        except (RuntimeError, ValueError, TypeError, AssertionError):
+            return {}  # one that will not step on zeros, or on this tensor alone
+        return dict(trial.state[stand_in])
+
+    # -- the step ------------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """One step of the base, its own hooks included; those that torch calls for every optimizer have been called."""
+        own = self.torch
+        if "step" in own.__dict__:  # somebody has put a function of theirs in its place
+            own.step()
+            return
+        for hook in list(own._optimizer_step_pre_hooks.values()):
+            hook(own, (), {})
+        _bare_step(type(own))(own)
+        for hook in list(own._optimizer_step_post_hooks.values()):
+            hook(own, (), {})
+
+    def step_plain(self) -> None:
+        """Step what the base trains as it is; groups of latents cost time even where they have no gradient."""
+        with self._only(lambda link, group: link.rate is None and bool(group["params"])) as any_left:
+            if any_left:
+                self.step()
+
+    def set_mode(self, mode: str) -> bool:
+        """Call the base's ``train()`` or ``eval()``, where schedule-free ones swap weights; False if it has none."""
+        function = getattr(self.torch, mode, None)
+        if function is None:
+            return False
+        function()
+        return True
+
+    @contextmanager
+    def _only(self, wanted: Callable[[Link, Group], bool]) -> Iterator[bool]:
+        groups = self.torch.param_groups
+        self.torch.param_groups = [own for link, own in self.groups if wanted(link, own)]
+        try:
+            yield bool(self.torch.param_groups)
+        finally:
+            self.torch.param_groups = groups
 
 
-def sync_groups(optimizer: SparseOptimizer) -> None:
-    """Carry the groups' options (a scheduler may have changed them) to the base optimizer's groups."""
-    for (index, rate, decayed), inner in zip(optimizer.links, optimizer.base.param_groups, strict=True):
-        for key, value in optimizer.param_groups[index].items():
-            if key != "params":
-                inner[key] = value
-        if rate is not None:
-            inner["lr"] = optimizer.param_groups[index]["lr"] * rate
-            if "weight_decay" in inner and not decayed:
-                inner["weight_decay"] = 0.0
+def _bare_step(kind: type[Optimizer]) -> Callable[[Optimizer], Any]:
+    """``kind.step`` without the hooks of torch's wrapper, which have run in the SparseOptimizer's step already."""
+    step: Any = kind.step
+    while getattr(step, "hooked", False) and hasattr(step, "__wrapped__"):
+        step = step.__wrapped__
+    return step  # type: ignore[no-any-return]
 
 
-def step_plain_parameters(optimizer: SparseOptimizer) -> None:
-    """Step what the base optimizer trains itself; groups of latents cost time even where they have no gradient."""
-    groups = optimizer.base.param_groups
-    optimizer.base.param_groups = [
-        group for group, (_, rate, _) in zip(groups, optimizer.links, strict=True) if rate is None and group["params"]
-    ]
-    try:
-        if optimizer.base.param_groups:
-            optimizer.base.step()
-    finally:
-        optimizer.base.param_groups = groups
+def _options(group: Group) -> Group:
+    """A group without what it is a group of."""
+    return {key: value for key, value in group.items() if key not in ("params", "param_names")}
+
+
+def _carry(link: Link, own: Group, changed: Group) -> None:
+    """Write options of one of our groups into a group of the base's, as they are meant there."""
+    own.update(changed)
+    if link.rate is not None and "lr" in changed:
+        own["lr"] = changed["lr"] * link.rate
+    if not link.decayed and "weight_decay" in own:
+        own["weight_decay"] = 0.0
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether an option is what it was; a tensor may have been written into."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return False
+    return a is b or (type(a) is type(b) and bool(a == b))

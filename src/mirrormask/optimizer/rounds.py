@@ -2,77 +2,76 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from mirrormask.masks import Mask
+from mirrormask.optimizer.base_optimizer import BaseOptimizer, Group
+from mirrormask.optimizer.decay_clock import DecayClock
+from mirrormask.optimizer.weights import SparseWeights
 from mirrormask.progress import Clock
 
-if TYPE_CHECKING:
-    from mirrormask.optimizer.sparse_optimizer import SparseOptimizer
-
-__all__ = ["Rounds", "pack", "unpack"]
+__all__ = ["KEPT", "Rounds", "pack", "unpack"]
 
 #: The prefix of kept weights in a parameter's state.
 KEPT = "start."
 
 
+@dataclass
 class Rounds:
-    """What a SparseOptimizer remembers for a mask that trains in rounds.
+    """What is remembered for a mask that trains in rounds; the kept weights are in the state, under ``"start."``.
 
-    ``rates`` are the learning rates of each step of the first round, one a group; ``integrals`` the decay's integrals
-    when the weights to go back to were kept, and ``decay_state`` its controller's memory then. The kept weights are
-    in the optimizer's state, under ``"start."``.
+    Attributes:
+        rates: the learning rates of each step of the first round, one a group.
+        integrals: the decay's when the weights to go back to were kept; empty until then.
+        decay_state: its controller's memory then.
     """
 
-    def __init__(self) -> None:
-        self.rates: list[list[float]] = []
-        self.integrals: list[float] = []
-        self.decay_state: dict[str, float] = {}
+    rates: list[list[float]] = field(default_factory=list)
+    integrals: list[float] = field(default_factory=list)
+    decay_state: dict[str, float] = field(default_factory=dict)
 
-    def before_step(self, optimizer: SparseOptimizer) -> None:
+    def before_step(self, groups: Sequence[Group], mask: Mask, clock: Clock) -> None:
         """Note the learning rates in the first round; in later ones set them again, whatever a scheduler has done."""
-        mask = optimizer.method.mask
-        clock = Clock(optimizer.step_count, optimizer.steps)
-        if clock.step < mask.round_steps(optimizer.steps):
-            self.rates.append([float(group["lr"]) for group in optimizer.param_groups])
+        if clock.step < mask.round_steps(clock.steps):
+            self.rates[clock.step :] = [[float(group["lr"]) for group in groups]]  # a skipped step asks twice
         elif self.rates:
             rates = self.rates[min(mask.position(clock), len(self.rates) - 1)]
-            for group, lr in zip(optimizer.param_groups, rates, strict=False):
+            for group, lr in zip(groups, rates, strict=False):
                 group["lr"] = lr
 
-    def keep(self, optimizer: SparseOptimizer) -> None:
+    def keep(self, weights: SparseWeights, base: BaseOptimizer, decay: DecayClock) -> None:
         """Keep every weight and parameter as it is now."""
-        self.integrals = list(optimizer.decay_integrals)
-        self.decay_state = dict(optimizer.decay_state)
-        for p, name, held in _everything(optimizer):
-            optimizer.state[p][KEPT + name] = held.detach().clone()
+        self.integrals = list(decay.integrals)
+        self.decay_state = dict(decay.state)
+        for p, name, held in everything(weights, base):
+            weights.state(p)[KEPT + name] = held.detach().clone()
 
     @torch.no_grad()
-    def start_again(self, optimizer: SparseOptimizer) -> None:
+    def start_again(self, weights: SparseWeights, base: BaseOptimizer, decay: DecayClock, clock: Clock) -> None:
         """Go back to what was kept, if anything was, under the mask as it is now; the base optimizer starts anew."""
         if self.integrals:
-            for p, name, held in _everything(optimizer):
-                held.copy_(optimizer.state[p][KEPT + name])
-            optimizer.decay_integrals = list(self.integrals)
-            optimizer.decay_state = dict(self.decay_state)
-            for x in optimizer.weights.values():
-                optimizer.geometry.prune(optimizer.latents_of(x), optimizer.state[x]["mask"])
-            optimizer.push_all()
-            for x in optimizer.weights.values():
-                optimizer.geometry.settle(x, optimizer.latents_of(x))
-        optimizer.forget_base_state()
+            geometry = weights.geometry.at(clock)
+            for p, name, held in everything(weights, base):
+                held.copy_(weights.state(p)[KEPT + name])
+            decay.integrals, decay.state = list(self.integrals), dict(self.decay_state)
+            for x in weights.values():
+                geometry.prune(weights.latents_of(x), weights.state(x)["mask"])
+            weights.push_all(clock, zeros_stay=base.zeros_stay)
+            for x in weights.values():
+                geometry.settle(x, weights.latents_of(x))
+        base.forget()
 
 
-def _everything(optimizer: SparseOptimizer) -> list[tuple[Tensor, str, Tensor]]:
-    """Each parameter of the model with each tensor that the base optimizer trains for it, and that one's name."""
-    result = []
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            latents = optimizer.latents_of(p) if optimizer.is_sparsified(p) else {}
-            result += [(p, name, held) for name, held in latents.items()] or [(p, "x", p)]
-    return result
+def everything(weights: SparseWeights, base: BaseOptimizer) -> Iterator[tuple[Tensor, str, Tensor]]:
+    """Each parameter of the model with each tensor to go back to, latents and constants or itself, and its name."""
+    for p in base.group_of:
+        latents = weights.latents_of(p) if weights.holds(p) else {}
+        for name, held in latents.items() if latents else (("x", p),):
+            yield p, name, held
 
 
 def pack(rows: list[list[float]]) -> list[list[float]]:

@@ -1,215 +1,159 @@
-"""SparseOptimizer: pull the gradient back, step the base, push the weight forward, mask."""
+"""SparseOptimizer: the order of a step, and torch's protocol."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
-from mirrormask.checks import check_int, check_known
-from mirrormask.geometry import Geometry
-from mirrormask.masks import DATA_SCORES, keep_count
-from mirrormask.masks.saliency import Loss, measure
+from mirrormask.checks import callers_level
 from mirrormask.methods import Method
-from mirrormask.optimizer import base_optimizer as linking
-from mirrormask.optimizer import mask_changes as masking
-from mirrormask.optimizer.diagnostics import diagnose, l1_norm
+from mirrormask.optimizer import diagnostics
+from mirrormask.optimizer.arguments import check_group
+from mirrormask.optimizer.base_optimizer import BaseOptimizer
+from mirrormask.optimizer.decay_clock import DecayClock
+from mirrormask.optimizer.mask_changes import MaskChanges
+from mirrormask.optimizer.presence import Presence
 from mirrormask.optimizer.rounds import Rounds
-from mirrormask.optimizer.state_dict import read_state, write_state
-from mirrormask.optimizer.steps import any_base as stepping
-from mirrormask.optimizer.steps.fused_cpu import FusedStep
-from mirrormask.progress import Clock
-from mirrormask.selection import Weights
+from mirrormask.optimizer.state_dict import StateDict
+from mirrormask.optimizer.steps import STEPS, Now, Step
+from mirrormask.optimizer.training import Training
+from mirrormask.optimizer.weights import SparseWeights
 
-__all__ = ["SparseOptimizer", "sparsify"]
+__all__ = ["Parts", "SparseOptimizer"]
 
 #: How many steps pass between two rounds of snapping, and so how long a denormal number can live; the fused step
 #: snaps in every step.
 SNAP_EVERY = 64
+#: After so many skipped steps in a row a warning says so.
+WARN_AFTER = 10
 
 
-def sparsify(
-    model: nn.Module,
-    optimizer: Optimizer,
-    method: Method,
-    *,
-    steps: int,
-    weights: Weights | None = None,
-    fused: bool = True,
-    batches: Iterable[Any] | None = None,
-    loss_fn: Loss | None = None,
-    on_empty: str = "warn",
-) -> SparseOptimizer:
-    """Wrap ``optimizer`` so that it trains ``model`` to the method's sparsity.
+@dataclass(frozen=True)
+class Parts:
+    """What a SparseOptimizer is made of.
 
-    Args:
-        model: an ordinary network; its parameters stay the plain weights, at every step.
-        optimizer: any torch optimizer that holds them, before its first step. It is taken over: build schedulers on
-            what this function returns, and step that.
-        method: from :mod:`mirrormask.methods`, or a :class:`mirrormask.methods.Method` of your own.
-        steps: how many optimizer steps the training will have, at least 1: schedules are fractions of it.
-        weights: which parameters may become sparse, as in :func:`mirrormask.select_weights`.
-        fused: use the single-loop step where it applies (:mod:`~mirrormask.optimizer.steps.fused_cpu`);
-            False for tensor operations only.
-        batches: for scores that need data before the first step (SNIP, SynFlow, GraSP): pairs ``(input, target)`` on
-            the model's device, or a single one; SynFlow reads the shape of one input only.
-        loss_fn: ``loss_fn(model(input), target)`` for those scores; None for cross entropy.
-        on_empty: what happens when a mask leaves nothing of a weight tensor: ``"warn"``, ``"error"`` or ``"ignore"``.
-
-    Returns:
-        A :class:`SparseOptimizer`.
-
-    Raises:
-        TypeError: an argument is not of its kind.
-        ValueError: steps < 1, nothing to sparsify, a weight that the optimizer does not hold, an optimizer that is
-            wrapped already, or one that cannot be; a sparsity that leaves no weight at all, an N:M pattern that does
-            not divide a weight; batches missing, or given to a method that reads none.
-
-    Example:
-        >>> import mirrormask as mm
-        >>> model = nn.Linear(20, 10)
-        >>> base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        >>> optimizer = mm.sparsify(model, base, mm.methods.mirror(sparsity=0.9), steps=50)
-        >>> for _ in range(50):
-        ...     optimizer.zero_grad()
-        ...     model(torch.randn(8, 20)).square().mean().backward()
-        ...     _ = optimizer.step()
-        >>> optimizer.finalize()
-        >>> mm.sparsity(model).nonzeros
-        20
+    Attributes:
+        method: which one, under this base optimizer.
+        weights: the sparsifiable weights.
+        base: the base optimizer.
+        presence: whether the model still holds what is trained.
+        masks: what changes the masks.
+        training: what evolves.
+        fused: whether the fused step may serve.
     """
-    return SparseOptimizer(
-        model,
-        optimizer,
-        method,
-        steps=steps,
-        weights=weights,
-        fused=fused,
-        batches=batches,
-        loss_fn=loss_fn,
-        on_empty=on_empty,
-    )
+
+    method: Method
+    weights: SparseWeights
+    base: BaseOptimizer
+    presence: Presence
+    masks: MaskChanges
+    training: Training
+    fused: bool
 
 
 class SparseOptimizer(Optimizer):
     """A torch optimizer over the model's own parameters that trains their latents with another one.
 
-    In one step: the gradient of each weight x is pulled back to its latents θ, the decay shrinks them (or joins their
-    gradient, if coupled), the base optimizer steps them, ``x = φ(θ)`` is written into the model's parameter, and
-    masked weights are set to zero. Parameters that are not sparsified train with the base optimizer as ever.
+    :func:`mirrormask.sparsify` makes one. In a step the gradient of each weight x is pulled back to its latents θ, the
+    decay shrinks them (or joins their gradient, if coupled), the base optimizer steps them, ``x = φ(θ)`` is written
+    into the model's parameter, and masked weights are set to zero. Parameters that are not sparsified train as ever.
 
     The base optimizer's ``weight_decay`` acts on every parameter that it trains itself, the weights of a Euclidean
     method included; on latents it does not act, since the method's decay takes its place there.
+
+    What is written into a weight between two steps (a checkpoint, an average, a clipped norm) is what training goes on
+    from, as under any torch optimizer. A parameter that is *replaced* in the model is an error at the next step.
 
     A step whose gradients are not all finite is skipped and counted in ``diagnostics()["skipped_steps"]``. On an
     accelerator, where finding out would mean waiting for the device, such a gradient is replaced by zeros instead.
     """
 
-    _FIELDS = (
-        "base",
-        "method",
-        "steps",
-        "weights",
-        "fused",
-        "step_count",
-        "skipped_steps",
-        "finalized",
-        "decay_state",
-        "decay_integrals",
-        "links",
-        "_stepped",
-        "increments",
-        "on_empty",
-        "rounds",
-    )
-
-    def __init__(
-        self,
-        model: nn.Module,
-        base: Optimizer,
-        method: Method,
-        *,
-        steps: int,
-        weights: Weights | None = None,
-        fused: bool = True,
-        batches: Iterable[Any] | None = None,
-        loss_fn: Loss | None = None,
-        on_empty: str = "warn",
-    ) -> None:
-        linking.check_arguments(model, base, method)
-        if (batches is not None or loss_fn is not None) and not method.reads_data:
-            raise ValueError(
-                f"the method {method.name!r} reads no data; leave out batches= and loss_fn=, "
-                f"or choose a score that does: {', '.join(sorted(DATA_SCORES))}"
-            )
-        self.on_empty = check_known("on_empty", on_empty, ("warn", "error", "ignore"))
-        self.steps = check_int("steps", steps, low=1, hint="epochs * len(loader)")
-        self.base = base
-        method = method.under(adaptive=not isinstance(base, torch.optim.SGD))
-        self.method = method
-        self.weights: dict[str, nn.Parameter] = linking.held_weights(model, base, weights)
-        empty = method.mask.check_weights({name: tuple(x.shape) for name, x in self.weights.items()})
-        if method.mask.sparsity_at(Clock(0, self.steps)) is None:  # else the pruning before the first step tells
-            masking.report_empty(empty, self.on_empty)
-        self.step_count = 0
-        self.skipped_steps = 0
-        self.finalized = False
-        self.decay_state = method.decay.start()
-        self.fused = fused
-        self._fused: FusedStep | None = None
-        self.links: list[tuple[int, float | None, bool]] = []
-        self._stepped: list[list[tuple[Tensor, Tensor]]] = []
-        self.rounds = Rounds() if method.mask.replays else None
+    def __init__(self, model: nn.Module, base: Optimizer, method: Method, named: dict[str, nn.Parameter], *, steps: int,
+                 on_empty: str, fused: bool) -> None:  # fmt: skip
+        holder = BaseOptimizer(base)
+        method = method.under(adaptive=holder.adaptive)
+        weights = SparseWeights(named, method.geometry, self)
+        rounds = Rounds() if method.mask.replays else None
+        training = Training(steps, DecayClock.start(method.decay, len(base.param_groups)), rounds)
+        masks = MaskChanges(method, weights, holder, on_empty)
+        self.parts = Parts(method, weights, holder, Presence(model, weights), masks, training, fused)
+        self._steps: list[Step] = []
         super().__init__([dict(group) for group in base.param_groups], dict(base.defaults))
-        self.decay_integrals = [0.0] * len(self.param_groups)
-        self.increments = [0.0] * len(self.param_groups)
-        scores = None
-        if method.reads_data:
-            scores = measure(
-                method.mask.score,
-                model,
-                self.weights,
-                batches,
-                loss_fn,
-                sparsity=method.sparsity,
-                allocation=method.mask.allocation,
-            )
-        self._take_over(scores)
-
-    # -- construction ------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _take_over(self, scores: list[Tensor] | None) -> None:
-        """Give every sparsifiable weight its latents, and hand those to the base optimizer in the weight's place."""
-        geometry = self.method.geometry
-        adaptive = not isinstance(self.base, torch.optim.SGD)
-        for x in self.weights.values():
+    def take_over(self, scores: Sequence[Tensor] | None) -> None:
+        """Before the first step: give every weight its latents, hand them to the base, and prune if that is due.
+
+        Args:
+            scores: measured on data, one tensor a weight; None where the mask reads none.
+        """
+        weights, base = self.parts.weights, self.parts.base
+        geometry = weights.geometry
+        for index, x in enumerate(weights.values()):
             latents = geometry.init(x)
-            rate = geometry.rate(x, latents, adaptive=adaptive) if latents else 1.0
-            self.state[x] = {**latents, "rate": rate, "negative_start": x.detach() < 0}
+            rate = geometry.rate(x, latents, adaptive=base.adaptive) if latents else 1.0
+            self.state[x] = {**latents, "rate": rate, "signs": diagnostics.pack_signs(x)}
+            if scores is not None:
+                self.state[x]["score"] = scores[index]
             if latents:
-                self.base.state.pop(x, None)
-        linking.link(self)
-        self.push_all()
-        if scores is not None:
-            for x, score in zip(self.weights.values(), scores, strict=True):
-                self.state[x]["score"] = score
-        first = self.method.mask.sparsity_at(Clock(0, self.steps))
+                base.forget(x)
+        base.link(self.param_groups, weights)
+        first = self.method.mask.sparsity_at(self.parts.training.clock)
         if first is not None:
-            masking.prune(self, first)
-            for x in self.weights.values():
+            self.parts.masks.prune(first, self.parts.training.clock)
+            for x in weights.values():
                 self.state[x].pop("score", None)  # the mask says it all
-        if self.rounds is not None and self.method.mask.keep_at(self.steps) == 0:
-            self.rounds.keep(self)
+        self._keep_if_due()
+        weights.note()
+
+    # -- what it is made of ------------------------------------------------------------------------------------
 
     @property
-    def geometry(self) -> Geometry:
-        """The method's geometry as it is at this step."""
-        return self.method.geometry.at(Clock(self.step_count, self.steps))
+    def base(self) -> Optimizer:
+        """The optimizer that was wrapped."""
+        return self.parts.base.torch
+
+    @property
+    def method(self) -> Method:
+        """The method, as it is under this base optimizer."""
+        return self.parts.method
+
+    @property
+    def weights(self) -> SparseWeights:
+        """name -> parameter of the weights that may become sparse."""
+        return self.parts.weights
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """name -> bool tensor, True where the weight lives."""
+        return self.parts.weights.masks
+
+    @property
+    def steps(self) -> int:
+        """How many steps the training will have."""
+        return self.parts.training.steps
+
+    @property
+    def step_count(self) -> int:
+        """How many steps were taken."""
+        return self.parts.training.step
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps were skipped, since a gradient was not finite; reading it waits for the device."""
+        return self.parts.training.settle_count()
+
+    @property
+    def finalized(self) -> bool:
+        """Whether the mask is final."""
+        return self.parts.training.finalized
 
     @property
     def round_steps(self) -> int:
@@ -220,161 +164,149 @@ class SparseOptimizer(Optimizer):
         """
         return self.method.mask.round_steps(self.steps)
 
-    def is_sparsified(self, p: Tensor) -> bool:
-        """Whether ``p``, a parameter of the model, is one of ``weights``."""
-        return "rate" in self.state.get(p, {})
-
-    def latents_of(self, x: Tensor) -> dict[str, Tensor]:
-        """The latents and constants of one weight by name; ``{}`` where the geometry has none."""
-        state, geometry = self.state[x], self.method.geometry
-        return {name: state[name] for name in (*geometry.latents, *geometry.constants)}
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters that train densely; the weights to sparsify are chosen at construction."""
+        check_group(param_group)
         super().add_param_group(param_group)
-        if self.links:
-            group = self.param_groups[-1]
-            self.base.add_param_group({**group, "params": list(group["params"])})
-            self.links.append((len(self.param_groups) - 1, None, True))
-            self._stepped.append([])
-            self.decay_integrals.append(0.0)
-            self.increments.append(0.0)
-            self._fused = None
+        if self.parts.base.links:
+            self.parts.base.add_group(self.param_groups[-1])
+            self.parts.training.decay.add_group()
+            self._steps = []
 
     # -- the step ----------------------------------------------------------------------------------------------
 
+    @_disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """One step of training; ``closure`` re-evaluates the model and returns the loss, as in torch.optim."""
+        """One step of training; ``closure`` re-evaluates the model and returns the loss, as in torch.optim.
+
+        Raises:
+            RuntimeError: the model holds other parameters than those that are trained, or they are elsewhere.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self.fused and self._fused is None:
-            self._fused = FusedStep(self)
-        fused = self._fused if self._fused is not None and self._fused.prepare() else None
-        if not (stepping.keep_finite(self._gradients()) if fused is None else fused.finite()):
-            self.skipped_steps += 1
+        parts, training = self.parts, self.parts.training
+        parts.presence.check()
+        parts.weights.adopt(training.clock)
+        if training.rounds is not None:
+            training.rounds.before_step(self.param_groups, self.method.mask, training.clock)
+        parts.base.sync(self.param_groups)
+        now = self._now()
+        step = self._first_ready(now)
+        good = step.finite()
+        if isinstance(good, Tensor):
+            training.count_on_device(good)
+        elif not good:
+            self._skip()
             return loss
-        if self.rounds is not None:
-            self.rounds.before_step(self)
-        linking.sync_groups(self)
-        self._measure_decay()
-        dense = self._gradients_for_growth()
-        if fused is None:
-            stepping.plain_step(self)
-        else:
-            fused.step()
-        self.step_count += 1
+        training.decay.take(now.increments)
+        dense = self._gradients_for_growth(now)
+        step.run(now)
+        parts.base.reflect(self.param_groups)
+        training.step += 1
+        training.skipped_in_a_row = 0
         self._after_step(dense)
+        parts.weights.note()
         return loss
 
-    def _gradients(self) -> list[Tensor]:
-        """Every gradient that there is."""
-        return [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+    def _now(self) -> Now:
+        training = self.parts.training
+        lrs = tuple(float(group["lr"]) for group in self.param_groups)
+        increments = training.decay.ahead(training.clock, lrs, finalized=training.finalized)
+        return Now(training.clock, lrs, increments, self.method.decay.coupled, training.finalized)
 
-    def _gradients_for_growth(self) -> list[Tensor | None] | None:
+    def _first_ready(self, now: Now) -> Step:
+        if not self._steps:
+            kinds = STEPS if self.parts.fused else STEPS[1:]
+            self._steps = [kind(self.method, self.weights, self.parts.base) for kind in kinds]
+        return next(step for step in self._steps if step.ready(now))
+
+    def _skip(self) -> None:
+        """A gradient is not finite: nothing happens, and after some such steps in a row it is said."""
+        training = self.parts.training
+        training.skipped += 1
+        training.skipped_in_a_row += 1
+        if training.skipped_in_a_row == WARN_AFTER:
+            bad = self.parts.presence.names(
+                p for group in self.param_groups for p in group["params"]
+                if p.grad is not None and not bool(p.grad.isfinite().all())
+            )  # fmt: skip
+            warnings.warn(
+                f"{WARN_AFTER} steps in a row were skipped: the gradient is not finite in {bad}; lower the learning "
+                "rate, clip gradients, or look for the layer where the loss overflows",
+                stacklevel=callers_level(),
+            )
+
+    def _gradients_for_growth(self, now: Now) -> list[Tensor | None] | None:
         """Copies of the weights' gradients if the mask regrows after this step: the base may overwrite gradients."""
         mask = self.method.mask
-        if not mask.regrows or self.finalized or not mask.regrow_at(Clock(self.step_count + 1, self.steps)):
+        if not mask.regrows or now.finalized or not mask.regrow_at(now.clock.next):
             return None
         return [None if x.grad is None else x.grad.clone() for x in self.weights.values()]
 
-    def _measure_decay(self) -> None:
-        """Ask the decay for ``ΔA`` of this step, once a group."""
-        clock = Clock(self.step_count, self.steps)
-        for index, group in enumerate(self.param_groups):
-            lr = float(group["lr"])
-            idle = self.finalized or (self.method.decay.coupled and lr == 0)
-            integral = self.decay_integrals[index]
-            increment = 0.0 if idle else self.method.decay.increment(self.decay_state, clock, lr, integral)
-            self.increments[index] = increment
-            self.decay_integrals[index] += increment
-
     def _after_step(self, dense: list[Tensor | None] | None) -> None:
         """Change the mask, let the decay observe, snap: whatever does not happen at every step."""
-        clock = Clock(self.step_count, self.steps)
-        mask, geometry = self.method.mask, self.method.geometry
-        if not self.finalized:
+        parts, training = self.parts, self.parts.training
+        clock, mask = training.clock, self.method.mask
+        if not training.finalized:
             target = mask.sparsity_at(clock)
             if target is not None:
-                masking.prune(self, target)
-                if self.rounds is not None:
-                    self.rounds.start_again(self)
+                parts.masks.prune(target, clock)
+                if training.rounds is not None:
+                    training.rounds.start_again(parts.weights, parts.base, training.decay, clock)
+                    self._steps = []
             elif dense is not None:
-                masking.exchange(self, mask.regrow_at(clock), dense)
-            if self.rounds is not None and mask.keep_at(self.steps) == clock.step:
-                self.rounds.keep(self)
+                parts.masks.exchange(mask.regrow_at(clock), dense, clock)
+            self._keep_if_due()
             observes = self.method.decay.observes
-            if observes and self.step_count % max(round(observes * self.steps), 1) == 0:
-                rho = masking.removed_share(self, mask.sparsity_ahead(clock))
-                self.method.decay.observe(self.decay_state, clock, rho=rho)
-        if geometry.refresh_due(clock):
-            self._refresh()
-        if self.step_count % SNAP_EVERY == 0:
-            stepping.snap(self)
+            if observes and clock.step % max(round(observes * clock.steps), 1) == 0:
+                rho = parts.masks.removed_share(mask.sparsity_ahead(clock), clock)
+                self.method.decay.observe(training.decay.state, clock, rho=rho)
+        if parts.weights.geometry.at(clock).refresh_due(clock):
+            parts.masks.refresh(clock)
+        if clock.step % SNAP_EVERY == 0:
+            parts.masks.snap(clock)
 
-    def _refresh(self) -> None:
-        """Let the geometry choose its latents anew; what the base optimizer knew of the old ones does not hold."""
-        for x in self.weights.values():
-            latents, mask = self.latents_of(x), self.state[x].get("mask")
-            self.method.geometry.refresh(x, latents, mask)
-            if mask is not None:
-                self.method.geometry.prune(latents, mask)
-            for latent in latents.values():
-                for value in self.base_tensors(latent):
-                    value.zero_()
-        self.push_all()
+    def _keep_if_due(self) -> None:
+        parts, training = self.parts, self.parts.training
+        if training.rounds is not None and self.method.mask.keep_at(training.steps) == training.step:
+            training.rounds.keep(parts.weights, parts.base, training.decay)
 
-    def forget_base_state(self) -> None:
-        """Let the base optimizer start anew: no momentum, no step count."""
-        self.base.state.clear()
-        self._fused = None
-
-    def base_tensors(self, held: Tensor) -> list[Tensor]:
-        """The base optimizer's state of one tensor, as far as it has a value for each element."""
-        state = self.base.state.get(held, {}).values()
-        return [value for value in state if isinstance(value, Tensor) and value.shape == held.shape]
-
-    def push_all(self) -> None:
-        """Write all weights anew from their latents and masks."""
-        stepping.push(self, list(self.weights.values()))
-        stepping.apply_masks(self, self.weights.values())
-
-    # -- masks -------------------------------------------------------------------------------------------------
-
-    @property
-    def masks(self) -> dict[str, Tensor]:
-        """name -> bool tensor, True where the weight lives."""
-        return {
-            name: self.state[x]["mask"] if "mask" in self.state[x] else torch.ones_like(x, dtype=torch.bool)
-            for name, x in self.weights.items()
-        }
+    # -- the end -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def finalize(self) -> None:
         """Leave exactly ``round((1 - sparsity) · N)`` weights alive and the rest exactly zero; steps keep that mask.
 
-        A second call changes nothing. Where fewer weights than that are nonzero to begin with (a layer of zeros), a
-        warning names the layers.
+        The weights are those that the model holds now: a best checkpoint or an average that was loaded before gets the
+        mask of this training. Called again, it looks again. Where fewer weights than asked for are nonzero to begin
+        with (a layer of zeros), a warning names the layers.
+
+        Raises:
+            RuntimeError: more steps were skipped than taken, a weight is not finite, or the model holds other
+                parameters than those that were trained; nothing has changed then.
         """
-        if self.finalized:
-            return
+        parts, training = self.parts, self.parts.training
+        parts.presence.check()
+        if training.settle_count() > training.step - (training.skipped if self._counts_on_device() else 0):
+            raise RuntimeError(
+                f"{training.skipped} steps were skipped and {training.step} taken: gradients were not finite, and the "
+                "model is hardly trained; lower the learning rate or clip gradients, and train again"
+            )
+        parts.presence.check_finite()
+        parts.weights.adopt(training.clock)
         if self.method.sparsity > 0:
-            if not masking.is_reached(self, self.method.sparsity):
-                masking.prune(self, self.method.sparsity)
-            asked = keep_count(sum(x.numel() for x in self.weights.values()), self.method.sparsity)
-            short = [
-                name for name, x in self.weights.items() if int(x.count_nonzero()) < int(self.state[x]["mask"].sum())
-            ]
-            if short:
-                found = sum(int(x.count_nonzero()) for x in self.weights.values())
-                warnings.warn(
-                    f"{found} nonzeros instead of {asked}: weights that the mask keeps are exactly zero "
-                    f"already in {', '.join(short)}",
-                    stacklevel=2,
-                )
-        self.finalized = True
+            if not parts.masks.is_reached(self.method.sparsity):
+                parts.masks.prune(self.method.sparsity, training.clock)
+            parts.masks.enforce(self.method.sparsity)
+        parts.weights.note()
+        training.finalized = True
+
+    def _counts_on_device(self) -> bool:
+        """Whether skipped steps are among those that were taken, with zeros for gradients."""
+        return any(x.device.type != "cpu" for x in self.weights.values())
 
     # -- what is going on --------------------------------------------------------------------------------------
 
@@ -384,50 +316,76 @@ class SparseOptimizer(Optimizer):
         Raises:
             ValueError: the method's decay needs a score and got None.
         """
-        decay = self.method.decay
+        decay, training = self.method.decay, self.parts.training
         if not decay.reads_score:
             return
         if score is None:
             raise ValueError(f"{type(decay).__name__} reads the training accuracy; call epoch_end(score=accuracy)")
-        decay.epoch_end(
-            self.decay_state,
-            Clock(self.step_count, self.steps),
-            score=float(score),
-            l1_norm=l1_norm(self.weights.values()),
-        )
+        norm = diagnostics.l1_norm(self.weights.values())
+        decay.epoch_end(training.decay.state, training.clock, score=float(score), l1_norm=norm)
 
     def diagnostics(self) -> dict[str, float]:
         """How training stands; see :func:`~mirrormask.optimizer.diagnostics.diagnose`. Reading waits for the device."""
-        return diagnose(self)
+        lrs = [float(group["lr"]) for group in self.param_groups]
+        found = diagnostics.diagnose(self.weights, self.parts.base, self.parts.training.decay, lrs)
+        return {"step": self.step_count, **found, "skipped_steps": self.skipped_steps}
+
+    def train(self) -> None:
+        """Call the base optimizer's ``train()``, if it has one: schedule-free ones need it before training."""
+        self._set_mode("train")
+
+    def eval(self) -> None:
+        """Call the base optimizer's ``eval()``, if it has one: schedule-free ones need it before evaluation."""
+        self._set_mode("eval")
+
+    @torch.no_grad()
+    def _set_mode(self, mode: str) -> None:
+        parts = self.parts
+        parts.weights.adopt(parts.training.clock)
+        if parts.base.set_mode(mode):
+            parts.base.reflect(self.param_groups)
+            parts.weights.push_all(parts.training.clock, zeros_stay=False)
+            parts.weights.note()
 
     # -- saving ------------------------------------------------------------------------------------------------
 
+    @property
+    def _state_dict(self) -> StateDict:
+        return StateDict(self.method, self.weights, self.parts.base, self.parts.training)
+
+    @_disable_dynamo
+    @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
         """All of it, keyed by the model's parameters: latents, masks, the base optimizer's state, the schedule."""
-        return write_state(self, super().state_dict)
+        own = self.state, self.param_groups
+        self.state, self.param_groups = self._state_dict.write(self.param_groups)  # type: ignore[assignment]
+        try:
+            return super().state_dict()
+        finally:
+            self.state, self.param_groups = own
 
+    @_disable_dynamo
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken, bit for bit; the model's own weights are loaded by the model.
 
+        In which order the model is loaded, this optimizer is made and loaded, does not matter.
+
         Raises:
-            ValueError: it was taken from another model, method or number of steps, or from another optimizer.
+            ValueError: it was taken from another model, method or number of steps, or from another optimizer, or
+                something of it was lost; nothing has changed then.
         """
-        read_state(self, state_dict)
-        self._fused = None
-        loaded = [x.detach().clone() for x in self.weights.values()]
-        self.push_all()
-        for x, value in zip(self.weights.values(), loaded, strict=True):
-            # Weights that the model has loaded are what the run had to the last bit; φ may be computed in two ways.
-            if torch.allclose(x, value, rtol=1e-4, atol=1e-6 * float(value.abs().max() if value.numel() else 0.0)):
-                x.copy_(value)
+        state_dict = state_dict.copy()
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = before(self, state_dict) or state_dict
+        self._state_dict.read(state_dict, self.param_groups)
+        self._steps = []
+        self.weights.restore(self.parts.training.clock)
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), **{name: self.__dict__[name] for name in self._FIELDS}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._fused = None
+        return {**super().__getstate__(), "parts": self.parts, "_steps": []}
 
     def __repr__(self) -> str:
         return f"SparseOptimizer({self.method!r}, {self.base!r})"

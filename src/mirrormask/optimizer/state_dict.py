@@ -1,176 +1,340 @@
-"""The state dict of a SparseOptimizer: everything, keyed by the model's parameters, in torch's own format."""
+"""The state dict of a SparseOptimizer: everything, keyed by the model's parameters, in torch's own format.
+
+All keys are there from construction on, as tools need that read a checkpoint into the state dict of a fresh optimizer
+(torch.distributed.checkpoint): a mask that keeps all, the base optimizer's state as it will look after its first step.
+What such a value does not mean yet, the summary says: ``masked``, ``kept``, ``fresh``.
+"""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mirrormask.optimizer.base_optimizer import link
-from mirrormask.optimizer.rounds import KEPT, Rounds, pack, unpack
+from mirrormask.methods import Method
+from mirrormask.methods.description import describe, differences, parse_repr
+from mirrormask.optimizer.base_optimizer import BaseOptimizer, Group
+from mirrormask.optimizer.diagnostics import pack_signs, unpack_signs
+from mirrormask.optimizer.rounds import KEPT, Rounds, everything, pack, unpack
+from mirrormask.optimizer.training import Training
+from mirrormask.optimizer.weights import SparseWeights
+from mirrormask.progress import Clock
 
-if TYPE_CHECKING:
-    from mirrormask.optimizer.sparse_optimizer import SparseOptimizer
-
-__all__ = ["read_state", "write_state"]
+__all__ = ["GROUP_KEY", "StateDict"]
 
 #: The key in each parameter group under which the schedule's state travels: a JSON text, because tools that move
 #: optimizer state around (torch.distributed.checkpoint) keep plain values in groups and drop unknown top-level keys.
 GROUP_KEY = "mirrormask"
-VERSION = 1
+#: Version 1 (0.1.0) had the method as its repr, and keys only once there was something under them.
+VERSION = 2
+#: What a parameter has for which the base optimizer keeps nothing: those tools miss a parameter without an entry.
+STATELESS = "stateless"
+
+Entry = dict[str, Any]
 
 
-def write_state(optimizer: SparseOptimizer, torch_state_dict: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Torch's state dict of ``optimizer``, with the base optimizer's state under each parameter.
+@dataclass(frozen=True)
+class StateDict:
+    """Writes and reads the state of these.
 
-    The state of a latent ``m`` of x appears under x as ``"m.momentum_buffer"``; that of a parameter which the base
-    trains itself under its own name.
+    Args:
+        method: of the training.
+        weights: the sparsifiable weights.
+        base: the base optimizer.
+        training: how far it has come.
     """
-    own = optimizer.state
-    merged: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            entry = dict(own.get(p, {}))
-            for prefix, held in _held(optimizer, p):
-                entry.update({prefix + key: value for key, value in optimizer.base.state.get(held, {}).items()})
-            if entry:
-                merged[p] = entry
-    optimizer.state = merged
-    try:
-        result = torch_state_dict()
-    finally:
-        optimizer.state = own
-    for index, group in enumerate(result["param_groups"]):
-        group[GROUP_KEY] = json.dumps(_summary(optimizer, index), sort_keys=True)
-    return result
+
+    method: Method
+    weights: SparseWeights
+    base: BaseOptimizer
+    training: Training
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def write(self, groups: Sequence[Group]) -> tuple[dict[Tensor, Entry], list[Group]]:
+        """State and parameter groups for torch to pack; the state of a latent m of x is under x, as ``"m.exp_avg"``."""
+        state: defaultdict[Tensor, Entry] = defaultdict(dict)
+        fresh: list[list[list[Any]]] = [[] for _ in groups]
+        options = {held: group for _, group in self.base.groups for held in group["params"]}
+        starts = self._starts()
+        for index, group in enumerate(groups):
+            for position, p in enumerate(group["params"]):
+                entry = {**self._own_entry(p), **starts.get(p, {})}
+                for prefix, held in self._held(p):
+                    inner = self.base.state(held)
+                    if not inner:
+                        fresh[index].append([position, prefix])
+                        inner = self.base.first_state(held, options[held]) if p.requires_grad else {}
+                    entry.update({prefix + key: value for key, value in inner.items()})
+                state[p] = entry or {STATELESS: True}
+        written = [
+            {**group, GROUP_KEY: json.dumps(self._summary(index, fresh[index]), sort_keys=True)}
+            for index, group in enumerate(groups)
+        ]
+        return state, written
+
+    def _own_entry(self, p: Tensor) -> Entry:
+        """What is ours of a parameter."""
+        if not self.weights.holds(p):
+            return {}
+        kept = self.weights.state(p)
+        mask = kept.get("mask")
+        entry = {key: value for key, value in kept.items() if key not in ("signs", "mask") and KEPT not in key}
+        entry["negative_start"] = unpack_signs(kept["signs"], p.shape)
+        entry["mask"] = torch.ones_like(p, dtype=torch.bool) if mask is None else mask
+        return entry
+
+    def _starts(self) -> dict[Tensor, Entry]:
+        """The weights that later rounds go back to; as they are now, where they are not kept yet."""
+        rounds, result = self.training.rounds, defaultdict[Tensor, Entry](dict)
+        if rounds is not None and self.method.mask.keep_at(self.training.steps) is not None:
+            for p, name, held in everything(self.weights, self.base):
+                key = KEPT + name
+                result[p][key] = self.weights.state(p)[key] if rounds.integrals else held.detach().clone()
+        return result
+
+    def _summary(self, index: int, fresh: list[list[Any]]) -> Entry:
+        """What a group carries beside torch's options; the first one carries what belongs to all."""
+        training, decay = self.training, self.training.decay
+        own: Entry = {
+            "version": VERSION,
+            "decay_integral": decay.integrals[index],
+            "decay_increment": decay.increments[index],
+            "inner": [_plain_options(group) for link, group in self.base.groups if link.group == index],
+            "fresh": fresh,
+        }
+        if index:
+            return own
+        if training.rounds is not None:
+            own["rounds"] = {
+                "rates": pack(training.rounds.rates),
+                "integrals": training.rounds.integrals,
+                "decay_state": training.rounds.decay_state,
+            }
+        return {
+            **own,
+            "method": describe(self.method),
+            "base": type(self.base.torch).__name__,
+            "steps": training.steps,
+            "weights": {name: list(x.shape) for name, x in self.weights.items()},
+            "step": training.step,
+            "skipped_steps": training.settle_count(),
+            "finalized": training.finalized,
+            "decay_state": decay.state,
+            "masked": self.weights.masked,
+        }
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def read(self, state_dict: dict[str, Any], groups: Sequence[Group]) -> None:
+        """Put what :meth:`write` gave back; nothing changes unless all of it fits.
+
+        Raises:
+            ValueError: it is of something else, or not whole.
+        """
+        summaries = _summaries(state_dict, groups)
+        self._check_same(summaries[0])
+        saved = _Saved.open(state_dict, groups, summaries)
+        self._check_whole(saved)
+        for group, new in zip(groups, state_dict["param_groups"], strict=True):
+            group.update({key: value for key, value in new.items() if key not in ("params", GROUP_KEY)})
+        for x in self.weights.values():
+            self._read_weight(x, saved.entries[x], masked=saved.masked)
+        self._read_training(saved)
+        for p, entry in saved.entries.items():
+            for key in [key for key in self.weights.state(p) if key.startswith(KEPT)]:
+                del self.weights.state(p)[key]
+            if self.training.rounds is not None and self.training.rounds.integrals:
+                kept = {key: value for key, value in entry.items() if key.startswith(KEPT)}
+                self.weights.state(p).update({key: v.to(p.device, copy=True) for key, v in kept.items()})
+        self.base.link(groups, self.weights)  # at the rates of the saved run, not of this model's fresh weights
+        self._read_base(saved)
+
+    def _check_same(self, saved: Entry) -> None:
+        method = parse_repr(saved["method"]) if isinstance(saved["method"], str) else saved["method"]
+        found = differences(method, self.method)
+        if found:
+            raise ValueError(f"the state dict was saved with another method: {'; '.join(found)}")
+        own = {"base": type(self.base.torch).__name__, "steps": self.training.steps}
+        for key, what in (("base", "base optimizer"), ("steps", "steps")):
+            if saved[key] != own[key]:
+                raise ValueError(f"the state dict was saved with {what} {saved[key]}, this optimizer has {own[key]}")
+        shapes = {name: list(x.shape) for name, x in self.weights.items()}
+        for name in {**saved["weights"], **shapes}:
+            before, now = saved["weights"].get(name), shapes.get(name)
+            if before != now:
+                raise ValueError(
+                    f"the state dict is of another model: {name!r} was {before or 'not sparsified'} there "
+                    f"and is {now or 'not sparsified'} here"
+                )
+
+    def _check_whole(self, saved: _Saved) -> None:
+        """Refuse a state from which something was lost on its way."""
+        needed = ["rate", "negative_start"]
+        if saved.masked or self._must_be_masked(saved.first):
+            needed.append("mask")
+        for name, x in self.weights.items():
+            own, entry = self.weights.latents_of(x), saved.entries[x]
+            for key in (*own, *needed):
+                if key not in entry:
+                    raise ValueError(f"the state dict has no {key!r} for {name!r}: it is not whole")
+            for key, latent in own.items():
+                shape, here = tuple(entry[key].shape), tuple(latent.shape)
+                if shape != here:
+                    raise ValueError(f"{key!r} of {name!r} has shape {shape} in the state dict and {here} here")
+        if saved.first["version"] > 1:
+            for p, entry in saved.entries.items():
+                for prefix, _ in self._held(p):
+                    if not saved.is_fresh(p, prefix) and not self._base_entry(p, prefix, entry):
+                        raise ValueError(
+                            f"the state dict has no state of the base optimizer for a parameter of shape "
+                            f"{tuple(p.shape)}: it is not whole"
+                        )
+
+    def _must_be_masked(self, saved: Entry) -> bool:
+        """Whether a training that has come this far has masks, whatever the state dict says."""
+        if saved["finalized"]:
+            return self.method.sparsity > 0
+        clocks = (Clock(step, saved["steps"]) for step in range(saved["step"] + 1))
+        return not self.weights.geometry.sparsifies and any(
+            self.method.mask.sparsity_at(clock) is not None for clock in clocks
+        )
+
+    def _read_weight(self, x: Tensor, entry: Entry, *, masked: bool) -> None:
+        state = self.weights.state(x)
+        for key, latent in self.weights.latents_of(x).items():
+            latent.copy_(entry[key])
+        state["rate"] = float(entry["rate"])
+        state["signs"] = pack_signs(-entry["negative_start"].to(device=x.device, dtype=torch.float32))
+        for key in ("mask", "score"):
+            state.pop(key, None)
+        if masked:
+            state["mask"] = entry["mask"].to(device=x.device, dtype=torch.bool, copy=True)
+        if "score" in entry:
+            state["score"] = entry["score"].to(device=x.device, copy=True)
+
+    def _read_training(self, saved: _Saved) -> None:
+        training, first = self.training, saved.first
+        training.step, training.finalized = first["step"], first["finalized"]
+        training.skipped, training.skipped_in_a_row, training.on_device = first["skipped_steps"], 0, None
+        training.decay.state = dict(first["decay_state"])
+        training.decay.integrals = [summary["decay_integral"] for summary in saved.summaries]
+        training.decay.increments = [summary.get("decay_increment", 0.0) for summary in saved.summaries]
+        if training.rounds is not None:
+            rounds = first["rounds"]
+            training.rounds = Rounds(unpack(rounds["rates"]), list(rounds["integrals"]), dict(rounds["decay_state"]))
+
+    def _read_base(self, saved: _Saved) -> None:
+        position = {held: index for index, held in enumerate(h for _, g in self.base.groups for h in g["params"])}
+        state: dict[int, Entry] = {}
+        for p, entry in saved.entries.items():
+            for prefix, held in self._held(p):
+                inner = self._base_entry(p, prefix, entry)
+                if inner and not saved.is_fresh(p, prefix):
+                    state[position[held]] = inner
+        groups = self.base.torch.state_dict()["param_groups"]
+        self.base.torch.load_state_dict({"state": state, "param_groups": groups})
+        for index, summary in enumerate(saved.summaries):
+            own = [group for link, group in self.base.groups if link.group == index]
+            for group, options in zip(own, summary.get("inner", []), strict=False):
+                now = _plain_options(group)
+                for key, value in options.items():
+                    if key not in now or now[key] != value:
+                        group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
+
+    def _base_entry(self, p: Tensor, prefix: str, entry: Entry) -> Entry:
+        """What a parameter's entry has of the base optimizer, for the latent of that prefix or for itself."""
+        geometry = self.weights.geometry
+        own = {*geometry.latents, *geometry.constants, "rate", "negative_start", "mask", "score"}
+        if not self.weights.holds(p):
+            own = {STATELESS}
+        foreign = {key: value for key, value in entry.items() if key not in own and not key.startswith(KEPT)}
+        return {key[len(prefix) :]: value for key, value in foreign.items() if key.startswith(prefix)}
+
+    def _held(self, p: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """What the base optimizer holds for the model's parameter: its latents, each with a prefix, or itself."""
+        for name, held in self.weights.trained(p):
+            yield f"{name}." if name else "", held
 
 
-def read_state(optimizer: SparseOptimizer, state_dict: dict[str, Any]) -> None:
-    """Put what :func:`write_state` gave back into ``optimizer``; nothing changes unless all of it fits."""
-    groups = state_dict["param_groups"]
-    if not groups or GROUP_KEY not in groups[0]:
+@dataclass(frozen=True)
+class _Saved:
+    """A state dict, opened.
+
+    Attributes:
+        summaries: what :data:`GROUP_KEY` holds of each group.
+        entries: what it has of each parameter of this model.
+        fresh: (parameter, prefix) of what the base optimizer had not stepped yet.
+        masked: whether there were masks.
+    """
+
+    summaries: list[Entry]
+    entries: dict[Tensor, Entry]
+    fresh: set[tuple[Tensor, str]] = field(default_factory=set)
+    masked: bool = False
+
+    @classmethod
+    def open(cls, state_dict: dict[str, Any], groups: Sequence[Group], summaries: list[Entry]) -> _Saved:
+        """Find out whose each entry is."""
+        saved = state_dict["param_groups"]
+        params = [p for group in groups for p in group["params"]]
+        indices = [index for group in saved for index in group["params"]]
+        if len(params) != len(indices):
+            raise ValueError(f"the state dict holds {len(indices)} parameters, this optimizer {len(params)}")
+        entries = {p: state_dict["state"].get(index, {}) for p, index in zip(params, indices, strict=True)}
+        fresh = {
+            (group["params"][position], prefix)
+            for group, summary in zip(groups, summaries, strict=True)
+            for position, prefix in summary.get("fresh", [])
+        }
+        held = any("mask" in entry for entry in entries.values())  # version 1 had masks only once there were any
+        return cls(summaries, entries, fresh, summaries[0].get("masked", held))
+
+    @property
+    def first(self) -> Entry:
+        """The summary that has what belongs to all."""
+        return self.summaries[0]
+
+    def is_fresh(self, p: Tensor, prefix: str) -> bool:
+        """Whether the base optimizer had not stepped this yet."""
+        return (p, prefix) in self.fresh
+
+
+def _summaries(state_dict: dict[str, Any], groups: Sequence[Group]) -> list[Entry]:
+    """What :data:`GROUP_KEY` holds of each group; a ValueError where this is no state dict of ours."""
+    saved = state_dict["param_groups"]
+    if not saved or GROUP_KEY not in saved[0]:
         raise ValueError(
             "this state dict was not saved by a SparseOptimizer; load it before mm.sparsify wraps the base"
         )
-    if len(groups) != len(optimizer.param_groups):
+    if len(saved) != len(groups):
+        raise ValueError(f"the state dict has {len(saved)} parameter groups, this optimizer {len(groups)}")
+    summaries: list[Entry] = [json.loads(group[GROUP_KEY]) for group in saved]
+    if summaries[0]["version"] not in range(1, VERSION + 1):
         raise ValueError(
-            f"the state dict has {len(groups)} parameter groups, this optimizer {len(optimizer.param_groups)}"
+            f"the state dict was saved with format {summaries[0]['version']}, this version of mirrormask reads up to "
+            f"{VERSION}; go on with the one that saved it"
         )
-    saved = [json.loads(group[GROUP_KEY]) for group in groups]
-    _check_same(saved[0], _summary(optimizer, 0))
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    indices = [index for group in groups for index in group["params"]]
-    if len(params) != len(indices):
-        raise ValueError(f"the state dict holds {len(indices)} parameters, this optimizer {len(params)}")
-    entries = {p: state_dict["state"].get(index, {}) for p, index in zip(params, indices, strict=True)}
-    _check_shapes(optimizer, entries)
-
-    for group, new in zip(optimizer.param_groups, groups, strict=True):
-        group.update({key: value for key, value in new.items() if key not in ("params", GROUP_KEY)})
-    _read_tensors(optimizer, entries)
-    first = saved[0]
-    optimizer.step_count = first["step"]
-    optimizer.skipped_steps = first["skipped_steps"]
-    optimizer.finalized = first["finalized"]
-    optimizer.decay_state = dict(first["decay_state"])
-    optimizer.decay_integrals = [summary["decay_integral"] for summary in saved]
-    if optimizer.rounds is not None:
-        rounds = first["rounds"]
-        optimizer.rounds = Rounds()
-        optimizer.rounds.rates = unpack(rounds["rates"])
-        optimizer.rounds.integrals = list(rounds["integrals"])
-        optimizer.rounds.decay_state = dict(rounds["decay_state"])
+    return summaries
 
 
-def _summary(optimizer: SparseOptimizer, index: int) -> dict[str, Any]:
-    """What a group carries beside torch's options; the first one carries what belongs to all."""
-    own: dict[str, Any] = {"version": VERSION, "decay_integral": optimizer.decay_integrals[index]}
-    if index:
-        return own
-    rounds = optimizer.rounds
-    if rounds is not None:
-        own["rounds"] = {
-            "rates": pack(rounds.rates),
-            "integrals": rounds.integrals,
-            "decay_state": rounds.decay_state,
-        }
+def _plain_options(group: Group) -> Entry:
+    """The options of a group that JSON keeps: a base's counters and rates are among them."""
     return {
-        **own,
-        "method": repr(optimizer.method),
-        "base": type(optimizer.base).__name__,
-        "steps": optimizer.steps,
-        "weights": {name: list(x.shape) for name, x in optimizer.weights.items()},
-        "step": optimizer.step_count,
-        "skipped_steps": optimizer.skipped_steps,
-        "finalized": optimizer.finalized,
-        "decay_state": optimizer.decay_state,
+        key: _listed(value) for key, value in group.items() if key not in ("params", "param_names") and _fits(value)
     }
 
 
-def _check_same(saved: dict[str, Any], own: dict[str, Any]) -> None:
-    for key, what in (("version", "format"), ("method", "method"), ("base", "base optimizer"), ("steps", "steps")):
-        if saved[key] != own[key]:
-            raise ValueError(f"the state dict was saved with {what} {saved[key]}, this optimizer has {own[key]}")
-    for name in {**saved["weights"], **own["weights"]}:
-        before, now = saved["weights"].get(name), own["weights"].get(name)
-        if before != now:
-            raise ValueError(
-                f"the state dict is of another model: {name!r} was {before or 'not sparsified'} there "
-                f"and is {now or 'not sparsified'} here"
-            )
+def _fits(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_fits, value))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
-def _check_shapes(optimizer: SparseOptimizer, entries: dict[Tensor, dict[str, Any]]) -> None:
-    for name, x in optimizer.weights.items():
-        own_names = optimizer.latents_of(x)
-        for key in (*own_names, "rate", "negative_start"):
-            if key not in entries[x]:
-                raise ValueError(f"the state dict has no {key!r} for {name!r}: it is not whole")
-        for key in own_names:
-            shape, own = tuple(entries[x][key].shape), tuple(optimizer.state[x][key].shape)
-            if shape != own:
-                raise ValueError(f"{key!r} of {name!r} has shape {shape} in the state dict and {own} here")
-
-
-def _read_tensors(optimizer: SparseOptimizer, entries: dict[Tensor, dict[str, Any]]) -> None:
-    geometry = optimizer.method.geometry
-    own_keys = {*geometry.latents, *geometry.constants, "rate", "negative_start", "mask", "score"}
-    for p, entry in entries.items():
-        kept = {key: value for key, value in entry.items() if key.startswith(KEPT)}
-        if kept:
-            optimizer.state[p].update({key: value.to(p.device, copy=True) for key, value in kept.items()})
-        if optimizer.is_sparsified(p):
-            state = optimizer.state[p]
-            for key in optimizer.latents_of(p):
-                state[key].copy_(entry[key])
-            state["rate"] = float(entry["rate"])
-            for key in ("negative_start", "mask"):
-                state.pop(key, None)
-                if key in entry:
-                    state[key] = entry[key].to(device=p.device, dtype=torch.bool, copy=True)
-            state.pop("score", None)
-            if "score" in entry:
-                state["score"] = entry["score"].to(device=p.device, copy=True)
-    link(optimizer)  # the rates of the saved run, not of this model's fresh weights
-    held_now = [held for group in optimizer.base.param_groups for held in group["params"]]
-    position = {id(held): index for index, held in enumerate(held_now)}
-    base_state: dict[int, dict[str, Any]] = {}
-    for p, entry in entries.items():
-        own = own_keys if optimizer.is_sparsified(p) else set()
-        foreign = {key: value for key, value in entry.items() if key not in own and not key.startswith(KEPT)}
-        for prefix, held in _held(optimizer, p):
-            inner = {key[len(prefix) :]: value for key, value in foreign.items() if key.startswith(prefix)}
-            if inner:
-                base_state[position[id(held)]] = inner
-    groups = optimizer.base.state_dict()["param_groups"]
-    optimizer.base.load_state_dict({"state": base_state, "param_groups": groups})
-
-
-def _held(optimizer: SparseOptimizer, p: Tensor) -> list[tuple[str, Tensor]]:
-    """What the base optimizer holds for the model's parameter ``p``: its latents, each with a prefix, or itself."""
-    names = optimizer.method.geometry.latents if optimizer.is_sparsified(p) else ()
-    return [(f"{name}.", optimizer.state[p][name]) for name in names] or [("", p)]
+def _listed(value: Any) -> Any:
+    return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -63,7 +63,7 @@ class Distributions:
         """Call when training is over, before ``finalize``, which settles the latents."""
         for name, x in self.optimizer.weights.items():
             imbalance = self._imbalance(x)
-            mask = self.optimizer.state[x].get("mask")
+            mask = self.optimizer.weights.mask_of(x)
             alive = imbalance if imbalance is None or mask is None else imbalance[mask]
             self.layers[name] |= {
                 "trained": histogram(x),
@@ -80,7 +80,7 @@ class Distributions:
 
     def _imbalance(self, x: Tensor) -> Tensor | None:
         """``m² - w²`` of one weight tensor; None where the geometry is not that of two factors."""
-        latents = self.optimizer.latents_of(x)
+        latents = self.optimizer.weights.latents_of(x)
         if set(latents) != {"m", "w"}:
             # Mirror descent takes the same flow without the factors: there it is 2a.
             scale = self.optimizer.method.geometry.scale(latents)

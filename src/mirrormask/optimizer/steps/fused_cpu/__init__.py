@@ -5,7 +5,6 @@ They are generated with llvmlite and serve SGD without dampening on float32 weig
 whose updates are in this folder; everything else takes the path that always works.
 """
 
-from mirrormask.optimizer.steps.fused_cpu.step import FusedStep
-from mirrormask.optimizer.steps.fused_cpu.update import SNAP, STATE_SNAP
+from mirrormask.optimizer.steps.fused_cpu.step import FusedCPU
 
-__all__ = ["SNAP", "STATE_SNAP", "FusedStep"]
+__all__ = ["FusedCPU"]

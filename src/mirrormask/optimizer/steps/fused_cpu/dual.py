@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar, cast
 
 from torch import Tensor
 
 from mirrormask.geometry import Geometry, MirrorDescent
-from mirrormask.optimizer.steps.fused_cpu.update import STATE_SNAP, Update, float_literal, load_lines
-
-if TYPE_CHECKING:
-    from mirrormask.optimizer.sparse_optimizer import SparseOptimizer
-    from mirrormask.optimizer.steps.fused_cpu.table import Table
+from mirrormask.optimizer.base_optimizer import BaseOptimizer
+from mirrormask.optimizer.steps.base import Now
+from mirrormask.optimizer.steps.fused_cpu.update import Rows, Update, float_literal, load_lines
+from mirrormask.optimizer.weights import STATE_SNAP, SparseWeights
 
 __all__ = ["Dual"]
 
@@ -86,10 +85,9 @@ class Dual(Update):
     numbers: ClassVar[tuple[str, ...]] = ("half", "clip")
     latents: ClassVar[tuple[str, ...]] = ("u",)
 
-    def masks(self, optimizer: SparseOptimizer) -> list[Tensor] | None:
+    def masks(self, weights: SparseWeights) -> list[Tensor] | None:
         """The masks, once there are any: a weight at zero does not stay there by itself."""
-        masks = [optimizer.state[x].get("mask") for x in optimizer.weights.values()]
-        found = [mask for mask in masks if mask is not None]
+        found = [mask for mask in map(weights.mask_of, weights.values()) if mask is not None]
         return found or None
 
     def body(self, *, nesterov: bool, masked: bool) -> str:
@@ -114,13 +112,13 @@ class Dual(Update):
             lines.append(f"  {value} = call float @llvm.fma.f32({terms})")
         return value
 
-    def fill(self, table: Table, optimizer: SparseOptimizer) -> list[list[float]]:
+    def fill(self, rows: Rows, weights: SparseWeights, base: BaseOptimizer, now: Now) -> list[list[float]]:
         """The decay of this step, then ``half = a / 2`` and ``clip``."""
-        geometry = cast("MirrorDescent", optimizer.method.geometry)
-        scales = [optimizer.state[x]["a"] for x in table.parameters]
-        for group, increment in enumerate(optimizer.increments):
+        geometry = cast("MirrorDescent", weights.geometry)
+        scales = [weights.state(x)["a"] for x in rows.parameters]
+        for group, increment in enumerate(now.increments):
             if increment:
-                chosen = [scale for scale, of in zip(scales, table.groups, strict=True) if of == group]
-                geometry.shrink({"a": chosen}, 1 - 2 * increment)
+                chosen = [scale for scale, of in zip(scales, rows.groups, strict=True) if of == group]
+                geometry.shrink({"a": chosen}, now.keep(group))
         clip = math.inf if geometry.clip is None else geometry.clip
         return [[scale.item() / 2 for scale in scales], [clip] * len(scales)]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from mirrormask.geometry import Euclidean
-from mirrormask.optimizer.steps.fused_cpu.update import Update, load_lines
-
-if TYPE_CHECKING:
-    from mirrormask.optimizer.sparse_optimizer import SparseOptimizer
-    from mirrormask.optimizer.steps.fused_cpu.table import Table
+from mirrormask.optimizer.base_optimizer import BaseOptimizer
+from mirrormask.optimizer.steps.base import Now
+from mirrormask.optimizer.steps.fused_cpu.update import Rows, Update, load_lines
+from mirrormask.optimizer.weights import SparseWeights
 
 __all__ = ["Plain"]
 
@@ -43,6 +42,6 @@ class Plain(Update):
         lines = load_lines({"x": "x", "g": "grad", "b": "bx"})
         return "\n".join([*lines, STEP.format(update="%n" if nesterov else "%b.1")])
 
-    def fill(self, table: Table, optimizer: SparseOptimizer) -> list[list[float]]:
+    def fill(self, rows: Rows, weights: SparseWeights, base: BaseOptimizer, now: Now) -> list[list[float]]:
         """``weight_decay``."""
-        return [[float(optimizer.param_groups[group]["weight_decay"]) for group in table.groups]]
+        return [[float(base.options(group)["weight_decay"]) for group in rows.groups]]

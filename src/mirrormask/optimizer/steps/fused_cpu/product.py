@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from mirrormask.geometry import Geometry, Hadamard
-from mirrormask.optimizer.steps.fused_cpu.update import SNAP, STATE_SNAP, Update, float_literal, load_lines
-
-if TYPE_CHECKING:
-    from mirrormask.optimizer.sparse_optimizer import SparseOptimizer
-    from mirrormask.optimizer.steps.fused_cpu.table import Table
+from mirrormask.optimizer.base_optimizer import BaseOptimizer
+from mirrormask.optimizer.steps.base import Now
+from mirrormask.optimizer.steps.fused_cpu.update import Rows, Update, float_literal, load_lines
+from mirrormask.optimizer.weights import SNAP, STATE_SNAP, SparseWeights
 
 __all__ = ["Product"]
 
@@ -73,11 +72,7 @@ class Product(Update):
         lines += ["  %x.1 = fmul float %m.2, %w.2", "  store float %x.1, ptr %x.p"]
         return "\n".join(lines)
 
-    def fill(self, table: Table, optimizer: SparseOptimizer) -> list[list[float]]:
+    def fill(self, rows: Rows, weights: SparseWeights, base: BaseOptimizer, now: Now) -> list[list[float]]:
         """``keep`` and ``coupled``."""
-        increments = optimizer.increments
-        if not optimizer.method.decay.coupled:
-            return [[1 - 2 * increments[group] for group in table.groups], [0.0] * len(table.groups)]
-        lrs = [float(group["lr"]) for group in optimizer.param_groups]
-        coupled = [2 * increment / lr if lr > 0 else 0.0 for increment, lr in zip(increments, lrs, strict=True)]
-        return [[1.0] * len(table.groups), [coupled[group] for group in table.groups]]
+        coupled = [2 * now.alpha(group) if now.coupled else 0.0 for group in rows.groups]
+        return [[now.keep(group) for group in rows.groups], coupled]

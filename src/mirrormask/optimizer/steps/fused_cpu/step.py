@@ -1,121 +1,106 @@
-"""The fused step of a SparseOptimizer: whether it may serve, and which update steps which parameters."""
+"""The fused step: whether it may serve, and which update steps which parameters."""
 
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from mirrormask.optimizer.base_optimizer import step_plain_parameters
+from mirrormask.methods import Method
+from mirrormask.optimizer.base_optimizer import BaseOptimizer
+from mirrormask.optimizer.steps.base import Now, Step, all_finite
 from mirrormask.optimizer.steps.fused_cpu.dual import Dual
 from mirrormask.optimizer.steps.fused_cpu.plain import Plain
 from mirrormask.optimizer.steps.fused_cpu.product import Product
 from mirrormask.optimizer.steps.fused_cpu.table import Table
 from mirrormask.optimizer.steps.fused_cpu.update import Update
+from mirrormask.optimizer.weights import SparseWeights
 
-if TYPE_CHECKING:
-    from mirrormask.optimizer.sparse_optimizer import SparseOptimizer
-
-__all__ = ["FusedStep"]
+__all__ = ["FusedCPU"]
 
 #: The updates of sparsifiable weights that there are.
 UPDATES: tuple[Update, ...] = (Product(), Dual())
 PLAIN = Plain()
 
 
-class FusedStep:
-    """The fused step of one SparseOptimizer: :meth:`prepare`, :meth:`finite`, :meth:`step`, in this order."""
+class FusedCPU(Step):
+    """SGD without dampening on float32 weights in CPU memory, in the geometries of :data:`UPDATES`, in one loop."""
 
-    def __init__(self, optimizer: SparseOptimizer) -> None:
-        self._optimizer = optimizer
-        self._weights = list(optimizer.weights.values())
-        geometry = optimizer.method.geometry
-        self._update = next((update for update in UPDATES if update.serves(geometry)), None)
+    def __init__(self, method: Method, weights: SparseWeights, base: BaseOptimizer) -> None:
+        super().__init__(method, weights, base)
+        self._update = next((update for update in UPDATES if update.serves(weights.geometry)), None)
         self._possible = self._can_serve()
-        chosen = {id(x) for x in self._weights}
-        self._others = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in chosen]
-        self._others_are_plain = all(map(_is_plain, self._others))
         self._table: Table | None = None
         self._plain: Table | None = None  # of the other parameters that have gradients
 
     def _can_serve(self) -> bool:
         """What cannot change between steps: the kinds of base and geometry, devices, dtypes and layouts."""
-        optimizer = self._optimizer
-        if (
-            type(optimizer.base) is not torch.optim.SGD
-            or self._update is None
-            or optimizer.method.correction is not None
-        ):
+        if type(self.base.torch) is not torch.optim.SGD or self._update is None or self.method.correction is not None:
             return False
         if importlib.util.find_spec("llvmlite") is None:
             return False
         return all(
             _is_plain(tensor) and tensor.stride() == x.stride()
-            for x in self._weights
-            for tensor in (x, *(optimizer.state[x][name] for name in self._update.latents))
+            for x in self.weights.values()
+            for tensor in (x, *(self.weights.state(x)[name] for name in self._update.latents))
         )
 
-    def prepare(self) -> bool:
-        """Whether the options and gradients allow this step; nothing that is trained changes here."""
-        optimizer = self._optimizer
-        if not self._possible or self._update is None:
+    def ready(self, now: Now) -> bool:
+        """Whether the options and gradients allow this step."""
+        if not self._possible or self._update is None or self.base.has_hooks:
             return False
-        groups = optimizer.param_groups
-        nesterov = groups[0]["nesterov"]
+        options = [self.base.options(group) for group in range(len(now.lrs))]
         if any(
-            group["dampening"] or group["maximize"] or group["differentiable"] or group["nesterov"] != nesterov
-            for group in groups
+            group["dampening"] or group["maximize"] or group["differentiable"] or group["nesterov"] != self._nesterov
+            for group in options
         ):
             return False
-        masks = self._update.masks(optimizer)
-        if masks is not None and [mask.stride() for mask in masks] != [x.stride() for x in self._weights]:
+        own = list(self.weights.values())
+        masks = self._update.masks(self.weights)
+        if masks is not None and [mask.stride() for mask in masks] != [x.stride() for x in own]:
             return False
-        if self._table is None or not self._table.fits(self._weights):
-            self._table = Table(self._update, optimizer, self._weights)
+        if self._table is None or not self._table.fits(own):
+            self._table = Table(self._update, self.weights, self.base, own)
         if not self._table.take_gradients():
             return False
-        self._prepare_plain()
+        self._ready_plain(all(group["momentum"] for group in options))
         return True
 
-    def _prepare_plain(self) -> None:
+    def _ready_plain(self, momentum: bool) -> None:
         """Set up the table of the other parameters; none where the base optimizer must step them itself."""
-        live = [p for p in self._others if p.grad is not None] if self._others_are_plain else []
-        base = self._optimizer.base
-        hooks = base._optimizer_step_pre_hooks or base._optimizer_step_post_hooks
-        if not live or hooks or not all(group["momentum"] for group in self._optimizer.param_groups):
+        others = self.base.plain
+        live = [p for p in others if p.grad is not None]
+        if not live or not momentum or not all(map(_is_plain, others)):
             self._plain = None
             return
         if self._plain is None or not self._plain.fits(live):
-            self._plain = Table(PLAIN, self._optimizer, live)
+            self._plain = Table(PLAIN, self.weights, self.base, live)
         if not self._plain.take_gradients():
             self._plain = None
 
     @property
     def _nesterov(self) -> bool:
-        return bool(self._optimizer.param_groups[0]["nesterov"])
+        return bool(self.base.options(0)["nesterov"])
 
-    def finite(self) -> bool:
-        """Whether all gradients are finite, as :func:`mirrormask.optimizer.steps.any_base.keep_finite` says it."""
-        from mirrormask.optimizer.steps.any_base import keep_finite
-
+    def finite(self) -> bool | Tensor:
+        """Whether all gradients are finite; torch's sums, where the loops do not serve."""
         assert self._table is not None
         if not self._table.finite(nesterov=self._nesterov):
             return False
         if self._plain is not None:
             return self._plain.finite(nesterov=self._nesterov)
-        return keep_finite([p.grad for p in self._others if p.grad is not None])
+        return all_finite([p.grad for p in self.base.plain if p.grad is not None])
 
-    def step(self) -> None:
+    def run(self, now: Now) -> None:
         """One whole step."""
         assert self._table is not None
         assert self._update is not None
-        self._table.step(nesterov=self._nesterov, masks=self._update.masks(self._optimizer))
+        self._table.step(now, nesterov=self._nesterov, masks=self._update.masks(self.weights))
         if self._plain is not None:
-            self._plain.step(nesterov=self._nesterov, masks=None)
+            self._plain.step(now, nesterov=self._nesterov, masks=None)
         else:
-            step_plain_parameters(self._optimizer)
+            self.base.step_plain()
 
 
 def _is_plain(tensor: Tensor) -> bool:

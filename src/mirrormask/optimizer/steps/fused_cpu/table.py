@@ -9,17 +9,17 @@ import operator
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mirrormask.machine.jit import host_engine
 from mirrormask.machine.openmp import openmp
-from mirrormask.optimizer.steps.fused_cpu.update import Update
-
-if TYPE_CHECKING:
-    from mirrormask.optimizer.sparse_optimizer import SparseOptimizer
+from mirrormask.optimizer.base_optimizer import BaseOptimizer
+from mirrormask.optimizer.steps.base import Now
+from mirrormask.optimizer.steps.fused_cpu.update import Rows, Update
+from mirrormask.optimizer.weights import SparseWeights
 
 __all__ = ["Table"]
 
@@ -74,15 +74,16 @@ class Table:
         groups: the parameter group of each.
     """
 
-    def __init__(self, update: Update, optimizer: SparseOptimizer, parameters: Sequence[Tensor]) -> None:
+    def __init__(
+        self, update: Update, weights: SparseWeights, base: BaseOptimizer, parameters: Sequence[Tensor]
+    ) -> None:
         self.update = update
         self.parameters = list(parameters)
-        group_of = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
-        self.groups = [group_of[p] for p in self.parameters]
-        self._optimizer = optimizer
+        self.groups = [base.group_of[p] for p in self.parameters]
+        self._weights, self._base = weights, base
         self._threads = torch.get_num_threads()
         self._places = [p.data_ptr() for p in self.parameters]
-        self._rates = [float(optimizer.state.get(p, {}).get("rate", 1.0)) for p in self.parameters]
+        self._rates = [float(weights.state(p)["rate"]) if weights.holds(p) else 1.0 for p in self.parameters]
         size, numbers = len(self.parameters), len(update.numbers) + 2
         pieces, starts = self._cut()
         self._pieces = _integers(itertools.chain.from_iterable(pieces))
@@ -91,7 +92,7 @@ class Table:
         self._numbers = (ctypes.c_float * (numbers * size))()
         self._bad = (ctypes.c_int32 * len(pieces))()
         self._column, self._row = struct.Struct(f"{size}q"), struct.Struct(f"{numbers * size}f")
-        for field, tensors in update.tensors(optimizer, self.parameters).items():
+        for field, tensors in update.tensors(self.parameters, weights, base).items():
             self._point(field, tensors)
         team = openmp()
         self._task = _integers(
@@ -130,14 +131,15 @@ class Table:
         self._run(_kernel(self.update, nesterov, False).check)
         return not any(self._bad)
 
-    def step(self, *, nesterov: bool, masks: list[Tensor] | None) -> None:
+    def step(self, now: Now, *, nesterov: bool, masks: list[Tensor] | None) -> None:
         """One step of all parameters."""
         if masks is not None:
             self._point("mask", masks)
-        options = [(float(group["lr"]), float(group["momentum"])) for group in self._optimizer.param_groups]
-        lrs = [options[group][0] * rate for group, rate in zip(self.groups, self._rates, strict=True)]
-        momenta = [options[group][1] for group in self.groups]
-        numbers = itertools.chain(lrs, momenta, *self.update.fill(self, self._optimizer))
+        lrs = [now.lrs[group] * rate for group, rate in zip(self.groups, self._rates, strict=True)]
+        by_group = [float(self._base.options(group)["momentum"]) for group in range(len(now.lrs))]
+        momenta = [by_group[group] for group in self.groups]
+        rows = Rows(self.parameters, self.groups)
+        numbers = itertools.chain(lrs, momenta, *self.update.fill(rows, self._weights, self._base, now))
         self._row.pack_into(self._numbers, 0, *numbers)
         self._run(_kernel(self.update, nesterov, masks is not None).step)
 

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from mirrormask.geometry import Geometry
 from mirrormask.geometry.base import steps_like
+from mirrormask.optimizer.base_optimizer import BaseOptimizer
+from mirrormask.optimizer.steps.base import Now
 from mirrormask.optimizer.steps.fused_cpu.team import TEAM
-from mirrormask.optimizer.steps.momentum_sgd import momentum_buffer
+from mirrormask.optimizer.weights import SparseWeights
 
-if TYPE_CHECKING:
-    from mirrormask.optimizer.sparse_optimizer import SparseOptimizer
-    from mirrormask.optimizer.steps.fused_cpu.table import Table
-
-__all__ = ["SNAP", "STATE_SNAP", "Update", "float_literal", "load_lines"]
-
-#: Latents below this are set to zero, so that no product of two of them, and no weight, is a denormal number (which
-#: a processor computes up to a hundred times slower): x = m w stays at or above 2**-126, the least normal float32.
-SNAP = 2.0**-63
-#: State of the base optimizer (momentum, say) below this is set to zero: it could not move a latent any more.
-STATE_SNAP = 2.0**-100
+__all__ = ["Rows", "Update", "float_literal", "load_lines"]
 
 #: The loop over one piece. No two of its arrays overlap (noalias), so LLVM turns it into vector code by itself.
 PIECE = """
@@ -120,6 +113,13 @@ NUMBER = """
   %{field} = load float, ptr %{field}.p"""
 
 
+class Rows(NamedTuple):
+    """What an update steps: parameters of the model, and the parameter group of each."""
+
+    parameters: Sequence[Tensor]
+    groups: Sequence[int]
+
+
 class Update(ABC):
     """The update of one geometry under SGD: its arrays, its numbers and its loop body."""
 
@@ -143,20 +143,20 @@ class Update(ABC):
         """The IR that updates element ``%i``."""
 
     @abstractmethod
-    def fill(self, table: Table, optimizer: SparseOptimizer) -> list[list[float]]:
-        """:attr:`numbers` for this step, each with one value a parameter of the table."""
+    def fill(self, rows: Rows, weights: SparseWeights, base: BaseOptimizer, now: Now) -> list[list[float]]:
+        """:attr:`numbers` for this step, each with one value a parameter."""
 
-    def masks(self, optimizer: SparseOptimizer) -> list[Tensor] | None:
+    def masks(self, weights: SparseWeights) -> list[Tensor] | None:
         """The masks that the loop must apply, one a weight; None for none."""
         return None
 
-    def tensors(self, optimizer: SparseOptimizer, parameters: list[Tensor]) -> dict[str, list[Tensor]]:
+    def tensors(self, parameters: list[Tensor], weights: SparseWeights, base: BaseOptimizer) -> dict[str, list[Tensor]]:
         """The arrays that stay where they are between steps, each with a tensor for each of the parameters."""
         found = {"x": parameters}
         for name in self.latents or ("x",):
-            held = [optimizer.state[p][name] for p in parameters] if self.latents else parameters
+            held = [weights.state(p)[name] for p in parameters] if self.latents else parameters
             found[name] = held
-            found["b" + name] = [momentum_buffer(optimizer, tensor) for tensor in held]
+            found["b" + name] = [base.momentum(tensor) for tensor in held]
         return found
 
     @property

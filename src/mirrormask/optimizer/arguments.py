@@ -1,0 +1,96 @@
+"""What can be wrapped, and what is refused before the first step, each with its remedy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from mirrormask.methods import Method
+from mirrormask.optimizer.base_optimizer import Group
+from mirrormask.selection import Weights, select_weights
+
+__all__ = ["check_arguments", "check_group", "held_weights", "unwrapped"]
+
+
+def unwrapped(optimizer: Any) -> tuple[Any, Any]:
+    """The torch optimizer within one that Accelerate has prepared, and that wrapper; otherwise itself, and None."""
+    if any(kind.__name__ == "AcceleratedOptimizer" for kind in type(optimizer).__mro__):
+        return optimizer.optimizer, optimizer
+    return optimizer, None
+
+
+def check_arguments(model: nn.Module, base: Optimizer, method: Method) -> None:
+    """Raise a TypeError or ValueError for what cannot be wrapped."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model={model!r} is a {type(model).__name__}, not an nn.Module")
+    if not isinstance(base, Optimizer):
+        raise TypeError(f"optimizer={base!r} is a {type(base).__name__}, not a torch optimizer")
+    if hasattr(base, "finalize") and hasattr(base, "masks"):
+        raise ValueError("this optimizer is wrapped already; pass the base optimizer, and wrap it once")
+    names = [kind.__name__ for kind in type(base).__mro__]
+    if "LBFGS" in names:
+        raise ValueError("LBFGS evaluates the model inside its step, where latents cannot be pushed; use SGD or Adam")
+    if "SparseAdam" in names:
+        raise ValueError("SparseAdam takes sparse gradients only, and weights to sparsify have dense ones; use Adam")
+    if "ZeroRedundancyOptimizer" in names:
+        raise ValueError(
+            "ZeroRedundancyOptimizer shares parameters out to processes before latents can take their place; pass the "
+            "optimizer that it was to wrap, or shard the model with fully_shard"
+        )
+    if not isinstance(method, Method):
+        raise TypeError(f"method={method!r} is a {type(method).__name__}; pass mm.methods.pilot(sparsity=0.95), say")
+    if getattr(base.step, "_wrapped_by_lr_sched", False):
+        raise ValueError("a scheduler is built on this optimizer already; build it on what mm.sparsify returns")
+    for group in base.param_groups:
+        check_group(group)
+
+
+def check_group(group: Group) -> None:
+    """Refuse options under which a step cannot be what it says."""
+    if group.get("differentiable"):
+        raise ValueError(
+            "differentiable=True: the step is taken on latents and writes the weights in place, which no gradient can "
+            "pass through; leave it out"
+        )
+
+
+def held_weights(model: nn.Module, base: Optimizer, weights: Weights | None) -> dict[str, nn.Parameter]:
+    """The weights to sparsify, by name.
+
+    Raises:
+        ValueError: the base optimizer does not hold one, or one is of a kind that no mask can be put on.
+    """
+    chosen = select_weights(model, weights)
+    held = {id(p) for group in base.param_groups for p in group["params"]}
+    missing = [name for name, p in chosen.items() if id(p) not in held]
+    if missing:
+        raise ValueError(
+            f"the optimizer does not hold {_some(missing)}; build it over model.parameters(), or choose other weights "
+            "with weights="
+        )
+    owners = dict(model.named_modules())
+    for name, p in chosen.items():
+        _check_weight(name, p, owners.get(name.rpartition(".")[0]))
+    return chosen
+
+
+def _check_weight(name: str, p: Tensor, owner: nn.Module | None) -> None:
+    if is_lazy(p):
+        raise ValueError(f"{name!r} has no shape yet (a lazy layer); send one batch through the model first")
+    if p.is_meta:
+        raise ValueError(f"{name!r} is on the meta device and has no values; load the weights first")
+    if p.is_complex():
+        raise ValueError(f"{name!r} is complex, and its zeros are not defined here; leave it out with weights=")
+    if not p.is_floating_point():
+        raise ValueError(f"{name!r} is {p.dtype}, which cannot be trained; leave it out with weights=")
+    if getattr(owner, "sparse", False):
+        raise ValueError(
+            f"{name!r} has sparse gradients; build {type(owner).__name__} with sparse=False, or leave it out"
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -1,0 +1,183 @@
+"""The weights that an optimizer makes sparse: their names, parameters and state, and how one is made of the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mirrormask.geometry import Geometry
+from mirrormask.progress import Clock
+
+__all__ = ["SNAP", "STATE_SNAP", "SparseWeights", "Stateful"]
+
+#: Latents below this are set to zero, so that no product of two of them, and no weight, is a denormal number (which
+#: a processor computes up to a hundred times slower): x = m w stays at or above 2**-126, the least normal float32.
+SNAP = 2.0**-63
+#: State of the base optimizer (momentum, say) below this is set to zero: it could not move a latent any more.
+STATE_SNAP = 2.0**-100
+
+
+class Stateful(Protocol):
+    """What has torch's ``state``: parameter -> its tensors and numbers by name."""
+
+    state: Any
+
+
+class SparseWeights(Mapping[str, nn.Parameter]):
+    """name -> parameter of the weights that may become sparse, with what is kept of each.
+
+    The state of a weight is a dict by name: its latents and constants, ``rate`` (the factor on the learning rate of its
+    latents), ``mask`` once there is one (bool, True where the weight lives), ``score`` where it was measured before the
+    first step, ``signs`` (:func:`pack_signs` of the start).
+
+    Args:
+        named: the weights.
+        geometry: how they move.
+        holder: whose ``state`` they are in. It is looked up at every use: torch exchanges it.
+    """
+
+    def __init__(self, named: Mapping[str, nn.Parameter], geometry: Geometry, holder: Stateful) -> None:
+        self._named = dict(named)
+        self._holder = holder
+        self._seen: list[tuple[int, int]] = []
+        self.geometry = geometry
+
+    def __getitem__(self, name: str) -> nn.Parameter:
+        return self._named[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._named)
+
+    def __len__(self) -> int:
+        return len(self._named)
+
+    # -- what is kept of a weight --------------------------------------------------------------------------------
+
+    def state(self, x: Tensor) -> dict[str, Any]:
+        """What is kept of a weight."""
+        found: dict[str, Any] = self._holder.state[x]
+        return found
+
+    def holds(self, p: Tensor) -> bool:
+        """Whether a parameter of the model is one of these."""
+        return "rate" in self._holder.state.get(p, {})
+
+    def latents_of(self, x: Tensor) -> dict[str, Tensor]:
+        """The latents and constants of one weight by name; ``{}`` where the geometry has none."""
+        state = self.state(x)
+        return {name: state[name] for name in (*self.geometry.latents, *self.geometry.constants)}
+
+    def latents(self, weights: Iterable[Tensor]) -> dict[str, list[Tensor]]:
+        """The latents and constants of several weights, each name with one tensor a weight."""
+        states = [self.state(x) for x in weights]
+        return {name: [s[name] for s in states] for name in (*self.geometry.latents, *self.geometry.constants)}
+
+    def trained(self, p: Tensor) -> list[tuple[str, Tensor]]:
+        """What the base optimizer trains for a parameter of the model: its latents by name, or ``""`` and itself."""
+        names = self.geometry.latents if self.holds(p) else ()
+        return [(name, self.state(p)[name]) for name in names] or [("", p)]
+
+    def mask_of(self, x: Tensor) -> Tensor | None:
+        """The mask of a weight; None before it has one."""
+        mask: Tensor | None = self.state(x).get("mask")
+        return mask
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """name -> bool tensor, True where the weight lives."""
+        found = {name: self.mask_of(x) for name, x in self.items()}
+        return {name: torch.ones_like(self[name], dtype=torch.bool) if m is None else m for name, m in found.items()}
+
+    @property
+    def masked(self) -> bool:
+        """Whether there are masks: all weights have one, or none has."""
+        return any(self.mask_of(x) is not None for x in self.values())
+
+    # -- from latents to weights ---------------------------------------------------------------------------------
+
+    def push(self, weights: list[nn.Parameter], clock: Clock) -> None:
+        """Write ``x = φ(θ)`` with φ as it is at ``clock``; masked latents are zeros first."""
+        if not weights or not self.geometry.latents:
+            return
+        for name in self.geometry.masked:
+            self.hold_zeros({x: self.state(x)[name] for x in weights})
+        self.geometry.at(clock).push(list[Tensor](weights), self.latents(weights))
+
+    def push_all(self, clock: Clock, *, zeros_stay: bool) -> None:
+        """Write all weights anew from their latents and masks."""
+        self.push(list(self.values()), clock)
+        self.apply_masks(self.values(), zeros_stay=zeros_stay)
+
+    def apply_masks(self, weights: Iterable[Tensor], *, zeros_stay: bool) -> None:
+        """Set to zero what the masks remove.
+
+        Args:
+            weights: of these.
+            zeros_stay: whether the base optimizer leaves an element that is zero with all its state where it is, so
+                that there may be nothing to do.
+        """
+        if self.geometry.masked or (self.geometry.keeps_zeros and zeros_stay):
+            return
+        self.hold_zeros({x: x for x in weights})
+
+    def hold_zeros(self, tensors: Mapping[Tensor, Tensor]) -> None:
+        """Set to zero, of each weight's tensor here, what the weight's mask removes.
+
+        By choice and not by a product: zero times NaN is NaN, and -0.0, which a negative weight would leave, is a value
+        that files must store.
+        """
+        for x, held in tensors.items():
+            mask = self.mask_of(x)
+            if mask is not None:
+                torch.where(mask, held, held.new_zeros(()), out=held)
+
+    # -- what others write into the weights ----------------------------------------------------------------------
+
+    def note(self) -> None:
+        """The weights are what their latents say: whatever writes into one from now on is noticed."""
+        if self.geometry.latents:
+            self._seen = self._versions()
+
+    def adopt(self, clock: Clock) -> list[str]:
+        """Where somebody else has written into a weight since :meth:`note`, let its latents follow; returns the names.
+
+        Training goes on from what the model holds, as under any torch optimizer: a checkpoint or an average that was
+        loaded, a weight that is clipped after every step.
+        """
+        if not self.geometry.latents:
+            return []
+        now, names = self._versions(), []
+        geometry = self.geometry.at(clock)
+        for (name, x), seen, is_now in zip(self.items(), self._seen, now, strict=True):
+            if seen != is_now:
+                latents, mask = self.latents_of(x), self.mask_of(x)
+                changed = self._differs(x, latents, geometry)
+                if mask is not None:
+                    changed &= mask
+                if bool(changed.any()):
+                    geometry.adopt(x.detach(), latents, changed)
+                    names.append(name)
+        return names
+
+    def restore(self, clock: Clock) -> None:
+        """Latents were loaded: write the weights that are not theirs anew, and leave those that are to the last bit."""
+        geometry = self.geometry.at(clock)
+        for x in self.values() if self.geometry.latents else ():
+            if bool(self._differs(x, self.latents_of(x), geometry).any()):
+                self.push([x], clock)
+        self.hold_zeros({x: x for x in self.values()})
+        self.note()
+
+    def _versions(self) -> list[tuple[int, int]]:
+        return [(x._version, x.data_ptr()) for x in self.values()]
+
+    def _differs(self, x: Tensor, latents: Mapping[str, Tensor], geometry: Geometry) -> Tensor:
+        """Where x is not φ(θ), but for rounding: φ may be computed in two ways, which differ in the last bits."""
+        own = torch.empty_like(x)
+        geometry.push([own], {name: [latent] for name, latent in latents.items()})
+        info = torch.finfo(x.dtype)
+        bound = own.abs().mul_(info.eps * (2 if info.bits == 16 else 64)).add_(info.tiny)
+        return ~(own.sub_(x.detach()).abs_() <= bound)  # NaN differs

@@ -1,0 +1,110 @@
+"""Zeros that outlive the optimizer: masks for a copy of the model, and for an optimizer that knows none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from mirrormask.optimizer.sparse_optimizer import SparseOptimizer
+from mirrormask.selection import Weights, select_weights
+
+__all__ = ["apply_masks", "keep_zeros"]
+
+#: What tools put into a model's names: DistributedDataParallel and AveragedModel, torch.compile, FSDP.
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module")
+
+
+@torch.no_grad()
+def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Set to zero, in place, what the masks remove.
+
+    An average of weights (EMA, SWA) is of many masks, and as dense as the first of them. Give it the last one, and then
+    let batch norm see some data (:func:`mirrormask.recalibrate`).
+
+    Args:
+        model: the network, or a copy or average of it; what wrappers put in front of names does not matter.
+        masks: parameter name -> bool tensor of the parameter's shape, True where the weight lives: those of
+            ``optimizer.masks``.
+
+    Raises:
+        TypeError: a mask is not a bool tensor.
+        ValueError: the model has no parameter of that name, or one of another shape; nothing has changed then.
+
+    Example:
+        >>> average = nn.Linear(3, 1, bias=False)
+        >>> _ = average.weight.data.fill_(2.0)
+        >>> apply_masks(average, {"weight": torch.tensor([[True, False, True]])})
+        >>> average.weight.tolist()
+        [[2.0, 0.0, 2.0]]
+    """
+    exact = dict(model.named_parameters(remove_duplicate=False))
+    bare = {_bare(name): p for name, p in exact.items()}
+    work = []
+    for name, mask in masks.items():
+        p = exact.get(name, bare.get(_bare(name)))
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            raise TypeError(
+                f"the mask of {name!r} is a {getattr(mask, 'dtype', type(mask).__name__)}, not a bool tensor"
+            )
+        if p is None:
+            raise ValueError(f"the model has no parameter {name!r}; pass the model that the masks are of, or its copy")
+        if p.shape != mask.shape:
+            raise ValueError(f"the mask of {name!r} has shape {tuple(mask.shape)}, the parameter {tuple(p.shape)}")
+        work.append((p, mask))
+    for p, mask in work:
+        p.masked_fill_(~mask.to(p.device), 0.0)
+
+
+def keep_zeros(model: nn.Module, optimizer: Optimizer, *, weights: Weights | None = None) -> RemovableHandle:
+    """Let ``optimizer`` keep every zero of the model's weights: for training on after ``finalize()`` or ``mm.load``.
+
+    The zeros of this moment are remembered, one byte a weight, and written again after each of its steps.
+
+    Args:
+        model: a sparse network.
+        optimizer: any torch optimizer that trains it.
+        weights: which parameters, as in :func:`mirrormask.select_weights`.
+
+    Returns:
+        A handle; ``handle.remove()`` ends it.
+
+    Raises:
+        TypeError: ``optimizer`` is no torch optimizer.
+        ValueError: it is a SparseOptimizer, which keeps its zeros itself, or there are no zeros to keep.
+
+    Example:
+        >>> model = nn.Linear(3, 1, bias=False)
+        >>> model.weight.data = torch.tensor([[1.0, 0.0, 2.0]])
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        >>> _ = keep_zeros(model, optimizer)
+        >>> model(torch.ones(1, 3)).sum().backward()
+        >>> optimizer.step()
+        >>> model.weight[0, 1].item()
+        0.0
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer={optimizer!r} is a {type(optimizer).__name__}, not a torch optimizer")
+    if isinstance(optimizer, SparseOptimizer):
+        raise ValueError("a SparseOptimizer keeps its zeros itself, after finalize() too")
+    chosen = select_weights(model, weights)
+    alive = {p: p.detach() != 0 for p in chosen.values()}
+    alive = {p: mask for p, mask in alive.items() if not bool(mask.all())}
+    if not alive:
+        raise ValueError("the model has no zeros to keep; sparsify it first, or pass the weights= that were sparsified")
+
+    @torch.no_grad()
+    def fill(*_: Any) -> None:
+        for p, mask in alive.items():
+            p.masked_fill_(~mask.to(p.device), 0.0)
+
+    handle: RemovableHandle = optimizer.register_step_post_hook(fill)
+    return handle
+
+
+def _bare(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
