@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 import mirrormask as mm
+from mirrormask.compare.runner import processes
 
 SPARSITY = 0.8
 STEPS = 60
@@ -207,7 +208,8 @@ def test_the_compiled_model_answers_like_the_trained_one(name, tmp_path, monkeyp
 
 
 def test_ranks_agree(tmp_path):
-    torch.multiprocessing.spawn(_train_on_a_rank, (str(tmp_path / "store"),), nprocs=2)
+    how = processes().get_start_method()  # from a server that has imported torch, where there is one
+    torch.multiprocessing.start_processes(_train_on_a_rank, (str(tmp_path / "store"),), nprocs=2, start_method=how)
 
 
 def _train_on_a_rank(rank, store):
