@@ -10,7 +10,7 @@ import mirrormask
 from mirrormask import cli
 from mirrormask.train import RunResult
 
-FAST = ["--epochs", "2", "--model.options", '{"hidden": [16]}', "--threads", "1"]
+FAST = ["--epochs", "2", "--model.options", '{"hidden": [16]}', "--threads", "1", "--figure", "false"]
 
 
 def errors(capsys, *arguments):
@@ -54,6 +54,7 @@ def test_train_help_names_every_part_of_a_recipe(capsys):
         "--resume",
         "--overwrite",
         "--seed",
+        "--figure",
     ):
         assert option in out
 
@@ -88,7 +89,8 @@ def test_dense_on_request_lies_with_the_others(tmp_path, capsys):
 
 def test_a_recipe_file_and_overrides(tmp_path):
     (tmp_path / "r.yaml").write_text(
-        f"model: {{name: mlp, options: {{hidden: [8]}}}}\nmethod: magnitude\nepochs: 1\nout: {tmp_path / 'a'}\n"
+        "model: {name: mlp, options: {hidden: [8]}}\nmethod: magnitude\nepochs: 1\nfigure: false\n"
+        f"out: {tmp_path / 'a'}\n"
     )
     assert cli.main(["train", str(tmp_path / "r.yaml"), "--sparsity", "0.5", "--seed=7"]) == 0
     result = RunResult.read(tmp_path / "a" / "magnitude")

@@ -8,7 +8,7 @@ from mirrormask.train import Method, Model, Recipe, RunResult, recipe_file
 
 
 def recipe(method="gmp", sparsity=0.9, seed=0, options=None, out="run", **changes):
-    base = Recipe(model=Model("mlp", {"hidden": [8]}), epochs=1, threads=1)
+    base = Recipe(model=Model("mlp", {"hidden": [8]}), epochs=1, threads=1, figure=False)
     changes = {"method": Method(method, options or {}), "sparsity": sparsity, "seed": seed, "out": str(out)} | changes
     return dataclasses.replace(base, **changes)
 

@@ -50,9 +50,9 @@ def wait_for(condition, seconds):
 
 
 def test_a_run_travels_whole_and_only_into_its_own_folder(tmp_path):
-    made = run(forge.recipe(out=tmp_path / "far"))
+    made = run(forge.recipe(out=tmp_path / "far", figure=True))
     (tmp_path / "far" / "notes.txt").write_text("mine")
-    here = forge.recipe(out=tmp_path / "near")
+    here = forge.recipe(out=tmp_path / "near", figure=True)
     unpack(pack(tmp_path / "far"), here)
     landed = RunResult.read(tmp_path / "near")
     assert landed.recipe["out"] == str(tmp_path / "near") and landed.test_accuracy == made.test_accuracy

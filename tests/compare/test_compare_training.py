@@ -212,8 +212,16 @@ def test_a_full_disk_is_one_clear_error_and_no_finished_cell_is_lost(tmp_path):
     wide = {"model": Model("mlp", {"hidden": [512]})}
     cells = [cell(tmp_path, method, **wide) for method in ("dense", "mirror", "gmp")]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    watch = Watch()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (450_000, before[1]))
+    limit = (450_000, before[1])
+
+    class FillDisk(Watch):
+        def started(self, cell):
+            super().started(cell)
+            for worker in multiprocessing.active_children():  # a fork of a server that may be older than the limit
+                resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, limit)
+
+    watch = FillDisk()
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     try:
         with pytest.raises(DiskFull, match=r"is full: mirror 90% seed 0 could not be written, 1 cells were not begun"):
             train_cells(cells, workers=1, threads=1, splits=data.load(data.Data()), scratch=tmp_path, watcher=watch)
@@ -240,7 +248,7 @@ def test_a_disk_without_room_for_the_data_is_said_so(tmp_path):
 def test_an_interrupted_comparison_ends_cleanly_and_goes_on_where_it_stopped(tmp_path, capsys):
     out = tmp_path / "c"
     grid = ["compare", "--methods", "dense,gmp", "--sparsity", "0.9", "--seeds", "1", "--workers", "1"]
-    grid += [*FAST[2:], "--epochs", "150", "--out", str(out)]
+    grid += [*FAST[2:], "--epochs", "60", "--out", str(out)]
     process = subprocess.Popen(
         [sys.executable, "-m", "mirrormask.cli", *grid],
         stdout=subprocess.PIPE,
@@ -272,12 +280,45 @@ def test_an_interrupted_comparison_ends_cleanly_and_goes_on_where_it_stopped(tmp
     assert same(out / "gmp-0.9-0", tmp_path / "whole")
 
 
+def test_what_workers_are_forked_from_has_looked_at_no_device_and_run_no_thread():
+    # Whatever asks for a GPU in the server would leave its children without one; NumPy's threads alone stand a fork.
+    code = f"""
+import os, numpy
+count = len(os.listdir("/proc/self/task"))
+import torch
+
+def asked(*_):
+    raise AssertionError("the server asked for devices")
+
+torch._C._cuda_getDeviceCount = torch.cuda.is_available = torch.cuda.device_count = torch.cuda.init = asked
+for name in {runner.IMPORTS}:
+    __import__(name)
+assert len(os.listdir("/proc/self/task")) == count and not torch.cuda.is_initialized()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_workers_have_the_environment_of_now(tmp_path, monkeypatch):
+    splits = data.load(data.Data())
+
+    def failures(name):
+        return train_cells(
+            [cell(tmp_path / name)], workers=1, threads=1, splits=splits, scratch=tmp_path, watcher=Watch()
+        )
+
+    assert failures("a") == []
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NONSENSE")
+    assert "NONSENSE" in failures("b")[0].error
+    monkeypatch.delenv("ACCELERATE_DYNAMO_BACKEND")
+    assert failures("b") == []
+
+
 SCRIPT = """
-import multiprocessing
 from mirrormask.compare import runner
 
 if __name__ == "__main__":
-    child = multiprocessing.get_context("spawn").Process(target=runner._outlive_nobody)
+    child = runner.processes().Process(target=runner._outlive_nobody)
     child.start()
     print(child.pid, flush=True)
     child.join()

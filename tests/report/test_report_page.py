@@ -159,7 +159,7 @@ def test_a_command_gives_the_same_recipe(tmp_path, recipe):
 
 
 def test_a_page_about_one_run_begins_with_it_and_finds_the_dense_run_beside_it(tmp_path):
-    recipe = Recipe(model=Model("mlp", {"hidden": [16]}), method=Method("mirror"), epochs=2, threads=1)
+    recipe = Recipe(model=Model("mlp", {"hidden": [16]}), method=Method("mirror"), epochs=2, threads=1, figure=False)
     from mirrormask.train import dense_run
 
     sparse = run(dataclasses.replace(recipe, out=str(tmp_path / "runs" / "demo" / "mirror")))

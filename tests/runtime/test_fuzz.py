@@ -6,8 +6,8 @@ the whole run.
 
 import os
 import random
-import subprocess
 import sys
+import traceback
 from unittest import mock
 
 import pytest
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import mirrormask as mm
+from mirrormask.compare.runner import processes
 from mirrormask.machine.targets import EMULATED_FP16, available_targets
 from mirrormask.runtime.tune import candidates
 
@@ -155,10 +156,21 @@ def fuzz(kind: str, start: int, examples: int) -> None:
 
 @pytest.mark.parametrize(("kind", "examples"), [("images", 60), ("rows", 30)])
 def test_random_networks_agree_with_eager(kind, examples, tmp_path):
-    command = [sys.executable, __file__, kind, "0", str(examples)]
-    environment = {"MIRRORMASK_CACHE": str(tmp_path)}
-    result = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, f"exit code {result.returncode} (negative: a crash)\n{result.stderr[-4000:]}"
+    process = processes().Process(target=_fuzz_apart, args=(kind, examples, tmp_path))
+    process.start()
+    process.join()
+    error = tmp_path / "error.txt"
+    said = error.read_text()[-4000:] if error.exists() else ""
+    assert process.exitcode == 0, f"exit code {process.exitcode} (negative: a crash)\n{said}"
+
+
+def _fuzz_apart(kind: str, examples: int, folder) -> None:
+    os.environ["MIRRORMASK_CACHE"] = str(folder / "cache")
+    try:
+        fuzz(kind, 0, examples)
+    except BaseException:
+        (folder / "error.txt").write_text(traceback.format_exc())
+        raise
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Memory of a plan: what lives together lies apart, and what another layout overwrote is cleared."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -112,13 +113,21 @@ def test_a_residual_network_needs_little_more_than_its_first_stage(size, tmp_pat
     assert 4 * plan.floats < 6 * stage and fast.report.nbytes >= 4 * plan.floats
 
 
+@functools.cache
+def captured(size: int):
+    """A network, exported once for all targets and kernels: its graph, an input, and what eager PyTorch makes of it."""
+    model, x = residual_network(0.3), 5 + torch.randn(3, 3, size, size)
+    with torch.no_grad():
+        return capture(model, (x,)).regions["maps_0"], x, model(x)
+
+
 @pytest.mark.parametrize("target", available_targets(), ids=lambda target: target.name)
 @pytest.mark.parametrize("kernel", ["dense", "direct", "aligned", "winograd", "any"])
 @pytest.mark.parametrize("size", [56, 32, 20])
 def test_no_layer_reads_what_others_left(target, kernel, size, tmp_path, monkeypatch):
     """Layers that read beside their maps, in memory that others filled: as on the first image, so on later ones."""
     monkeypatch.setenv("MIRRORMASK_CACHE", str(tmp_path))
-    model, x = residual_network(0.3), 5 + torch.randn(3, 3, size, size)
+    graph, x, expected = captured(size)
     turn = itertools.count()
 
     def choose(problem) -> Choice:
@@ -127,10 +136,7 @@ def test_no_layer_reads_what_others_left(target, kernel, size, tmp_path, monkeyp
             return found[next(turn) % len(found)]
         return next((choice for choice in found if choice.kernel == kernel), found[0])
 
-    with torch.no_grad():
-        graph = capture(model, (x,)).regions["maps_0"]
-        expected = model(x)
-        plan = lower(graph, target, 1, choose, 1)
+    plan = lower(graph, target, 1, choose, 1)
     out = torch.empty_like(expected)
     addresses = np.array([x.data_ptr(), out.data_ptr()], np.int64)
     plan.run(addresses.ctypes.data, 3)

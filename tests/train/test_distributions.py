@@ -18,7 +18,14 @@ LAYERS = {"1.weight": 64 * 32, "3.weight": 320}
 
 
 def small(out, method="mirror", **changes):
-    settings = {"epochs": 3, "threads": 1, "sparsity": 0.9, "model": Model("mlp", {"hidden": [32]}), **changes}
+    settings = {
+        "epochs": 3,
+        "threads": 1,
+        "figure": False,
+        "sparsity": 0.9,
+        "model": Model("mlp", {"hidden": [32]}),
+        **changes,
+    }
     return Recipe(method=Method(method), out=str(out), **settings)
 
 

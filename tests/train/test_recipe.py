@@ -100,7 +100,8 @@ def test_an_unknown_override_is_refused(tmp_path):
 
 def test_the_fingerprint_follows_what_decides_the_result_and_nothing_else():
     recipe = Recipe()
-    same = dataclasses.replace(recipe, out="elsewhere", log_every=7, data=Data(root="/data", download=True))
+    where = Data(root="/data", download=True)
+    same = dataclasses.replace(recipe, out="elsewhere", log_every=7, figure=False, data=where)
     assert same.fingerprint() == recipe.fingerprint()
     others = [
         dataclasses.replace(recipe, **change)

@@ -85,6 +85,8 @@ def _parser() -> Any:
     add("--gpus", type=float, default=0.0, help="GPUs that a cell takes on a Ray cluster; may be a fraction")
     add("--bench", type=bool, default=False, help="afterwards, time each method and sparsity")
     recipe_file.add_recipe_arguments(parser, skip=["method", "sparsity", "seed"])
+    # The report draws all runs together; a figure of each would take longer than many a run.
+    parser.set_defaults({"figure": False})
     return parser
 
 

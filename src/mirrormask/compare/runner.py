@@ -15,8 +15,9 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,6 +39,8 @@ DATA = ".data.pt"
 #: Seconds between two reports of a worker, and those that a worker gets to leave a run in order.
 INTERVAL, GRACE = 0.5, 10.0
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: What a run imports, at once or at its first step; most of a worker's time, if the runs are short.
+IMPORTS = ("mirrormask.compare.runner", "torch._dynamo", "accelerate", "torch.utils.tensorboard", "llvmlite.binding")
 
 
 class DiskFull(OSError):
@@ -112,7 +115,8 @@ def train_cells(
             if is_disk_full(error):
                 raise DiskFull(f"the disk of {str(scratch)!r} is full: no room for the data set") from error
             raise
-        pool = [_Worker(path, threads) for _ in range(min(workers, len(cells)))]
+        for _ in range(min(workers, len(cells))):
+            pool.append(_Worker(path, threads))
         for worker in pool:
             worker.give(waiting.popleft(), watcher)
         while busy := [worker for worker in pool if worker.cell is not None]:
@@ -176,14 +180,27 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
+def processes() -> BaseContext:
+    """How workers are started: never as a fork of this process, whose threads may have run and whose GPU may be in use.
+
+    On Linux they are forks of a server that has imported what a run needs and done nothing else. Elsewhere each is a
+    new interpreter: macOS has the server, but its system libraries do not stand a fork.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(IMPORTS))
+    return context
+
+
 class _Worker:
     """A process and the pipe to it."""
 
     def __init__(self, data: Path, threads: int) -> None:
-        # A fresh interpreter: a fork of one whose threads have run would deadlock, and a GPU's state cannot be forked.
-        context = multiprocessing.get_context("spawn")
+        context = processes()
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, str(data), threads))
+        # The server keeps the environment that it was started in.
+        self.process = context.Process(target=_work, args=(theirs, str(data), threads, dict(os.environ)))
         self.process.start()
         theirs.close()
         self.cell: Cell | None = None
@@ -230,8 +247,10 @@ class _Reporter(Observer):
             self.send(step / self.steps)
 
 
-def _work(connection: Connection, data: str, threads: int) -> None:
+def _work(connection: Connection, data: str, threads: int, environment: Mapping[str, str]) -> None:
     """What a worker does: cells from the pipe, until it closes."""
+    os.environ.clear()
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaves temporary files and locks in order
     threading.Thread(target=_outlive_nobody, daemon=True).start()

@@ -42,7 +42,7 @@ def command(result: RunResult, out: str = "runs/again") -> str:
                 for name, entry in value.items()
                 if name != "name" and entry != plain[key][name]
             ]
-        elif key not in ("sparsity", "seed", "out", "log_every") and value != plain[key]:
+        elif key not in ("sparsity", "seed", "out", "log_every", "figure") and value != plain[key]:
             parts.append(f"--{key} {_argument(value)}")
     return " ".join(["mirrormask train", *parts, f"--out {shlex.quote(out)}"])
 

@@ -19,6 +19,8 @@ STYLE: Any = {
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
+    # Given, where matplotlib would look for it among the labels at every draw.
+    "axes.titley": 1.0,
     "axes.edgecolor": SOFT,
     "axes.labelcolor": INK,
     "axes.spines.top": False,
@@ -38,6 +40,11 @@ STYLE: Any = {
 }
 #: More layers than this are drawn without their names.
 NAMED_LAYERS = 30
+#: Longer names of layers are drawn without their beginning.
+NAME_LENGTH = 24
+#: Inches: a panel, the room around its axes, and what the title takes. A layout engine would measure each text four
+#: times over to find these, which took two thirds of drawing.
+PANEL, LEFT, RIGHT, ABOVE, BELOW, TITLE = (4.2, 3.1), 0.55, 0.55, 0.3, 0.45, 0.4
 
 
 def draw(folder: str | Path, result: RunResult) -> None:
@@ -64,15 +71,19 @@ def draw(folder: str | Path, result: RunResult) -> None:
     columns = 2 if len(panels) < 5 else 3
     rows = -(-len(panels) // columns)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.2 * columns, 3.1 * rows + 0.5), layout="constrained")
+        width, height = PANEL[0] * columns, PANEL[1] * rows + TITLE
+        figure = Figure(figsize=(width, height))
         FigureCanvasAgg(figure)
-        axes = figure.subplots(rows, columns, squeeze=False).flat
-        for axis, panel in zip(axes, panels, strict=True):
+        for i, panel in enumerate(panels):
+            left = PANEL[0] * (i % columns) + LEFT
+            low = PANEL[1] * (rows - 1 - i // columns) + BELOW
+            size = PANEL[0] - LEFT - RIGHT, PANEL[1] - ABOVE - BELOW
+            axis = figure.add_axes((left / width, low / height, size[0] / width, size[1] / height))
             panel(axis, records, result)
             if panel is not _layers:
                 axis.set_xlabel("epoch")
                 axis.set_xlim(0, result.epochs)
-        figure.suptitle(_title(result), x=0.01, ha="left", fontsize=11, fontweight="bold")
+        figure.suptitle(_title(result), x=0.01, y=1 - 0.1 / height, ha="left", fontsize=11, fontweight="bold")
         for suffix, options in (("png", {"dpi": 150}), ("svg", {"metadata": {"Date": None}})):
             with files.atomic_write(Path(folder) / f"figure.{suffix}") as file:
                 figure.savefig(file, format=suffix, **options)
@@ -153,10 +164,17 @@ def _layers(axis: Any, records: list[dict[str, Any]], result: RunResult) -> None
     if len(kept) > NAMED_LAYERS:
         axis.set_ylabel("layer")
         return
-    axis.set_yticks(range(len(kept)), [layer.name.removesuffix(".weight") for layer in result.layers])
-    axis.tick_params(axis="y", length=0, labelsize=8 if len(kept) < 12 else 6)
+    size = 8 if len(kept) < 12 else 6
+    names = [layer.name.removesuffix(".weight") for layer in result.layers]
+    names = [name if len(name) <= NAME_LENGTH else "…" + name[1 - NAME_LENGTH :] for name in names]
+    axis.set_yticks(range(len(kept)), names)
+    axis.tick_params(axis="y", length=0, labelsize=size)
+    # Names are the only labels whose width is not known before; a letter is some 0.6 of its height, in points.
+    room, box = 0.6 * size / 72 * max(map(len, names)), axis.get_position()
+    shift = max(0.0, room - LEFT + 0.15) / PANEL[0] * box.width / (1 - (LEFT + RIGHT) / PANEL[0])
+    axis.set_position((box.x0 + shift, box.y0, box.width - shift, box.height))
     for i, (layer, share) in enumerate(zip(result.layers, kept, strict=True)):
-        axis.text(share, i, f" {share:.1f}% = {layer.nonzeros:,}", va="center", fontsize=8 if len(kept) < 12 else 6)
+        axis.text(share, i, f" {share:.1f}% = {layer.nonzeros:,}", va="center", fontsize=size)
     axis.set_xlim(0, 1.35 * max(kept))
 
 

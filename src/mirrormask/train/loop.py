@@ -225,7 +225,8 @@ class _Run:
         if self.main:
             self.distributions.write(self.folder.path)
             predictions.write(self.folder.path, session)
-            figure.draw(self.folder.path, result)
+            if recipe.figure:
+                figure.draw(self.folder.path, result)
             result.write()
             self.observer.finished(result)
         session.accelerator.wait_for_everyone()

@@ -155,6 +155,7 @@ class Recipe:
         precision: ``fp32``, ``bf16`` or ``fp16`` autocast.
         threads: CPU threads; unset leaves torch's choice.
         log_every: steps between two lines of the log.
+        figure: draw ``figure.png`` and ``figure.svg`` at the end; this may take longer than to train a small network.
         out: the run's folder; empty makes it ``runs/DATA-MODEL-SPARSITY-seedN``.
 
     Raises:
@@ -180,6 +181,7 @@ class Recipe:
     precision: str = "fp32"
     threads: int | None = None
     log_every: int = 50
+    figure: bool = True
     out: str = ""
 
     def __post_init__(self) -> None:
@@ -202,9 +204,9 @@ class Recipe:
         return dataclasses.replace(self, method=Method("dense"), sparsity=0.0, out=out)
 
     def identity(self) -> dict[str, Any]:
-        """What decides the result: the tree without the folder, the data's place and the log's spacing."""
+        """What decides the result: the tree without the folder, the data's place, the log's spacing and the figure."""
         tree = dataclasses.asdict(self)
-        for name in ("out", "log_every"):
+        for name in ("out", "log_every", "figure"):
             del tree[name]
         for name in ("root", "download"):
             del tree["data"][name]

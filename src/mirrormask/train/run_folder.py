@@ -105,8 +105,8 @@ class RunFolder:
     """The files of a run.
 
     ``recipe.yaml`` (resolved), ``log.jsonl``, ``tensorboard/``, ``checkpoint.pt``, ``model.safetensors``,
-    ``distributions.json``, ``predictions.json``, ``figure.png``, ``figure.svg`` and, last, ``result.json``;
-    ``bench.json`` once ``mirrormask bench`` has timed it.
+    ``distributions.json``, ``predictions.json``, ``figure.png`` and ``figure.svg`` where the recipe asks for them and,
+    last, ``result.json``; ``bench.json`` once ``mirrormask bench`` has timed it.
     """
 
     NAMES = (
