@@ -67,7 +67,7 @@ class StateDict:
                 entry = {**self._own_entry(p), **starts.get(p, {})}
                 for prefix, held in self._held(p):
                     inner = self.base.state(held)
-                    if not inner:
+                    if all(value is None for value in inner.values()):  # SGD notes that it has no momentum
                         fresh[index].append([position, prefix])
                         inner = self.base.first_state(held, options[held]) if p.requires_grad else {}
                     entry.update({prefix + key: value for key, value in inner.items()})
@@ -310,7 +310,8 @@ def _summaries(state_dict: dict[str, Any], groups: Sequence[Group]) -> list[Entr
     saved = state_dict["param_groups"]
     if not saved or GROUP_KEY not in saved[0]:
         raise ValueError(
-            "this state dict was not saved by a SparseOptimizer; load it before mm.sparsify wraps the base"
+            "this state dict was not saved by a SparseOptimizer: load it before mm.sparsify wraps the base; or what was "
+            "saved has been left out on the way, as flatten_optimizer_state_dict=True does: save without that option"
         )
     if len(saved) != len(groups):
         raise ValueError(f"the state dict has {len(saved)} parameter groups, this optimizer {len(groups)}")
