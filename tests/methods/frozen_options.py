@@ -1,7 +1,7 @@
 """Writes tests/methods/options.json: what a method reads and what it makes of it.
 
-Run as ``python tests/methods/frozen_options.py``.
-The file is of the version before options were listed once. A change to it is a change for users.
+Run as ``python tests/methods/frozen_options.py``, for the row of a new method. The other rows are of the version before
+options were listed once: a change to one is a change for users.
 """
 
 import inspect
