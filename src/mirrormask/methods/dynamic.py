@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from mirrormask.decay import ConstantDecay
 from mirrormask.geometry import Euclidean
 from mirrormask.masks import Regrow
 from mirrormask.methods.base import Method, named
+from mirrormask.methods.groups import Allocation, Seed
+from mirrormask.methods.options import reads
 
-__all__ = ["rigl", "set"]
+__all__ = ["Exchange", "rigl", "set"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange(Allocation, Seed):
+    """Masks that move; the mask :class:`mirrormask.masks.Regrow`.
+
+    Args:
+        fraction: of a layer's living weights, what is exchanged at a time, in (0, 1).
+        every: the fraction of training between two exchanges, in (0, 1].
+        until: the fraction of training after which there are no more, in (0, 1].
+    """
+
+    fraction: float = Regrow.fraction
+    every: float = Regrow.every
+    until: float = Regrow.until
+    allocation: str = Regrow.allocation
 
 
 @named("Evci et al. 2020, arXiv 1911.11134")
-def rigl(
-    sparsity: float,
-    *,
-    fraction: float = 0.3,
-    every: float = 0.01,
-    until: float = 0.75,
-    allocation: str = "erk",
-    seed: int = 0,
-) -> Method:
+@reads(Exchange)
+def rigl(options: Exchange) -> Method:
     """RigL: a sparse network that drops its smallest weights and grows where the gradient is largest.
 
-    Every Δt each layer exchanges ``α/2 (1 + cos(πt / T_end))`` of its living weights; grown ones start at 0.
-
-    Args:
-        sparsity: the fraction of zeros, in [0, 1).
-        fraction: α, in (0, 1).
-        every: Δt, a fraction of training in (0, 1].
-        until: T_end, a fraction of training in (0, 1].
-        allocation: of the first mask, as in :class:`mirrormask.masks.Mask`.
-        seed: of the first mask, at least 0.
+    Every Δt each layer exchanges ``α/2 (1 + cos(πt / T_end))`` of its living weights; grown ones start at 0. α is
+    ``fraction``, Δt ``every`` and T_end ``until``; ``allocation`` and ``seed`` are those of the first mask.
 
     Example:
         >>> rigl(0.9).mask.grow
@@ -41,31 +47,27 @@ def rigl(
     Differs from the paper: an update of the mask follows an ordinary step instead of taking its place, and comes every
     hundredth of training instead of every 100 steps.
     """
-    mask = Regrow(sparsity, "gradient", fraction, True, every, until, allocation=allocation, seed=seed)
-    return Method(Euclidean(), ConstantDecay(), mask, "rigl")
+    return Method(Euclidean(), ConstantDecay(), options.part(Regrow), "rigl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Spread(Exchange):
+    """The options of :func:`set`.
+
+    Args:
+        spread: grown weights start from a normal of this multiple of their layer's rms, in [0, inf).
+    """
+
+    until: float = 1.0
+    spread: float = 0.1
 
 
 @named("Mocanu et al. 2018, arXiv 1707.04780")
-def set(
-    sparsity: float,
-    *,
-    fraction: float = 0.3,
-    every: float = 0.01,
-    until: float = 1.0,
-    spread: float = 0.1,
-    allocation: str = "erk",
-    seed: int = 0,
-) -> Method:
+@reads(_Spread)
+def set(options: _Spread) -> Method:
     """SET: a sparse network that drops its smallest weights and grows others at random.
 
-    Args:
-        sparsity: the fraction of zeros, in [0, 1).
-        fraction: ζ, the fraction of a layer's living weights that is exchanged, in (0, 1).
-        every: the fraction of training between two exchanges, in (0, 1].
-        until: the fraction of training after which there are no more, in (0, 1].
-        spread: grown weights start from a normal of this multiple of their layer's rms, in [0, inf).
-        allocation: of the first mask, as in :class:`mirrormask.masks.Mask`.
-        seed: of the first mask and of growth, at least 0.
+    ``allocation`` is that of the first mask.
 
     Example:
         >>> set(0.9).mask.grow
@@ -76,5 +78,4 @@ def set(
     Differs from the paper: the smallest magnitudes are dropped, there the smallest positive and the largest negative
     weights (the same but for the balance of signs); an exchange every hundredth of training instead of every epoch.
     """
-    mask = Regrow(sparsity, "random", fraction, False, every, until, spread, allocation=allocation, seed=seed)
-    return Method(Euclidean(), ConstantDecay(), mask, "set")
+    return Method(Euclidean(), ConstantDecay(), options.part(Regrow, grow="random", anneal=False), "set")

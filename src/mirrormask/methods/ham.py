@@ -2,48 +2,35 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import dataclass
 
 from mirrormask.corrections import Hyperbolic
 from mirrormask.decay import ConstantDecay
-from mirrormask.geometry import Euclidean
-from mirrormask.masks import OneShot
-from mirrormask.methods.at_start import erk
+from mirrormask.geometry import Euclidean, SoftThreshold
+from mirrormask.masks import Alternating, AtStart, Gradual, OneShot, Regrow
 from mirrormask.methods.base import Method, named
-from mirrormask.methods.dynamic import rigl
-from mirrormask.methods.magnitude import acdc, gmp
-from mirrormask.methods.penalized import soft_threshold
+from mirrormask.methods.dynamic import Exchange
+from mirrormask.methods.groups import At, HyperbolicStep, Layers, Seed, Window
+from mirrormask.methods.magnitude import Phases
+from mirrormask.methods.options import reads
+from mirrormask.methods.penalized import Thresholds
 
 __all__ = ["acdc_ham", "erk_ham", "gmp_ham", "ham", "rigl_ham", "str_ham"]
 
 REFERENCE = "Jacobs et al. 2025, arXiv 2506.02630"
 
 
-def _with_ham(method: Method, a: float, b: float, clip: float | None) -> Method:
-    return dataclasses.replace(method, name=f"{method.name}_ham", correction=Hyperbolic(a, b, clip))
+@dataclass(frozen=True, kw_only=True)
+class _OneShot(HyperbolicStep, At):
+    """The options of :func:`ham`."""
 
 
 @named(REFERENCE)
-def ham(
-    sparsity: float,
-    *,
-    a: float = 20.0,
-    b: float = 1e-3,
-    clip: float | None = 0.1,
-    at: float = 0.5,
-    allocation: str = "global",
-    pattern: str | None = None,
-) -> Method:
+@reads(_OneShot)
+def ham(options: _OneShot) -> Method:
     """HAM: hyperbolic aware minimisation, then one-shot magnitude pruning and fine-tuning.
 
     ``x ← x exp(lr (-a sign(x) ∇f - b))`` after every step of the optimizer.
-
-    Args:
-        sparsity: the fraction of zeros, in [0, 1).
-        a, b, clip: as in :class:`mirrormask.corrections.Hyperbolic`; ``a=200, clip=None`` is the paper's setting, which
-            needs gradient clipping or a small learning rate.
-        at: when to prune, a fraction of training in (0, 1].
-        allocation, pattern: as in :class:`mirrormask.masks.Mask`.
 
     Example:
         >>> ham(0.9).correction.a
@@ -53,30 +40,19 @@ def ham(
 
     Differs from the paper: a = 20 and a clipped exponent, stable at large learning rates.
     """
-    mask = OneShot(sparsity, at=at, allocation=allocation, pattern=pattern)
-    return Method(Euclidean(), ConstantDecay(), mask, "ham", Hyperbolic(a, b, clip))
+    mask = options.part(OneShot)
+    return Method(Euclidean(), ConstantDecay(), mask, "ham", options.part(Hyperbolic))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Gradual(HyperbolicStep, Window, Layers):
+    """The options of :func:`gmp_ham`."""
 
 
 @named(REFERENCE)
-def gmp_ham(
-    sparsity: float,
-    *,
-    a: float = 20.0,
-    b: float = 1e-3,
-    clip: float | None = 0.1,
-    start_at: float = 0.10,
-    end_at: float = 0.75,
-    every: float = 1 / 45,
-    allocation: str = "global",
-    pattern: str | None = None,
-) -> Method:
+@reads(_Gradual)
+def gmp_ham(options: _Gradual) -> Method:
     """Gradual magnitude pruning with HAM's mirror step.
-
-    Args:
-        sparsity: the fraction of zeros, in [0, 1).
-        a, b, clip: as in :class:`mirrormask.corrections.Hyperbolic`.
-        start_at, end_at, every: as in :class:`mirrormask.masks.Gradual`.
-        allocation, pattern: as in :class:`mirrormask.masks.Mask`.
 
     Example:
         >>> gmp_ham(0.9).name
@@ -86,30 +62,19 @@ def gmp_ham(
 
     Differs from the paper: as in :func:`ham`.
     """
-    method = gmp(sparsity, start_at=start_at, end_at=end_at, every=every, allocation=allocation, pattern=pattern)
-    return _with_ham(method, a, b, clip)
+    mask = options.part(Gradual)
+    return Method(Euclidean(), ConstantDecay(), mask, "gmp_ham", options.part(Hyperbolic))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Phases(HyperbolicStep, Phases):
+    """The options of :func:`acdc_ham`."""
 
 
 @named(REFERENCE)
-def acdc_ham(
-    sparsity: float,
-    *,
-    a: float = 20.0,
-    b: float = 1e-3,
-    clip: float | None = 0.1,
-    start_at: float = 0.10,
-    end_at: float = 0.85,
-    phase: float = 0.05,
-    allocation: str = "global",
-    pattern: str | None = None,
-) -> Method:
+@reads(_Phases)
+def acdc_ham(options: _Phases) -> Method:
     """Alternating compressed and decompressed training with HAM's mirror step.
-
-    Args:
-        sparsity: the fraction of zeros, in [0, 1).
-        a, b, clip: as in :class:`mirrormask.corrections.Hyperbolic`.
-        start_at, end_at, phase: as in :class:`mirrormask.masks.Alternating`.
-        allocation, pattern: as in :class:`mirrormask.masks.Mask`.
 
     Example:
         >>> acdc_ham(0.9).mask.phase
@@ -119,29 +84,19 @@ def acdc_ham(
 
     Differs from the paper: as in :func:`ham`.
     """
-    method = acdc(sparsity, start_at=start_at, end_at=end_at, phase=phase, allocation=allocation, pattern=pattern)
-    return _with_ham(method, a, b, clip)
+    mask = options.part(Alternating)
+    return Method(Euclidean(), ConstantDecay(), mask, "acdc_ham", options.part(Hyperbolic))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Exchange(HyperbolicStep, Exchange):
+    """The options of :func:`rigl_ham`."""
 
 
 @named(REFERENCE)
-def rigl_ham(
-    sparsity: float,
-    *,
-    a: float = 20.0,
-    b: float = 1e-3,
-    clip: float | None = 0.1,
-    fraction: float = 0.3,
-    every: float = 0.01,
-    until: float = 0.75,
-    allocation: str = "erk",
-    seed: int = 0,
-) -> Method:
+@reads(_Exchange)
+def rigl_ham(options: _Exchange) -> Method:
     """RigL with HAM's mirror step.
-
-    Args:
-        sparsity: the fraction of zeros, in [0, 1).
-        a, b, clip: as in :class:`mirrormask.corrections.Hyperbolic`.
-        fraction, every, until, allocation, seed: as in :func:`mirrormask.methods.rigl`.
 
     Example:
         >>> rigl_ham(0.9).mask.grow
@@ -151,29 +106,19 @@ def rigl_ham(
 
     Differs from the paper: as in :func:`ham`.
     """
-    method = rigl(sparsity, fraction=fraction, every=every, until=until, allocation=allocation, seed=seed)
-    return _with_ham(method, a, b, clip)
+    mask = options.part(Regrow)
+    return Method(Euclidean(), ConstantDecay(), mask, "rigl_ham", options.part(Hyperbolic))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Thresholds(HyperbolicStep, Thresholds):
+    """The options of :func:`str_ham`."""
 
 
 @named(REFERENCE)
-def str_ham(
-    sparsity: float,
-    *,
-    a: float = 20.0,
-    b: float = 1e-3,
-    clip: float | None = 0.1,
-    init_threshold: float = 0.01,
-    start_at: float = 0.10,
-    end_at: float = 0.75,
-    every: float = 1 / 45,
-    allocation: str = "global",
-) -> Method:
+@reads(_Thresholds)
+def str_ham(options: _Thresholds) -> Method:
     """STR with HAM's mirror step on the weights behind the threshold.
-
-    Args:
-        sparsity: the fraction of zeros, in [0, 1).
-        a, b, clip: as in :class:`mirrormask.corrections.Hyperbolic`.
-        init_threshold, start_at, end_at, every, allocation: as in ``mirrormask.methods.str``.
 
     Example:
         >>> str_ham(0.9).name
@@ -183,25 +128,19 @@ def str_ham(
 
     Differs from the paper: as in :func:`ham` and ``mirrormask.methods.str``.
     """
-    method = soft_threshold(
-        sparsity,
-        init_threshold=init_threshold,
-        start_at=start_at,
-        end_at=end_at,
-        every=every,
-        allocation=allocation,
-    )
-    return _with_ham(method, a, b, clip)
+    mask = options.part(Gradual)
+    return Method(options.part(SoftThreshold), ConstantDecay(), mask, "str_ham", options.part(Hyperbolic))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Seed(HyperbolicStep, Seed):
+    """The options of :func:`erk_ham`."""
 
 
 @named(REFERENCE)
-def erk_ham(sparsity: float, *, a: float = 20.0, b: float = 1e-3, clip: float | None = 0.1, seed: int = 0) -> Method:
+@reads(_Seed)
+def erk_ham(options: _Seed) -> Method:
     """A random ERK mask at initialisation with HAM's mirror step.
-
-    Args:
-        sparsity: the fraction of zeros, in [0, 1).
-        a, b, clip: as in :class:`mirrormask.corrections.Hyperbolic`.
-        seed: of the draw, at least 0.
 
     Example:
         >>> erk_ham(0.9).mask.allocation
@@ -211,4 +150,5 @@ def erk_ham(sparsity: float, *, a: float = 20.0, b: float = 1e-3, clip: float | 
 
     Differs from the paper: as in :func:`ham`.
     """
-    return _with_ham(erk(sparsity, seed=seed), a, b, clip)
+    mask = options.part(AtStart, score="random", allocation="erk")
+    return Method(Euclidean(), ConstantDecay(), mask, "erk_ham", options.part(Hyperbolic))

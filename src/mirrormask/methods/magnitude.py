@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from mirrormask.decay import ConstantDecay
 from mirrormask.geometry import Euclidean
 from mirrormask.masks import Alternating, Gradual, Never, OneShot
 from mirrormask.methods.base import Method, named
+from mirrormask.methods.groups import At, Layers, Score, Window
+from mirrormask.methods.options import reads
 
-__all__ = ["acdc", "dense", "gmp", "magnitude"]
+__all__ = ["Phases", "acdc", "dense", "gmp", "magnitude"]
 
 
 @named("-")
@@ -26,21 +30,15 @@ def dense(sparsity: float = 0.0) -> Method:
     return Method(Euclidean(), ConstantDecay(), Never(), "dense")
 
 
-@named("Han et al. 2015, arXiv 1506.02626")
-def magnitude(
-    sparsity: float,
-    *,
-    at: float = 0.5,
-    score: str = "magnitude",
-    allocation: str = "global",
-    pattern: str | None = None,
-) -> Method:
-    """One-shot magnitude pruning, then fine-tuning.
+@dataclass(frozen=True, kw_only=True)
+class _OneShot(At, Score, Layers):
+    """The options of :func:`magnitude`."""
 
-    Args:
-        sparsity: the fraction of zeros, in [0, 1).
-        at: when to prune, a fraction of training in (0, 1].
-        score, allocation, pattern: as in :class:`mirrormask.masks.Mask`.
+
+@named("Han et al. 2015, arXiv 1506.02626")
+@reads(_OneShot)
+def magnitude(options: _OneShot) -> Method:
+    """One-shot magnitude pruning, then fine-tuning.
 
     Example:
         >>> magnitude(0.9).mask.at
@@ -51,29 +49,20 @@ def magnitude(
     Differs from the paper: one threshold for the whole network (``allocation="global"``) instead of one a layer, in
     proportion to its standard deviation.
     """
-    mask = OneShot(sparsity, at=at, score=score, allocation=allocation, pattern=pattern)
-    return Method(Euclidean(), ConstantDecay(), mask, "magnitude")
+    return Method(Euclidean(), ConstantDecay(), options.part(OneShot), "magnitude")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Gradual(Window, Score, Layers):
+    """The options of :func:`gmp`."""
 
 
 @named("Zhu and Gupta 2017, arXiv 1710.01878")
-def gmp(
-    sparsity: float,
-    *,
-    start_at: float = 0.10,
-    end_at: float = 0.75,
-    every: float = 1 / 45,
-    score: str = "magnitude",
-    allocation: str = "global",
-    pattern: str | None = None,
-) -> Method:
+@reads(_Gradual)
+def gmp(options: _Gradual) -> Method:
     """Gradual magnitude pruning by the cubic schedule.
 
     Equation: ``s_t = s (1 - (1 - (t - t₀) / (t₁ - t₀))³)``.
-
-    Args:
-        sparsity: the fraction of zeros, in [0, 1).
-        start_at, end_at, every: t₀, t₁ and Δt, as in :class:`mirrormask.masks.Gradual`.
-        score, allocation, pattern: as in :class:`mirrormask.masks.Mask`.
 
     Example:
         >>> gmp(0.9).mask.end_at
@@ -84,26 +73,26 @@ def gmp(
     Differs from the paper: magnitudes are compared over the whole network (``allocation="global"``), there layer by
     layer; and a weight that is dead stays dead.
     """
-    mask = Gradual(sparsity, start_at, end_at, every, score=score, allocation=allocation, pattern=pattern)
-    return Method(Euclidean(), ConstantDecay(), mask, "gmp")
+    return Method(Euclidean(), ConstantDecay(), options.part(Gradual), "gmp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phases(Layers):
+    """Compressed and decompressed in turn; the mask :class:`mirrormask.masks.Alternating`.
+
+    Args:
+        start_at, end_at, phase: as in :class:`mirrormask.masks.Alternating`.
+    """
+
+    start_at: float = Alternating.start_at
+    end_at: float = Alternating.end_at
+    phase: float = Alternating.phase
 
 
 @named("Peste et al. 2021, arXiv 2106.12379")
-def acdc(
-    sparsity: float,
-    *,
-    start_at: float = 0.10,
-    end_at: float = 0.85,
-    phase: float = 0.05,
-    allocation: str = "global",
-    pattern: str | None = None,
-) -> Method:
+@reads(Phases)
+def acdc(options: Phases) -> Method:
     """Alternating compressed and decompressed training.
-
-    Args:
-        sparsity: the fraction of zeros, in [0, 1).
-        start_at, end_at, phase: as in :class:`mirrormask.masks.Alternating`.
-        allocation, pattern: as in :class:`mirrormask.masks.Mask`.
 
     Example:
         >>> acdc(0.9).mask.phase
@@ -111,5 +100,4 @@ def acdc(
 
     Source: Peste et al. 2021, arXiv 2106.12379, Algorithm 1.
     """
-    mask = Alternating(sparsity, start_at, end_at, phase, allocation=allocation, pattern=pattern)
-    return Method(Euclidean(), ConstantDecay(), mask, "acdc")
+    return Method(Euclidean(), ConstantDecay(), options.part(Alternating), "acdc")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from mirrormask.checks import check_known
 from mirrormask.decay import ShrinkDecay
 from mirrormask.geometry import Geometry, Hadamard, MirrorDescent
 from mirrormask.masks import Gradual
 from mirrormask.methods.base import Method, named
+from mirrormask.methods.groups import Factors, Layers, Window
+from mirrormask.methods.options import reads
 
 __all__ = ["mirror"]
 
@@ -18,40 +22,34 @@ ADAPTIVE_CLIP = 0.01
 ADAPTIVE_SCORE = "sensitivity"
 
 
-@named("this library, after arXiv 2408.09966")
-def mirror(
-    sparsity: float,
-    *,
-    shrink: float = 4.0,
-    decay_from: float = 0.05,
-    decay_until: float = 0.75,
-    decay_limit: float | None = 0.004,
-    start_at: float = 0.10,
-    end_at: float = 0.75,
-    every: float = 1 / 45,
-    beta: float | str = "rms",
-    gain: float | str | None = "auto",
-    clip: float | str | None = "auto",
-    factors: bool = True,
-    score: str = "auto",
-    allocation: str = "global",
-    pattern: str | None = None,
-) -> Method:
-    """The library's recommendation: the mirror flow of ``m ⊙ w``, a scheduled decay and a gradual mask.
+@dataclass(frozen=True, kw_only=True)
+class _Mirror(Window, Factors, Layers):
+    """The options of :func:`mirror`.
 
     Args:
-        sparsity: the fraction of zeros, in [0, 1).
         shrink, decay_from, decay_until, decay_limit: ``a`` falls to ``a₀ exp(-shrink)`` in this window of training, and
             ``log a`` by at most ``decay_limit`` in a step; see :class:`mirrormask.decay.ShrinkDecay`.
-        start_at, end_at, every: as in :class:`mirrormask.masks.Gradual`.
-        beta, gain: as in :class:`mirrormask.geometry.Hadamard`.
         clip: as in :class:`mirrormask.geometry.MirrorDescent`, without factors; ``"auto"`` for its default under SGD
             and 0.01 under Adam and its kin, whose steps do not become smaller with the gradient.
         factors: True to train the factors ``m`` and ``w``; False for mirror descent without them, which needs half of
             their memory and is a little less accurate (docs/results.md, docs/methods.md).
         score: how weights are ranked, as in :class:`mirrormask.masks.Mask`; ``"auto"`` for ``"magnitude"`` under SGD
             and ``"sensitivity"`` under Adam and its kin.
-        allocation, pattern: as in :class:`mirrormask.masks.Mask`.
+    """
+
+    shrink: float = ShrinkDecay.shrink
+    decay_from: float = ShrinkDecay.start_at
+    decay_until: float = ShrinkDecay.end_at
+    decay_limit: float | None = 0.004
+    clip: float | str | None = "auto"
+    factors: bool = True
+    score: str = "auto"
+
+
+@named("this library, after arXiv 2408.09966")
+@reads(_Mirror)
+def mirror(options: _Mirror) -> Method:
+    """The library's recommendation: the mirror flow of ``m ⊙ w``, a scheduled decay and a gradual mask.
 
     Raises:
         ValueError: an option is outside its range, or ``clip`` is given but factors, which do not read it, are trained.
@@ -60,7 +58,8 @@ def mirror(
         >>> mirror(0.99).decay.shrink
         4.0
     """
-    if factors and clip != "auto":
+    clip, score = options.clip, options.score
+    if options.factors and clip != "auto":
         raise ValueError(f"clip={clip!r} bounds the step of mirror descent; leave it out, or give factors=False")
     if isinstance(clip, str):
         check_known("clip", clip, ("auto",))
@@ -68,13 +67,13 @@ def mirror(
     else:
         clips = (clip, clip)
     scores = ("magnitude", ADAPTIVE_SCORE) if score == "auto" else (score, score)
-    decay = ShrinkDecay(shrink, decay_from, decay_until, decay_limit)
+    decay = ShrinkDecay(options.shrink, options.decay_from, options.decay_until, options.decay_limit)
 
     def method(adaptive: bool, other: Method | None = None) -> Method:
-        mask = Gradual(
-            sparsity, start_at, end_at, every, score=scores[adaptive], allocation=allocation, pattern=pattern
-        )
-        geometry: Geometry = Hadamard(beta, gain) if factors else MirrorDescent(beta, gain, clips[adaptive])
+        mask = options.part(Gradual, score=scores[adaptive])
+        geometry: Geometry = options.part(Hadamard)
+        if not options.factors:
+            geometry = options.part(MirrorDescent, clip=clips[adaptive])
         return Method(geometry, decay, mask, "mirror", adaptive=other)
 
     return method(False, method(True))

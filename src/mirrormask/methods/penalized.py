@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from mirrormask.corrections import Proximal
 from mirrormask.decay import ConstantDecay
 from mirrormask.geometry import Euclidean, Power, SigmoidMask, SoftThreshold
 from mirrormask.masks import Gradual, OneShot
 from mirrormask.methods.base import Method, named
+from mirrormask.methods.groups import Allocation, At, Window
+from mirrormask.methods.options import reads
 
-__all__ = ["cs", "l1", "powerprop", "soft_threshold"]
+__all__ = ["Thresholds", "cs", "l1", "powerprop", "soft_threshold"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Proximal(At):
+    """The options of :func:`l1`.
+
+    Args:
+        alpha: α, the strength, in [0, inf).
+    """
+
+    alpha: float = Proximal.alpha
 
 
 @named("Tibshirani 1996; Parikh and Boyd 2014, section 6.5.2")
-def l1(
-    sparsity: float,
-    *,
-    alpha: float = 1e-4,
-    at: float = 0.5,
-    allocation: str = "global",
-    pattern: str | None = None,
-) -> Method:
+@reads(_Proximal)
+def l1(options: _Proximal) -> Method:
     """Explicit L1 by proximal steps: soft thresholding after the optimizer's step.
 
     ``x ← sign(x) max(|x| - lr α, 0)`` until ``at``; then the mask is fixed and training goes on without it.
-
-    Args:
-        sparsity: the fraction of zeros, in [0, 1).
-        alpha: α, the strength, in [0, inf).
-        at: when the mask is fixed, a fraction of training in (0, 1].
-        allocation, pattern: as in :class:`mirrormask.masks.Mask`.
 
     Example:
         >>> l1(0.9).correction.alpha
@@ -36,30 +39,28 @@ def l1(
 
     Source: Parikh and Boyd 2014, Proximal Algorithms, section 4.2 (proximal gradient) and 6.5.2.
     """
-    mask = OneShot(sparsity, at=at, allocation=allocation, pattern=pattern)
-    return Method(Euclidean(), ConstantDecay(), mask, "l1", Proximal(alpha, until=at))
+    mask = options.part(OneShot)
+    return Method(Euclidean(), ConstantDecay(), mask, "l1", options.part(Proximal, until=options.at))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds(Window, Allocation):
+    """Learned thresholds; the geometry :class:`mirrormask.geometry.SoftThreshold`.
+
+    Args:
+        init_threshold: as in :class:`mirrormask.geometry.SoftThreshold`.
+    """
+
+    init_threshold: float = SoftThreshold.init_threshold
 
 
 @named("Kusupati et al. 2020, arXiv 2002.03231", name="str")
-def soft_threshold(
-    sparsity: float,
-    *,
-    init_threshold: float = 0.01,
-    start_at: float = 0.10,
-    end_at: float = 0.75,
-    every: float = 1 / 45,
-    allocation: str = "global",
-) -> Method:
+@reads(Thresholds)
+def soft_threshold(options: Thresholds) -> Method:
     """STR: soft threshold reparametrisation with a learned threshold a layer.
 
     ``x = sign(w) max(|w| - exp(s), 0)``; a controller multiplies all thresholds by one factor at every update of the
     schedule, so that the sparsity asked for is met, and how they differ is learned.
-
-    Args:
-        sparsity: the fraction of zeros, in [0, 1).
-        init_threshold: as in :class:`mirrormask.geometry.SoftThreshold`.
-        start_at, end_at, every: the cubic course of sparsity, as in :class:`mirrormask.masks.Gradual`.
-        allocation: as in :class:`mirrormask.masks.Mask`.
 
     Example:
         >>> soft_threshold(0.9).name
@@ -70,32 +71,29 @@ def soft_threshold(
     Differs from the paper: the controller takes the place of weight decay on s and of the start value of s, from which
     the paper's sparsity results; the mask is fixed at ``end_at`` and the weights then train without a threshold.
     """
-    mask = Gradual(sparsity, start_at, end_at, every, allocation=allocation)
-    return Method(SoftThreshold(init_threshold), ConstantDecay(), mask, "str")
+    return Method(options.part(SoftThreshold), ConstantDecay(), options.part(Gradual), "str")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sigmoids(Window, Allocation):
+    """The options of :func:`cs`.
+
+    Args:
+        s_init, final, penalty: as in :class:`mirrormask.geometry.SigmoidMask`.
+    """
+
+    s_init: float = SigmoidMask.s_init
+    final: float = SigmoidMask.final
+    penalty: float = SigmoidMask.penalty
 
 
 @named("Savarese, Silva and Maire 2020, arXiv 1912.04427")
-def cs(
-    sparsity: float,
-    *,
-    s_init: float = 0.0,
-    final: float = 200.0,
-    penalty: float = 1e-8,
-    start_at: float = 0.10,
-    end_at: float = 0.75,
-    every: float = 1 / 45,
-    allocation: str = "global",
-) -> Method:
+@reads(_Sigmoids)
+def cs(options: _Sigmoids) -> Method:
     """Continuous sparsification: sigmoid masks with an annealed temperature.
 
     ``x = w ⊙ σ(τ s)``, ``τ_t = final ** (t / end_at)``, penalty ``λ Σ σ(τ s)``; at every update of the schedule all
     logits are shifted alike, so that the sparsity asked for is met.
-
-    Args:
-        sparsity: the fraction of zeros, in [0, 1).
-        s_init, final, penalty: as in :class:`mirrormask.geometry.SigmoidMask`.
-        start_at, end_at, every: the cubic course of sparsity, as in :class:`mirrormask.masks.Gradual`.
-        allocation: as in :class:`mirrormask.masks.Mask`.
 
     Example:
         >>> cs(0.9).geometry.final
@@ -106,30 +104,28 @@ def cs(
     Differs from the paper: the shift of the logits, without which λ and s_init alone decide the sparsity; w starts at
     ``x / σ(s_init)``; the mask is fixed at ``end_at`` and the weights then train without a gate.
     """
-    mask = Gradual(sparsity, start_at, end_at, every, allocation=allocation)
-    geometry = SigmoidMask(s_init, final, end_at, penalty)
-    return Method(geometry, ConstantDecay(), mask, "cs")
+    mask = options.part(Gradual)
+    return Method(options.part(SigmoidMask, until=options.end_at), ConstantDecay(), mask, "cs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Power(At):
+    """The options of :func:`powerprop`.
+
+    Args:
+        power, gain: as in :class:`mirrormask.geometry.Power`; ``gain=None`` is the paper's setting.
+        alpha: the strength of a constant decay of θ, in [0, inf).
+    """
+
+    power: float = Power.power
+    gain: float | None = Power.gain
+    alpha: float = ConstantDecay.alpha
 
 
 @named("Schwarz et al. 2021, arXiv 2110.00296")
-def powerprop(
-    sparsity: float,
-    *,
-    power: float = 2.0,
-    gain: float | None = 1.0,
-    alpha: float = 0.0,
-    at: float = 0.5,
-    allocation: str = "global",
-    pattern: str | None = None,
-) -> Method:
+@reads(_Power)
+def powerprop(options: _Power) -> Method:
     """Powerpropagation: ``x = θ |θ|^(p-1)``, pruned by magnitude.
-
-    Args:
-        sparsity: the fraction of zeros, in [0, 1).
-        power, gain: as in :class:`mirrormask.geometry.Power`; ``gain=None`` is the paper's setting.
-        alpha: the strength of a constant decay of θ, in [0, inf).
-        at: when the mask is fixed, a fraction of training in (0, 1].
-        allocation, pattern: as in :class:`mirrormask.masks.Mask`.
 
     Example:
         >>> powerprop(0.9).geometry.power
@@ -140,5 +136,4 @@ def powerprop(
     Differs from the paper: a learning-rate scale for each tensor, unless ``gain=None``; training goes on under the
     mask from ``at`` on, where the paper prunes at the end.
     """
-    mask = OneShot(sparsity, at=at, allocation=allocation, pattern=pattern)
-    return Method(Power(power, gain), ConstantDecay(alpha), mask, "powerprop")
+    return Method(options.part(Power), options.part(ConstantDecay), options.part(OneShot), "powerprop")
