@@ -187,14 +187,15 @@ class StateDict:
                 shape, here = tuple(entry[key].shape), tuple(latent.shape)
                 if shape != here:
                     raise ValueError(f"{key!r} of {name!r} has shape {shape} in the state dict and {here} here")
-        if saved.first["version"] > 1:
-            for p, entry in saved.entries.items():
-                for prefix, _ in self._held(p):
-                    if not saved.is_fresh(p, prefix) and not self._base_entry(p, prefix, entry):
-                        raise ValueError(
-                            f"the state dict has no state of the base optimizer for a parameter of shape "
-                            f"{tuple(p.shape)}: it is not whole"
-                        )
+        options = {held: group for _, group in self.base.groups for held in group["params"]}
+        for p, entry in saved.entries.items() if saved.first["version"] > 1 else ():
+            for prefix, held in self._held(p):
+                lost = not saved.is_fresh(p, prefix) and not self._base_entry(p, prefix, entry)
+                if lost and self.base.first_state(held, options[held]):  # SGD without momentum needs none
+                    raise ValueError(
+                        f"the state dict has no state of the base optimizer for a parameter of shape {tuple(p.shape)}: "
+                        "it is not whole"
+                    )
 
     def _must_be_masked(self, saved: Entry) -> bool:
         """Whether a training that has come this far has masks, whatever the state dict says."""
