@@ -6,11 +6,12 @@ import difflib
 import importlib
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
-__all__ = ["check_int", "check_known", "check_number", "check_options", "check_sparsity", "require"]
+__all__ = ["callers_level", "check_int", "check_known", "check_number", "check_options", "check_sparsity", "require"]
 
 
 def check_number(
@@ -86,6 +87,17 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
         raise ImportError(
             f"{purpose} needs {module.split('.')[0]}, which is not installed; run: pip install 'mirrormask[{extra}]'"
         ) from error
+
+
+def callers_level() -> int:
+    """The ``stacklevel`` that makes a warning of the function that asks point at the user's own line.
+
+    For ``warnings.warn(message, stacklevel=callers_level())``: frames of mirrormask and torch are passed over.
+    """
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("mirrormask", "torch"):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _dash(hint: str) -> str:
