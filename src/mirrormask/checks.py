@@ -11,15 +11,7 @@ from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
-__all__ = [
-    "callers_level",
-    "check_int",
-    "check_known",
-    "check_number",
-    "check_options",
-    "check_sparsity",
-    "require",
-]
+__all__ = ["callers_level", "check_int", "check_known", "check_number", "check_options", "check_sparsity", "require"]
 
 
 def check_number(
@@ -98,7 +90,10 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
 
 
 def callers_level() -> int:
-    """The ``stacklevel`` that makes a warning of this package point at the user's own line."""
+    """The ``stacklevel`` that makes a warning of the function that asks point at the user's own line.
+
+    For ``warnings.warn(message, stacklevel=callers_level())``: frames of mirrormask and torch are passed over.
+    """
     level, frame = 1, sys._getframe(1)
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("mirrormask", "torch"):
         level, frame = level + 1, frame.f_back

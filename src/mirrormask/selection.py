@@ -2,73 +2,94 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LayerSparsity", "Sparsity", "Weights", "select_weights", "sparsity"]
+from mirrormask import selection_notes as notes
+from mirrormask.checks import callers_level
+from mirrormask.matrices import Candidate, candidates, defaults
+
+__all__ = ["LayerSparsity", "Sparsity", "Weights", "count_zeros", "select_weights", "sparsity"]
 
 #: How a caller selects weights: glob patterns over parameter names, or a predicate ``(name, module) -> bool``.
 Weights = str | Sequence[str] | Callable[[str, nn.Module], bool]
-
-SPARSIFIABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def select_weights(model: nn.Module, weights: Weights | None = None) -> dict[str, nn.Parameter]:
     """The parameters of ``model`` that may become sparse, by name, in the order of ``named_parameters``.
 
+    By default these are the matrices of its layers: ``weight`` of Linear, Conv, ConvTranspose, Bilinear and Hugging
+    Face's Conv1D, ``in_proj_weight`` or ``q/k/v_proj_weight`` of MultiheadAttention, ``weight_ih``, ``weight_hh`` and
+    ``weight_hr`` of recurrent layers and cells; never biases, norms, embeddings or a head that is tied to one
+    (``docs/selection.md``). Of a layer under weight norm it is ``v``, under spectral norm the original. Frozen
+    parameters are left out.
+
     Args:
         model: any module.
-        weights: ``None`` for the ``weight`` of every Linear and Conv1d/2d/3d; glob patterns over parameter
-            names (``"layer4.*.weight"``); or a predicate ``(name, module) -> bool`` that is asked for every
-            parameter, with the module that owns it. Frozen parameters are left out by default.
+        weights: ``None`` for the default; glob patterns over parameter names (``"layer4.*.weight"``); or a predicate
+            ``(name, module) -> bool`` that is asked for every parameter, with the module that owns it. A tied tensor
+            goes by all its names and owners: one that a pattern matches or the predicate wants is enough.
 
     Returns:
         name -> parameter. A tied weight appears once, under its first name.
 
     Raises:
-        ValueError: a pattern matches no parameter, or nothing at all is selected.
+        ValueError: a pattern matches no parameter, or nothing at all is selected; what is selected is no tensor of
+            real floating numbers, has no values (meta device) or no shape yet (a lazy layer before its first batch).
+
+    Warns:
+        UserWarning: the default takes less than half of the elements of all trainable parameters with two or more
+            dimensions, embeddings aside; it names the largest left out and the ``weights=`` that takes them in.
+            Or it leaves out a layer's matrix because of a parametrization that does not keep zeros, or takes one
+            under weight norm; or a pattern chooses a tensor by the later of two tied names.
 
     Example:
         >>> from torch import nn
         >>> list(select_weights(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))))
         ['0.weight', '2.weight']
+        >>> list(select_weights(nn.LSTM(4, 3)))
+        ['weight_ih_l0', 'weight_hh_l0']
     """
-    named = list(_owned_parameters(model))
+    listed = candidates(model)
+    chosen = _choose(model, listed, weights, frozen=False)
     if weights is None:
-        chosen = {
-            name: parameter
-            for name, parameter, owner in named
-            if isinstance(owner, SPARSIFIABLE) and name.split(".")[-1] == "weight" and parameter.requires_grad
-        }
-        remedy = "pass weights= with patterns or a predicate to choose other parameters"
+        said = notes.on_default(model, listed, chosen)
+    else:
+        said = [] if callable(weights) else notes.on_ties(listed, [weights] if isinstance(weights, str) else weights)
+    for note in said:
+        warnings.warn(note, stacklevel=callers_level())
+    return {c.name: c.parameter for c in chosen}
+
+
+def _choose(model: nn.Module, listed: list[Candidate], weights: Weights | None, *, frozen: bool) -> list[Candidate]:
+    """What ``weights`` selects, checked; with ``frozen``, the default takes frozen weights too."""
+    if weights is None:
+        chosen = defaults(listed, frozen=frozen)
     elif callable(weights):
-        chosen = {name: parameter for name, parameter, owner in named if weights(name, owner)}
-        remedy = "the predicate weights= returned False for every parameter"
+        chosen = [c for c in listed if any(map(weights, c.names, c.owners))]
     else:
         patterns = [weights] if isinstance(weights, str) else list(weights)
         for pattern in patterns:
-            if not any(fnmatch.fnmatchcase(name, pattern) for name, _, _ in named):
-                known = ", ".join(name for name, _, _ in named[:12]) + (", ..." if len(named) > 12 else "")
-                raise ValueError(f"the pattern {pattern!r} matches no parameter of the model; it has: {known}")
-        chosen = {
-            name: parameter
-            for name, parameter, _ in named
-            if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-        }
-        remedy = "weights= holds no pattern"
+            if not any(notes.matches(c, pattern) for c in listed):
+                raise ValueError(notes.of_no_match(model, listed, pattern))
+        chosen = [c for c in listed if any(notes.matches(c, pattern) for pattern in patterns)]
     if not chosen:
+        if weights is None:
+            remedy = notes.of_nothing(listed)
+        elif callable(weights):
+            remedy = "the predicate weights= returned False for every parameter"
+        else:
+            remedy = "weights= holds no pattern"
         raise ValueError(f"{type(model).__name__} has no sparsifiable weight; {remedy}")
+    for candidate in chosen:
+        problem = notes.problem(candidate)
+        if problem:
+            raise ValueError(problem)
     return chosen
-
-
-def _owned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:
-    owners = dict(model.named_modules())
-    for name, parameter in model.named_parameters():
-        yield name, parameter, owners[name.rpartition(".")[0]]
 
 
 @dataclass(frozen=True)
@@ -90,10 +111,16 @@ class LayerSparsity:
 class Sparsity:
     """The sparsity of a model: per layer and over all its sparsifiable weights together.
 
-    ``str()`` gives a table; ``float()`` gives the total.
+    ``str()`` gives a table, with the share of the model's parameters that it speaks of above it; ``float()`` gives
+    the total.
+
+    Attributes:
+        layers: the weights that were counted.
+        parameters: the number of elements of all the model's parameters, biases and embeddings included; 0 if unknown.
     """
 
     layers: tuple[LayerSparsity, ...]
+    parameters: int = 0
 
     @property
     def numel(self) -> int:
@@ -110,6 +137,11 @@ class Sparsity:
         """The fraction of exact zeros over all layers together."""
         return 1.0 - self.nonzeros / self.numel if self.numel else 0.0
 
+    @property
+    def share(self) -> float:
+        """The fraction of the model's parameters that were counted."""
+        return self.numel / self.parameters if self.parameters else 0.0
+
     def __float__(self) -> float:
         return self.total
 
@@ -117,7 +149,11 @@ class Sparsity:
         rows = [(layer.name, layer.numel, layer.nonzeros, layer.sparsity) for layer in self.layers]
         rows.append(("total", self.numel, self.nonzeros, self.total))
         width = max(len("weight"), *(len(row[0]) for row in rows))
-        lines = [f"{'weight':<{width}}  {'elements':>12}  {'nonzeros':>12}  {'sparsity':>9}"]
+        lines = []
+        if self.parameters:
+            of = f"{self.numel:,} of the model's {self.parameters:,} parameters ({100 * self.share:.1f}%)"
+            lines.append(f"zeros among {of}")
+        lines += [f"{'weight':<{width}}  {'elements':>12}  {'nonzeros':>12}  {'sparsity':>9}"]
         lines += [f"{name:<{width}}  {n:>12,}  {nnz:>12,}  {100 * s:>8.3f}%" for name, n, nnz, s in rows]
         return "\n".join(lines)
 
@@ -126,12 +162,20 @@ class Sparsity:
 def sparsity(model: nn.Module, weights: Weights | None = None) -> Sparsity:
     """Count the exact zeros of the sparsifiable weights of ``model``.
 
+    ``s = zeros / elements``, over all those weights together.
+
     Args:
         model: any module.
-        weights: which weights to count, as in :func:`select_weights`; frozen ones count too.
+        weights: which weights to count, as in :func:`select_weights`; by default its default, frozen weights included.
+            After ``mm.sparsify(..., weights=mine)`` pass the same ``weights=mine``: the model does not remember them,
+            and the sparsity that was asked for is that of these weights alone.
 
     Returns:
-        A :class:`Sparsity`: ``.total`` in [0, 1], ``.layers``, and a table as its ``str``.
+        A :class:`Sparsity`: ``.total`` in [0, 1], ``.layers``, ``.share`` of the model's parameters that it speaks of,
+        and a table as its ``str``.
+
+    Raises:
+        ValueError: as :func:`select_weights`. Nothing is warned of here: the share is part of the answer.
 
     Example:
         >>> from torch import nn
@@ -139,13 +183,21 @@ def sparsity(model: nn.Module, weights: Weights | None = None) -> Sparsity:
         >>> layer.weight.data = torch.tensor([[0.0, 1.0, 0.0, 0.0]])
         >>> sparsity(layer).total
         0.75
+        >>> sparsity(layer).share
+        0.8
+        >>> sparsity(layer, weights=["weight", "bias"]).numel
+        5
     """
-    chosen = select_weights(model, _default_predicate if weights is None else weights)
-    return Sparsity(tuple(_count(name, parameter) for name, parameter in chosen.items()))
+    listed = candidates(model)
+    chosen = _choose(model, listed, weights, frozen=True)
+    layers = count_zeros({c.name: c.parameter for c in chosen}).layers
+    return Sparsity(layers, sum(c.numel for c in listed))
 
 
-def _default_predicate(name: str, module: nn.Module) -> bool:
-    return isinstance(module, SPARSIFIABLE) and name.split(".")[-1] == "weight"
+@torch.no_grad()
+def count_zeros(weights: Mapping[str, Tensor]) -> Sparsity:
+    """The :class:`Sparsity` of these tensors."""
+    return Sparsity(tuple(_count(name, weight) for name, weight in weights.items()))
 
 
 def _count(name: str, parameter: Tensor) -> LayerSparsity:

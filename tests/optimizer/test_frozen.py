@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
+from frozen import CUT, FOLDER, STEPS, build, train
 
 import mirrormask as mm
-from frozen import CUT, FOLDER, STEPS, build, train
 
 FILES = sorted(FOLDER.glob("*.pt"))
 

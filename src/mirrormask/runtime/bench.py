@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from mirrormask.checks import check_int, check_known
 from mirrormask.files import write_text
+from mirrormask.matrices import default_weights
 from mirrormask.runtime.build import compile
 from mirrormask.runtime.cache import processor_name
 from mirrormask.runtime.timing import SPINNING, in_turns
+from mirrormask.selection import count_zeros
 
 __all__ = ["ENGINES", "BenchResult", "bench", "prepare_engines"]
 
@@ -207,7 +209,7 @@ def bench(
         processor_name(),
         threads,
         tuple(example_input.shape),
-        _sparsity(model),
+        count_zeros(default_weights(model, frozen=True)).total,
         {name: statistics.median(t) for name, t in times.items()},
         {name: (q[0], q[2]) for name, q in quartiles.items()},
         missing,
@@ -216,9 +218,3 @@ def bench(
     if json_path is not None:
         write_text(json_path, json.dumps(result.as_dict(), indent=1))
     return result
-
-
-def _sparsity(model: nn.Module) -> float:
-    weights = [p for p in model.parameters() if p.dim() > 1]
-    elements = sum(p.numel() for p in weights)
-    return 1.0 - sum(int(torch.count_nonzero(p)) for p in weights) / max(1, elements)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mirrormask.selection import SPARSIFIABLE
+from mirrormask.matrices import default_weights
 from mirrormask.storage.container import build_header
 from mirrormask.storage.dtypes import BYTES, NAMES, Bits, to_bits
 from mirrormask.storage.encodings import Dense, Encoding, Source, choose
@@ -90,7 +90,7 @@ def make_plan(
     own = {
         "format_version": FORMAT_VERSION,
         "library_version": _version(),
-        "sparsity": repr(_sparsity(model, state)),
+        "sparsity": repr(_sparsity(model, state, tied)),
         "separator": separator,
         "index": json.dumps({name: entries[name] for name in state}, ensure_ascii=False, separators=(",", ":")),
     }
@@ -146,16 +146,17 @@ def _separator(tensors: Sequence[Planned]) -> str:
         separator += ":"
 
 
-def _sparsity(model: Storable, state: Mapping[str, Tensor]) -> float:
+def _sparsity(model: Storable, state: Mapping[str, Tensor], tied: Mapping[str, str]) -> float:
     """The sparsity of a model by the library's definition; of a state dict, that of its matrices and kernels.
 
-    ``mm.sparsity`` would do, but for ``torch.count_nonzero``, which takes longer than all of the encoding.
+    ``mm.sparsity`` would do, but for ``torch.count_nonzero``, which takes longer than all of the encoding. A state
+    dict does not tell layers from embeddings, so there they count.
     """
     if isinstance(model, nn.Module):
-        owned = {id(owner.weight): owner.weight for owner in model.modules() if isinstance(owner, SPARSIFIABLE)}
-        weights = list(owned.values())  # a tied weight once
+        weights: list[Tensor] = list(default_weights(model, frozen=True).values())
     else:
-        weights = [tensor for tensor in state.values() if tensor.ndim >= 2 and tensor.is_floating_point()]
+        named = ((name, tensor) for name, tensor in state.items() if name not in tied)
+        weights = [tensor for _, tensor in named if tensor.ndim >= 2 and tensor.is_floating_point()]
     total = sum(tensor.numel() for tensor in weights)
     return sum(_zeros(tensor) for tensor in weights) / total if total else 0.0
 

@@ -1,0 +1,215 @@
+"""Which parameters of a model are the matrices of its layers: the one definition of what is sparsifiable.
+
+``mm.sparsify``, ``mm.sparsity``, the metadata of a file and the benchmarks all ask here. A layer that the library
+learns is a row in ``MATRICES``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+
+__all__ = ["Candidate", "candidates", "default_weights", "defaults", "made_from"]
+
+#: Class of layer -> the names of its matrices, as a regular expression; subclasses are meant too.
+MATRICES: dict[type[nn.Module], str] = {
+    nn.Linear: "weight",
+    nn.modules.conv._ConvNd: "weight",  # Conv1d to Conv3d and ConvTranspose1d to ConvTranspose3d
+    nn.Bilinear: "weight",
+    nn.MultiheadAttention: "in_proj_weight|[qkv]_proj_weight",  # its out_proj is a Linear of its own
+    nn.RNNBase: r"weight_(ih|hh|hr)_l\d+(_reverse)?",  # RNN, LSTM, GRU
+    nn.RNNCellBase: "weight_(ih|hh)",
+}
+#: The same for packages that need not be installed; the class too is a regular expression, over its full name.
+MATRICES_ELSEWHERE = {
+    r"transformers\.(pytorch|modeling)_utils\.Conv1D": "weight",
+    r"transformers\.models\..*Experts": "(gate_up|gate|up|down)_proj",  # of mixtures of experts, all in one tensor
+}
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+
+WEIGHT_NORM = r"torch\.nn\.utils\.(parametrizations\._|weight_norm\.)WeightNorm"
+SPECTRAL_NORM = r"torch\.nn\.utils\.(parametrizations\._|spectral_norm\.)SpectralNorm"
+COMPLEX = "it is complex, and its real and imaginary part would have to become zero together"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One parameter of a model, under all its names and with all its owners.
+
+    Attributes:
+        parameter: the tensor.
+        names: every name that leads to it; the first is the one of ``named_parameters``.
+        owners: the module behind each name.
+        is_matrix: a layer of ``MATRICES`` computes with it; for a parametrized layer, with what is made of it.
+        is_embedding: an Embedding or EmbeddingBag owns it, whoever else does.
+        is_scale: the ``g`` of weight norm, a zero of which would be a row of zeros.
+        is_normed: the ``v`` of weight norm, whose rows are divided by their norms.
+        barred: why this tensor is not chosen by default though its layer be of the table; empty if it may be.
+    """
+
+    parameter: nn.Parameter
+    names: tuple[str, ...]
+    owners: tuple[nn.Module, ...]
+    is_matrix: bool
+    is_embedding: bool
+    is_scale: bool
+    is_normed: bool
+    barred: str
+
+    @property
+    def name(self) -> str:
+        """The name under which it is chosen."""
+        return self.names[0]
+
+    @property
+    def numel(self) -> int:
+        """The number of elements; 0 for a lazy layer's, which has no shape yet."""
+        return 0 if is_lazy(self.parameter) else self.parameter.numel()
+
+    @property
+    def is_default(self) -> bool:
+        """Whether it is sparsifiable when nobody says otherwise: a matrix, and no embedding's, of a real float type."""
+        floating = self.parameter.dtype.is_floating_point  # not so for the 4 and 8-bit integers of quantized layers
+        return self.is_matrix and not self.is_embedding and not self.barred and floating
+
+
+def candidates(model: nn.Module) -> list[Candidate]:
+    """All parameters of ``model``, each once, in the order of ``named_parameters``."""
+    found: dict[int, list[tuple[str, nn.Module, nn.Parameter]]] = {}
+    for prefix, module in _walk(model, "", frozenset()):
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                found.setdefault(id(parameter), []).append((prefix + name, module, parameter))
+    embeddings: set[int] = set()
+    matrices: set[int] = set()
+    uses: dict[int, list[_Use]] = {}
+    for module in model.modules():
+        if isinstance(module, EMBEDDINGS):
+            embeddings.update(id(parameter) for parameter in module.parameters())
+        is_matrix = _matrix_names(module)
+        for use in _trained(module):
+            uses.setdefault(id(use.parameter), []).append(use)
+            if use.role != "g" and is_matrix.fullmatch(use.tensor):
+                matrices.add(id(use.parameter))
+    listed = []
+    for key, places in found.items():
+        used = uses.get(key, [])
+        listed.append(
+            Candidate(
+                parameter=places[0][2],
+                names=tuple(name for name, _, _ in places),
+                owners=tuple(owner for _, owner, _ in places),
+                is_matrix=key in matrices,
+                is_embedding=key in embeddings,
+                is_scale=any(use.role == "g" for use in used),
+                is_normed=any(use.role == "v" for use in used),
+                barred=next((use.barred for use in used if use.barred), COMPLEX if places[0][2].is_complex() else ""),
+            )
+        )
+    return listed
+
+
+def default_weights(model: nn.Module, *, frozen: bool) -> dict[str, nn.Parameter]:
+    """The sparsifiable weights of ``model`` by name: what every part of the library means by its sparsity.
+
+    A tensor that several modules share is judged by all of them: it is sparsifiable if a layer computes with it and
+    no embedding owns it, in whichever order the modules stand.
+
+    Args:
+        model: any module.
+        frozen: whether weights with ``requires_grad=False`` count: not for training, but for what a model holds.
+    """
+    return {c.name: c.parameter for c in defaults(candidates(model), frozen=frozen)}
+
+
+def defaults(listed: list[Candidate], *, frozen: bool) -> list[Candidate]:
+    """Those of a model's :func:`candidates` that :func:`default_weights` returns."""
+    return [c for c in listed if c.is_default and (frozen or c.parameter.requires_grad)]
+
+
+def made_from(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """The name of a weight that a parametrization or a hook makes -> the names of the parameters it makes it from."""
+    names = {id(c.parameter): c.name for c in candidates(model)}
+    made: dict[str, tuple[str, ...]] = {}
+    for prefix, module in _walk(model, "", frozenset()):
+        for use in _trained(module):
+            if use.role != "plain" and id(use.parameter) in names:
+                made[prefix + use.tensor] = (*made.get(prefix + use.tensor, ()), names[id(use.parameter)])
+    return made
+
+
+@dataclass(frozen=True)
+class _Use:
+    """How a module computes with a parameter: as its ``tensor``, or as what ``tensor`` is made of."""
+
+    tensor: str
+    parameter: object
+    role: str  # "plain", "v", "g" (weight norm), "made" (everything else that makes a tensor)
+    barred: str = ""
+
+
+def _matrix_names(module: nn.Module) -> re.Pattern[str]:
+    """What the names of a module's matrices look like; a pattern that fits no name if it is no layer of the table."""
+    patterns = [pattern for kind, pattern in MATRICES.items() if isinstance(module, kind)]
+    patterns += [pattern for kind, pattern in MATRICES_ELSEWHERE.items() if _is_a(module, kind)]
+    return re.compile("|".join(patterns) or "(?!)")
+
+
+def _trained(module: nn.Module) -> Iterator[_Use]:
+    """The parameters that a module trains, by the tensors that it computes with."""
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            yield _Use(name, parameter, "plain")
+    if parametrize.is_parametrized(module):
+        assert isinstance(module.parametrizations, nn.ModuleDict)
+        for name, steps in module.parametrizations.items():
+            if isinstance(steps, parametrize.ParametrizationList):  # no modules of the user's under that name
+                yield from _parametrized(name, steps)
+    for hook in module._forward_pre_hooks.values():
+        if _is_a(hook, WEIGHT_NORM):
+            name = str(vars(hook)["name"])
+            yield _Use(name, module._parameters.get(f"{name}_v"), "v")
+            yield _Use(name, module._parameters.get(f"{name}_g"), "g")
+        elif _is_a(hook, SPECTRAL_NORM):
+            name = str(vars(hook)["name"])
+            yield _Use(name, module._parameters.get(f"{name}_orig"), "made")
+        elif isinstance(hook, BasePruningMethod):
+            name = hook._tensor_name
+            why = f"torch.nn.utils.prune masks it; torch.nn.utils.prune.remove(module, {name!r}) makes it plain"
+            yield _Use(name, module._parameters.get(f"{name}_orig"), "made", why)
+
+
+def _parametrized(name: str, steps: parametrize.ParametrizationList) -> Iterator[_Use]:
+    """The originals of one parametrized tensor: those whose zeros are its zeros may be chosen."""
+    foreign = [type(step).__name__ for step in steps if not _is_a(step, f"{WEIGHT_NORM}|{SPECTRAL_NORM}")]
+    why = ""
+    if foreign:
+        why = (
+            f"under {', '.join(foreign)} a zero of it need not be a zero of the weight; "
+            f"torch.nn.utils.parametrize.remove_parametrizations(module, {name!r}) makes it plain"
+        )
+    for local, original in steps._parameters.items():
+        if not foreign and _is_a(steps[0], WEIGHT_NORM):
+            yield _Use(name, original, "g" if local == "original0" else "v")
+        else:
+            yield _Use(name, original, "made", why)
+
+
+def _walk(module: nn.Module, prefix: str, above: frozenset[int]) -> Iterator[tuple[str, nn.Module]]:
+    """Every path to every module, in the order of ``named_modules``; a module inside itself is not entered again."""
+    yield prefix, module
+    above |= {id(module)}
+    for name, child in module._modules.items():
+        if child is not None and id(child) not in above:
+            yield from _walk(child, f"{prefix}{name}.", above)
+
+
+def _is_a(thing: object, kind: str) -> bool:
+    """``isinstance`` by full name: for classes that are private, may go, or are in a package that is not imported."""
+    return any(re.fullmatch(kind, f"{known.__module__}.{known.__qualname__}") for known in type(thing).__mro__)
