@@ -142,10 +142,10 @@ def test_no_cell_is_lost_or_doubled_when_a_node_is_killed(tmp_path, monkeypatch)
         nodes = [node["NodeID"] for node in ray.nodes() if node["Resources"].get("CPU")]
         pinned = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
         first = [train.options(scheduling_strategy=place).remote(tree, b"", arrays, 1) for place in pinned]
-        assert [error for _, error in ray.get(first, timeout=90)] == [None, None]
+        assert [error for _, error in ray.get(first, timeout=600)] == [None, None]
 
         def kill():
-            wait_for(begun, 60)
+            wait_for(begun, 600)
             head.remove_node(lost, allow_graceful=False)
 
         killer = threading.Thread(target=kill)

@@ -22,6 +22,12 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MIRRORMASK_CACHE", str(tmp_path))
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A cache for tests that build one network with one setting after another: it is exported and generated once."""
+    return tmp_path_factory.mktemp("cache")
+
+
 def network() -> nn.Module:
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
@@ -81,7 +87,8 @@ def test_rows_of_any_number_and_leading_shape(rows):
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize("whose", ["torch's threads", "own threads"])
-def test_threads_share_images_and_channels(threads, batch, whose, monkeypatch):
+def test_threads_share_images_and_channels(threads, batch, whose, folder, monkeypatch):
+    monkeypatch.setenv("MIRRORMASK_CACHE", str(folder))
     if whose == "own threads":
         monkeypatch.setattr("mirrormask.runtime.plan.openmp", lambda: None)
     model = network()

@@ -113,6 +113,12 @@ def test_a_residual_network_needs_little_more_than_its_first_stage(size, tmp_pat
     assert 4 * plan.floats < 6 * stage and fast.report.nbytes >= 4 * plan.floats
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The cache of all tests below: what several of them need is generated once."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @functools.cache
 def captured(size: int):
     """A network, exported once for all targets and kernels: its graph, an input, and what eager PyTorch makes of it."""
@@ -124,9 +130,9 @@ def captured(size: int):
 @pytest.mark.parametrize("target", available_targets(), ids=lambda target: target.name)
 @pytest.mark.parametrize("kernel", ["dense", "direct", "aligned", "winograd", "any"])
 @pytest.mark.parametrize("size", [56, 32, 20])
-def test_no_layer_reads_what_others_left(target, kernel, size, tmp_path, monkeypatch):
+def test_no_layer_reads_what_others_left(target, kernel, size, folder, monkeypatch):
     """Layers that read beside their maps, in memory that others filled: as on the first image, so on later ones."""
-    monkeypatch.setenv("MIRRORMASK_CACHE", str(tmp_path))
+    monkeypatch.setenv("MIRRORMASK_CACHE", str(folder))
     graph, x, expected = captured(size)
     turn = itertools.count()
 

@@ -16,8 +16,8 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import context as contexts
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -180,7 +180,7 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
-def processes() -> BaseContext:
+def processes() -> contexts.SpawnContext | contexts.ForkServerContext:
     """How workers are started: never as a fork of this process, whose threads may have run and whose GPU may be in use.
 
     On Linux they are forks of a server that has imported what a run needs and done nothing else. Elsewhere each is a
