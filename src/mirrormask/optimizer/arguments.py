@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch import nn
 from torch.optim import Optimizer
 
 from mirrormask.methods import Method
@@ -61,7 +60,7 @@ def held_weights(model: nn.Module, base: Optimizer, weights: Weights | None) -> 
     """The weights to sparsify, by name.
 
     Raises:
-        ValueError: the base optimizer does not hold one, or one is of a kind that no mask can be put on.
+        ValueError: the base optimizer does not hold one, or one has sparse gradients.
     """
     chosen = select_weights(model, weights)
     held = {id(p) for group in base.param_groups for p in group["params"]}
@@ -72,24 +71,13 @@ def held_weights(model: nn.Module, base: Optimizer, weights: Weights | None) -> 
             "with weights="
         )
     owners = dict(model.named_modules())
-    for name, p in chosen.items():
-        _check_weight(name, p, owners.get(name.rpartition(".")[0]))
+    for name in chosen:
+        owner = owners.get(name.rpartition(".")[0])
+        if getattr(owner, "sparse", False):
+            raise ValueError(
+                f"{name!r} has sparse gradients; build the {type(owner).__name__} with sparse=False, or leave it out"
+            )
     return chosen
-
-
-def _check_weight(name: str, p: Tensor, owner: nn.Module | None) -> None:
-    if is_lazy(p):
-        raise ValueError(f"{name!r} has no shape yet (a lazy layer); send one batch through the model first")
-    if p.is_meta:
-        raise ValueError(f"{name!r} is on the meta device and has no values; load the weights first")
-    if p.is_complex():
-        raise ValueError(f"{name!r} is complex, and its zeros are not defined here; leave it out with weights=")
-    if not p.is_floating_point():
-        raise ValueError(f"{name!r} is {p.dtype}, which cannot be trained; leave it out with weights=")
-    if getattr(owner, "sparse", False):
-        raise ValueError(
-            f"{name!r} has sparse gradients; build {type(owner).__name__} with sparse=False, or leave it out"
-        )
 
 
 def _some(names: list[str]) -> str:

@@ -311,8 +311,8 @@ def _summaries(state_dict: dict[str, Any], groups: Sequence[Group]) -> list[Entr
     saved = state_dict["param_groups"]
     if not saved or GROUP_KEY not in saved[0]:
         raise ValueError(
-            "this state dict was not saved by a SparseOptimizer: load it before mm.sparsify wraps the base; or what was "
-            "saved has been left out on the way, as flatten_optimizer_state_dict=True does: save without that option"
+            "this state dict was not saved by a SparseOptimizer: load it before mm.sparsify wraps the base; or some of "
+            "it has been left out on the way, as flatten_optimizer_state_dict=True does: save without that option"
         )
     if len(saved) != len(groups):
         raise ValueError(f"the state dict has {len(saved)} parameter groups, this optimizer {len(groups)}")
