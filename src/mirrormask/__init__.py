@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from mirrormask import corrections, decay, flow, geometry, masks, methods, report
     from mirrormask.batchnorm import recalibrate
     from mirrormask.methods import Method
-    from mirrormask.optimizer import SparseOptimizer, apply_masks, keep_zeros, sparsify
+    from mirrormask.optimizer import SparseOptimizer, apply_masks, keep_zeros
+    from mirrormask.optimizer.sparsify import sparsify
     from mirrormask.runtime import compile
     from mirrormask.selection import Sparsity, select_weights, sparsity
     from mirrormask.storage import FormatError, export, load, predict_size, save
