@@ -85,6 +85,7 @@ class SparseOptimizer(Optimizer):
         masks = MaskChanges(method, weights, holder, on_empty)
         self.parts = Parts(method, weights, holder, Presence(model, weights), masks, training, fused)
         self._steps: list[Step] = []
+        self._unpruned: list[tuple[Tensor, int]] = []
         super().__init__([dict(group) for group in base.param_groups], dict(base.defaults))
 
     @torch.no_grad()
@@ -107,7 +108,10 @@ class SparseOptimizer(Optimizer):
         base.link(self.param_groups, weights)
         first = self.method.mask.sparsity_at(self.parts.training.clock)
         if first is not None:
+            values = [x.detach().clone() for x in weights.values()]
             self.parts.masks.prune(first, self.parts.training.clock)
+            # A checkpoint of the model may have been loaded before, and the mask that belongs to it will be loaded yet.
+            self._unpruned = [(value, x._version) for value, x in zip(values, weights.values(), strict=True)]
             for x in weights.values():
                 self.state[x].pop("score", None)  # the mask says it all
         self._keep_if_due()
@@ -188,9 +192,10 @@ class SparseOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         parts, training = self.parts, self.parts.training
+        self._unpruned = []
         parts.presence.check()
         parts.weights.adopt(training.clock)
-        if training.rounds is not None:
+        if training.rounds is not None and not training.finalized:
             training.rounds.before_step(self.param_groups, self.method.mask, training.clock)
         parts.base.sync(self.param_groups)
         now = self._now()
@@ -380,12 +385,15 @@ class SparseOptimizer(Optimizer):
             state_dict = before(self, state_dict) or state_dict
         self._state_dict.read(state_dict, self.param_groups)
         self._steps = []
+        for x, (value, version) in zip(self.weights.values(), self._unpruned, strict=False):
+            if x._version == version:
+                x.copy_(value)
         self.weights.restore(self.parts.training.clock)
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "parts": self.parts, "_steps": []}
+        return {**super().__getstate__(), "parts": self.parts, "_steps": [], "_unpruned": []}
 
     def __repr__(self) -> str:
         return f"SparseOptimizer({self.method!r}, {self.base!r})"

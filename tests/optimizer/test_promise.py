@@ -1,0 +1,338 @@
+"""finalize() vouches for what is there: whatever tools put into the model, exact zeros and an exact count, or an error."""
+
+import copy
+import itertools
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import mirrormask as mm
+
+X = torch.randn(64, 12, generator=torch.Generator().manual_seed(1))
+Y = X[:, :4].argmax(1)
+TOTAL = 12 * 16 + 16 * 4
+KEPT = round(0.2 * TOTAL)
+STEPS = 20
+BASES = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2),
+}
+#: One method of each geometry and each kind of mask, those whose mask comes only at the end included.
+METHODS = ["mirror", "gmp", "pilot", "str", "cs", "powerprop", "sign_in", "lth", "acdc", "rigl", "magnitude", "dense"]
+
+
+def build(name="mirror", base="sgd", seed=0, dtype=torch.float32, steps=STEPS, **options):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4)).to(dtype)
+    method = mm.methods.get(name)(0.0 if name == "dense" else 0.8, **options)
+    return model, mm.sparsify(model, BASES[base](model.parameters()), method, steps=steps)
+
+
+def train(model, optimizer, steps, scale=1.0):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(X.to(model[0].weight.dtype)).float(), Y)
+        (loss * scale).backward()
+        optimizer.step()
+
+
+def nonzeros(model):
+    return sum(int(p.count_nonzero()) for p in model.parameters() if p.dim() > 1)
+
+
+# -- what the model holds ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("name", METHODS)
+def test_mm_sparsify_leaves_every_weight_as_it_is_to_the_last_bit(name, base):
+    if name in ("sign_in", "rigl"):
+        pytest.skip("prunes before the first step")
+    torch.manual_seed(0)
+    before = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4))
+    model, _ = build(name, base)
+    for a, b in zip(before.parameters(), model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["sign_in", "rigl"])
+def test_pruning_before_the_first_step_changes_only_what_it_prunes(name):
+    torch.manual_seed(0)
+    before = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4))
+    model, optimizer = build(name)
+    for i, key in ((0, "0.weight"), (2, "2.weight")):
+        assert torch.equal(model[i].weight, before[i].weight * optimizer.masks[key])
+
+
+@pytest.mark.parametrize("loaded", ["before the masks", "an average", "after finalize"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "dense"])
+def test_weights_loaded_before_finalize_get_the_mask(name, loaded):
+    model, optimizer = build(name)
+    average = copy.deepcopy(model.state_dict())
+    for step in range(STEPS):
+        train(model, optimizer, 1)
+        average = {key: 0.9 * average[key] + 0.1 * value for key, value in model.state_dict().items()}
+        if step == 2:
+            early = copy.deepcopy(model.state_dict())
+    if loaded == "after finalize":
+        optimizer.finalize()
+    held = early if loaded == "before the masks" else average
+    model.load_state_dict(held)
+    optimizer.finalize()
+    masks = optimizer.masks
+    assert sum(int(mask.sum()) for mask in masks.values()) == KEPT
+    for key, x in optimizer.weights.items():
+        assert torch.equal(x, held[key] * masks[key])  # what was loaded, under the mask, to the last bit
+    if loaded == "an average" and name not in ("lth", "rigl", "sign_in", "acdc"):  # whose average may be zero as well
+        assert nonzeros(model) == KEPT
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-4
+    train(model, optimizer, 3)
+    for key, x in optimizer.weights.items():
+        assert not x[~masks[key]].any()
+        moved = float((x - held[key] * masks[key]).detach().abs().max())
+        assert 0 < moved < 0.01, "training went on from other weights"
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("name", METHODS)
+def test_training_goes_on_from_what_is_written_into_a_weight(name, base):
+    model, optimizer = build(name, base, steps=100)  # no mask changes in the first steps
+    train(model, optimizer, 4)
+    with torch.no_grad():
+        model[0].weight.mul_(0.5).clamp_(-0.1, 0.1)
+    written = model[0].weight.detach().clone()
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0  # and no weight decay: the step itself moves nothing
+        group["weight_decay"] = 0.0
+    train(model, optimizer, 1)
+    torch.testing.assert_close(model[0].weight.detach(), written, rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["mirror", "gmp"])
+@pytest.mark.parametrize("how", ["assign", "setattr", "to_empty", "half", "another device"])
+def test_parameters_that_are_replaced_are_an_error_at_the_next_step(name, how):
+    model, optimizer = build(name)
+    train(model, optimizer, 2)
+    if how == "assign":
+        model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    elif how == "setattr":
+        model[0].weight = nn.Parameter(model[0].weight.detach().clone())
+    elif how == "to_empty":
+        model.to("meta").to_empty(device="cpu")
+    elif how == "half":
+        model.bfloat16()
+    else:
+        model.to("meta")
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    for call in (optimizer.step, optimizer.finalize):
+        with pytest.raises(RuntimeError, match=r"0\.weight.*first, then build the optimizer, then call mm.sparsify"):
+            call()
+
+
+def test_a_parametrization_registered_later_moves_the_parameter_and_keeps_it():
+    model, optimizer = build()
+    nn.utils.parametrize.register_parametrization(model[0], "weight", nn.Identity())
+    train(model, optimizer, STEPS)
+    optimizer.finalize()
+    assert nonzeros(model) == KEPT
+
+
+# -- numbers that are not finite --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", METHODS)
+def test_finalize_refuses_weights_that_are_not_finite_by_name(name, value):
+    model, optimizer = build(name)
+    train(model, optimizer, 5)
+    with torch.no_grad():
+        model[2].weight.view(-1)[optimizer.masks["2.weight"].view(-1).nonzero()[0]] = value
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(RuntimeError, match=r"^2\.weight is not finite"):
+        optimizer.finalize()
+    assert not optimizer.finalized
+    for a, b in zip(before, model.parameters(), strict=True):
+        assert torch.equal(a, b.detach()) or not a.isfinite().all()
+
+
+def test_masked_entries_are_zeros_whatever_the_base_makes_of_them():
+    # fp16 Adam: eps is 0 there, and 0 / 0 is not a number that a product with zero would mend.
+    model = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4)).half()
+    base = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimizer = mm.sparsify(model, base, mm.methods.erk(0.8), steps=STEPS)
+    for _ in range(3):
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+    for key, x in optimizer.weights.items():
+        assert torch.equal(x[~optimizer.masks[key]], torch.zeros_like(x[~optimizer.masks[key]]))
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("name", ["mirror", "gmp", "dense"])
+def test_a_training_whose_steps_were_skipped_is_no_training(name, base):
+    model, optimizer = build(name, base)
+    with pytest.warns(UserWarning, match=r"10 steps in a row were skipped: .*not finite in 0\.weight, 0\.bias"):
+        train(model, optimizer, STEPS, scale=float("nan"))
+    with pytest.raises(RuntimeError, match="20 steps were skipped and 0 taken"):
+        optimizer.finalize()
+    model, optimizer = build(name, base)
+    train(model, optimizer, 3, scale=float("nan"))
+    train(model, optimizer, STEPS - 3)
+    optimizer.finalize()
+    assert optimizer.skipped_steps == 3
+
+
+def test_the_warning_of_skipped_steps_names_the_culprits_once_a_row():
+    model, optimizer = build()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for step in range(25):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(X), Y).backward()
+            if step != 12:
+                model[2].bias.grad[0] = float("nan")
+            optimizer.step()
+    assert [str(w.message).split("not finite in ")[1].split(";")[0] for w in seen] == ["2.bias", "2.bias"]
+
+
+# -- resume, in any order ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("order", list(itertools.permutations(["model", "sparsify", "optimizer"])))
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_resumes_bit_for_bit_in_whatever_order_things_are_loaded(name, order, dtype):
+    if order.index("optimizer") < order.index("sparsify"):
+        pytest.skip("there is nothing to load into")
+    straight_model, straight = build(name, dtype=dtype)
+    train(straight_model, straight, 7)
+    weights, state = copy.deepcopy(straight_model.state_dict()), copy.deepcopy(straight.state_dict())
+    train(straight_model, straight, STEPS - 7)
+    torch.manual_seed(9)
+    model = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4)).to(dtype)
+    for what in order:
+        if what == "model":
+            model.load_state_dict(weights)
+        elif what == "sparsify":
+            method = mm.methods.get(name)(0.0 if name == "dense" else 0.8)
+            optimizer = mm.sparsify(model, BASES["sgd"](model.parameters()), method, steps=STEPS)
+        else:
+            optimizer.load_state_dict(state)
+    for key, value in weights.items():
+        assert torch.equal(model.state_dict()[key], value)
+    assert optimizer.diagnostics() == pytest.approx({**optimizer.diagnostics()}, nan_ok=True)
+    train(model, optimizer, STEPS - 7)
+    for a, b in zip(straight_model.parameters(), model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_what_a_log_says_after_a_resume_is_what_it_said_before():
+    model, optimizer = build()
+    train(model, optimizer, 5)
+    before = optimizer.diagnostics()
+    assert before["alpha"] > 0
+    _, other = build()
+    other.load_state_dict(optimizer.state_dict())
+    assert other.diagnostics() == before
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("name", mm.methods.names())
+def test_the_state_has_all_its_keys_from_construction_on(name, base):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4))
+    method = mm.methods.get(name)(0.0 if name == "dense" else 0.8)
+    data = {"batches": [(X, Y)]} if method.reads_data else {}
+    optimizer = mm.sparsify(model, BASES[base](model.parameters()), method, steps=STEPS, **data)
+    first = {index: set(entry) for index, entry in optimizer.state_dict()["state"].items()}
+    train(model, optimizer, STEPS)
+    last = {index: set(entry) for index, entry in optimizer.state_dict()["state"].items()}
+    assert first == last
+    assert len(first) == 4
+
+
+@pytest.mark.parametrize("key", ["mask", "m.momentum_buffer", "w", "rate"])
+def test_a_state_that_has_lost_something_is_refused(key):
+    model, optimizer = build()
+    train(model, optimizer, 15)
+    state = copy.deepcopy(optimizer.state_dict())
+    for entry in state["state"].values():
+        entry.pop(key, None)
+    _, other = build()
+    with pytest.raises(ValueError, match="it is not whole"):
+        other.load_state_dict(state)
+
+
+# -- zeros that outlive the optimizer ---------------------------------------------------------------------------------
+
+
+def test_an_average_gets_the_last_mask():
+    model, optimizer = build()
+    average = torch.optim.swa_utils.AveragedModel(model)
+    for _ in range(STEPS):
+        train(model, optimizer, 1)
+        average.update_parameters(model)
+    optimizer.finalize()
+    assert nonzeros(average) > KEPT
+    mm.apply_masks(average, optimizer.masks)
+    assert nonzeros(average) == KEPT
+
+
+def test_names_that_a_wrapper_changes_and_names_that_only_look_like_it():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.submodule = nn.Linear(3, 2)
+            self.sub = nn.Linear(3, 2)
+
+    net = Net()
+    masks = {"submodule.weight": torch.zeros(2, 3, dtype=torch.bool)}
+    mm.apply_masks(nn.ModuleDict({"module": net})["module"], masks)
+    assert not net.submodule.weight.any()
+    assert net.sub.weight.all()
+    mm.apply_masks(torch.compile(nn.Sequential(net)), {"0.sub.weight": ~masks["submodule.weight"]})
+    assert net.sub.weight.all()
+
+
+@pytest.mark.parametrize(
+    ("masks", "error", "message"),
+    [
+        ({"9.weight": torch.ones(16, 12, dtype=torch.bool)}, ValueError, "no parameter '9.weight'"),
+        ({"0.weight": torch.ones(3, 3, dtype=torch.bool)}, ValueError, r"has shape \(3, 3\), the parameter \(16, 12\)"),
+        ({"0.weight": torch.ones(16, 12)}, TypeError, "is a torch.float32, not a bool tensor"),
+    ],
+)
+def test_masks_that_do_not_fit_change_nothing(masks, error, message):
+    model, _ = build()
+    before = model[0].weight.detach().clone()
+    with pytest.raises(error, match=message):
+        mm.apply_masks(model, {"0.weight": torch.zeros(16, 12, dtype=torch.bool), **masks})
+    assert torch.equal(model[0].weight, before)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_a_new_optimizer_after_finalize_keeps_the_zeros(base):
+    model, optimizer = build()
+    train(model, optimizer, STEPS)
+    optimizer.finalize()
+    zeros = {name: p == 0 for name, p in model.named_parameters() if p.dim() > 1}
+    plain = BASES[base](model.parameters())
+    handle = mm.keep_zeros(model, plain)
+    train(model, plain, 5)
+    for name, p in model.named_parameters():
+        if name in zeros:
+            assert torch.equal(p == 0, zeros[name])
+    handle.remove()
+    train(model, plain, 1)
+    assert nonzeros(model) > KEPT
+    with pytest.raises(ValueError, match="no zeros to keep"):
+        mm.keep_zeros(nn.Linear(3, 3), plain)
+    with pytest.raises(ValueError, match="keeps its zeros itself"):
+        mm.keep_zeros(model, optimizer)
+    with pytest.raises(TypeError, match="not a torch optimizer"):
+        mm.keep_zeros(model, "sgd")
