@@ -1,4 +1,4 @@
-"""finalize() vouches for what is there: whatever tools put into the model, exact zeros and an exact count, or an error."""
+"""finalize() vouches for what is there: whatever tools put into the model, exact zeros, an exact count, or an error."""
 
 import copy
 import itertools
