@@ -31,8 +31,8 @@ SCHEDULE_FREE = {
     "RAdamScheduleFree": (schedulefree.RAdamScheduleFree, {}),
     "AdamWScheduleFreeReference": (schedulefree.AdamWScheduleFreeReference, {"warmup_steps": 5}),
 }
-#: kron draws random numbers that it keeps outside of its state dict, adahessian needs a graph of the gradient, fused ones
-#: another package. A cautious variant (clion) has the state of its original.
+#: kron draws random numbers that it keeps outside of its state dict, adahessian needs a graph of the gradient, and
+#: fused ones need another package. A cautious variant (clion) has the state of its original.
 NAMES = timm.optim.list_optimizers()
 TIMM = [
     name

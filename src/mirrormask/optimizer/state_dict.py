@@ -238,7 +238,8 @@ class StateDict:
             for prefix, held in self._held(p):
                 inner = self._base_entry(p, prefix, entry)
                 if inner and not saved.is_fresh(p, prefix):
-                    state[position[held]] = inner
+                    # torch would keep the tensors themselves: two optimizers that load one state would share them
+                    state[position[held]] = {k: v.clone() if isinstance(v, Tensor) else v for k, v in inner.items()}
         groups = self.base.torch.state_dict()["param_groups"]
         self.base.torch.load_state_dict({"state": state, "param_groups": groups})
         for index, summary in enumerate(saved.summaries):

@@ -1,0 +1,353 @@
+"""Torch's protocol, whole: what its own tests ask of every optimizer, asked of the wrapper.
+
+The properties are those of torch's test/test_optim.py, over ``mirror``, ``mirror(factors=False)`` and ``gmp`` around
+SGD and AdamW. Where the wrapper differs from the bare base the test says so, and why.
+"""
+
+import copy
+import gc
+import pickle
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+import mirrormask as mm
+
+X = torch.randn(32, 6, generator=torch.Generator().manual_seed(1))
+Y = X[:, :3].argmax(1)
+METHODS = {
+    "mirror": lambda: mm.methods.mirror(0.5),
+    "mirror/descent": lambda: mm.methods.mirror(0.5, factors=False),
+    "gmp": lambda: mm.methods.gmp(0.5),
+}
+BASES = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2),
+}
+each = [pytest.mark.parametrize("name", METHODS), pytest.mark.parametrize("base", BASES)]
+
+
+def over_all(function):
+    for mark in each:
+        function = mark(function)
+    return function
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 10), nn.Tanh(), nn.Linear(10, 3))
+
+
+def start(name, base, steps=20):
+    model = net()
+    return model, mm.sparsify(model, BASES[base](model.parameters()), METHODS[name](), steps=steps)
+
+
+def backward(model):
+    loss = nn.functional.cross_entropy(model(X), Y)
+    loss.backward()
+    return loss
+
+
+def train(model, optimizer, steps):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        backward(model)
+        optimizer.step()
+
+
+def snapshot(model):
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def equal(before, after):
+    return all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+# -- hooks ------------------------------------------------------------------------------------------------------------
+
+
+@over_all
+def test_step_hooks_run_once_in_order_and_may_see_the_arguments(name, base):
+    model, optimizer = start(name, base)
+    calls = []
+    handles = [
+        register_optimizer_step_pre_hook(lambda o, args, kwargs: calls.append("global pre")),
+        optimizer.register_step_pre_hook(lambda o, args, kwargs: calls.append("pre")),
+        optimizer.base.register_step_pre_hook(lambda o, args, kwargs: calls.append("base pre")),
+        optimizer.base.register_step_post_hook(lambda o, args, kwargs: calls.append("base post")),
+        optimizer.register_step_post_hook(lambda o, args, kwargs: calls.append("post")),
+        register_optimizer_step_post_hook(lambda o, args, kwargs: calls.append("global post")),
+    ]
+    train(model, optimizer, 1)
+    for handle in handles:
+        handle.remove()
+    train(model, optimizer, 1)
+    # torch runs an optimizer's own hooks before the global ones after a step
+    assert calls == ["global pre", "pre", "base pre", "base post", "post", "global post"]
+
+
+@over_all
+def test_a_step_with_hooks_on_the_base_is_the_step_without(name, base):
+    results = []
+    for hooked in (False, True):
+        model, optimizer = start(name, base)
+        if hooked:
+            optimizer.base.register_step_post_hook(lambda o, args, kwargs: None)
+        train(model, optimizer, 20)
+        results.append(snapshot(model))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-5)
+
+
+@over_all
+def test_hooks_of_state_dict_and_load_state_dict_run(name, base):
+    model, optimizer = start(name, base)
+    train(model, optimizer, 3)
+    calls = []
+    optimizer.register_state_dict_pre_hook(lambda o: calls.append("state pre"))
+
+    def mark(o, state):
+        calls.append("state post")
+        state["mark"] = 1
+
+    optimizer.register_state_dict_post_hook(mark)
+
+    def change(o, state):
+        calls.append("load pre")
+        groups = [{**group, "lr": 0.5} for group in state["param_groups"]]
+        return {**state, "param_groups": groups}
+
+    optimizer.register_load_state_dict_pre_hook(change)
+    optimizer.register_load_state_dict_post_hook(lambda o: calls.append("load post"))
+    state = optimizer.state_dict()
+    assert state["mark"] == 1
+    optimizer.load_state_dict(state)
+    assert calls == ["state pre", "state post", "load pre", "load post"]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5]
+
+
+# -- state ------------------------------------------------------------------------------------------------------------
+
+
+@over_all
+def test_a_state_dict_is_a_round_trip_and_loading_does_not_share(name, base):
+    # The difference from the bare base: torch keeps the tensors that it is given, here none is shared.
+    model, optimizer = start(name, base)
+    train(model, optimizer, 7)
+    state = copy.deepcopy(optimizer.state_dict())
+    optimizer.load_state_dict(state)
+    again = optimizer.state_dict()
+    assert pickle.dumps(state["param_groups"]) == pickle.dumps(again["param_groups"])
+    for index, entry in state["state"].items():
+        assert set(entry) == set(again["state"][index])
+        for key, value in entry.items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, again["state"][index][key])
+                assert value.data_ptr() != again["state"][index][key].data_ptr()
+            else:
+                assert value == again["state"][index][key]
+
+
+@over_all
+def test_the_state_dict_is_made_of_what_torch_load_reads_without_code(name, base, tmp_path):
+    model, optimizer = start(name, base)
+    train(model, optimizer, 7)
+    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+    start(name, base)[1].load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+
+
+@over_all
+def test_copies_go_on_alike_and_leave_the_original_alone(name, base):
+    model, optimizer = start(name, base)
+    train(model, optimizer, 5)
+    before = snapshot(model)
+    twin_model, twin = copy.deepcopy((model, optimizer))
+    train(twin_model, twin, 5)
+    assert equal(before, snapshot(model))
+    train(model, optimizer, 5)
+    assert equal(snapshot(model), snapshot(twin_model))
+
+
+@over_all
+def test_nothing_outlives_the_optimizer(name, base):
+    model, optimizer = start(name, base)
+    train(model, optimizer, 3)
+    watch = weakref.ref(optimizer)
+    del optimizer
+    gc.collect()
+    assert watch() is None
+
+
+# -- gradients --------------------------------------------------------------------------------------------------------
+
+
+@over_all
+def test_closures_set_to_none_and_empty_gradients(name, base):
+    model, optimizer = start(name, base)
+
+    def closure():
+        assert torch.is_grad_enabled()
+        optimizer.zero_grad()
+        return backward(model)
+
+    assert optimizer.step(closure) > 0
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in model.parameters())
+    before = snapshot(model)
+    optimizer.step()
+    assert equal(before, snapshot(model))
+    optimizer.zero_grad(set_to_none=False)
+
+
+@over_all
+def test_a_step_with_zero_gradients_moves_as_little_as_the_base_does(name, base):
+    # The difference from the bare base: latents hold x to the last bits only, and decay where the method decays them.
+    model, optimizer = start(name, base)
+    before = snapshot(model)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for p, old in zip(model.parameters(), before, strict=True):
+        torch.testing.assert_close(p.detach(), old, rtol=1e-2, atol=1e-6)
+
+
+@over_all
+def test_frozen_parameters_stay_and_complain_of_nothing(name, base):
+    model = net()
+    model[0].requires_grad_(False)
+    frozen = snapshot(model[0])
+    optimizer = mm.sparsify(model, BASES[base](model.parameters()), METHODS[name](), steps=20)
+    assert list(optimizer.weights) == ["2.weight"]
+    train(model, optimizer, 20)
+    optimizer.finalize()
+    assert equal(frozen, snapshot(model[0]))
+    start_again = mm.sparsify(model, BASES[base](model.parameters()), METHODS[name](), steps=20)
+    start_again.load_state_dict(optimizer.state_dict())
+
+
+@over_all
+def test_gradients_are_left_as_they_are(name, base):
+    # The difference from some bases: none. A step reads gradients, and clipping and logging may read them after it.
+    model, optimizer = start(name, base)
+    backward(model)
+    before = [p.grad.clone() for p in model.parameters()]
+    optimizer.step()
+    assert equal(before, [p.grad for p in model.parameters()])
+
+
+@over_all
+def test_an_empty_group_and_groups_of_their_own_rates(name, base):
+    model = net()
+    groups = [{"params": [model[0].weight], "lr": 0.0}, {"params": []}, {"params": [*model[2].parameters()]}]
+    optimizer = mm.sparsify(model, BASES[base](groups), METHODS[name](), steps=1000)
+    before = model[0].weight.detach().clone()
+    train(model, optimizer, 3)
+    torch.testing.assert_close(model[0].weight.detach(), before, rtol=2e-2, atol=1e-6)  # it may decay
+    optimizer.add_param_group({"params": [model[0].bias], "lr": 0.5})
+    bias = model[0].bias.detach().clone()
+    train(model, optimizer, 1)
+    assert (model[0].bias - bias).abs().max() > 1e-3
+
+
+@over_all
+def test_the_step_within_a_compiled_function_is_the_step(name, base):
+    results = []
+    for compiled in (False, True):
+        model, optimizer = start(name, base)
+        step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+        for _ in range(20):
+            optimizer.zero_grad()
+            backward(model)
+            step()
+        optimizer.finalize()
+        results.append(snapshot(model))
+    assert equal(*results)
+
+
+# -- what is refused, at construction ---------------------------------------------------------------------------------
+
+
+class ZeroRedundancyOptimizer(torch.optim.SGD):
+    """By its name, as the real one needs processes."""
+
+
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 3, dtype=torch.complex64))
+
+
+def sgd(model, **options):
+    return torch.optim.SGD(model.parameters(), lr=0.1, **options)
+
+
+def wrap(model, base=None, weights=None):
+    return mm.sparsify(model, base or sgd(model), METHODS["mirror"](), steps=5, weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: (m := net()) and wrap(m, sgd(m, differentiable=True)), "differentiable=True.*leave it out"),
+        (lambda: (m := net()) and wrap(m, ZeroRedundancyOptimizer(m.parameters(), lr=0.1)), "pass the optimizer that"),
+        (lambda: (m := net()) and wrap(m, torch.optim.SparseAdam(m.parameters())), "use Adam"),
+        (lambda: wrap(m := net().to("meta"), sgd(m)), "meta device"),
+        (lambda: wrap(m := nn.Sequential(nn.LazyLinear(3)), sgd(m)), "lazy"),
+        (lambda: wrap(m := Complex(), sgd(m), ["weight"]), "complex"),
+        (lambda: wrap(m := nn.Embedding(5, 3, sparse=True), sgd(m), ["weight"]), "sparse=False"),
+        (lambda: wrap(m := net(), sgd(m)).add_param_group({"params": [], "differentiable": True}), "differentiable"),
+    ],
+)
+def test_what_cannot_be_right_is_refused_at_construction_with_a_remedy(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_sparse_gradient_of_a_weight_is_an_error_of_its_name():
+    model, optimizer = start("mirror", "sgd")
+    backward(model)
+    model[0].weight.grad = model[0].weight.grad.to_sparse()
+    with pytest.raises(RuntimeError, match=r"gradient of '0\.weight' is sparse"):
+        optimizer.step()
+
+
+# -- Accelerate -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["sparsify, then prepare", "prepare, then sparsify"])
+@over_all
+def test_accelerate_steps_saves_and_loads_the_sparse_optimizer(name, base, order, tmp_path):
+    accelerate = pytest.importorskip("accelerate")
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+
+    def build():
+        accelerator = accelerate.Accelerator(cpu=True)
+        model = net()
+        inner = BASES[base](model.parameters())
+        if order == "sparsify, then prepare":
+            optimizer = mm.sparsify(model, inner, METHODS[name](), steps=20)
+            model, stepped = accelerator.prepare(model, optimizer)
+        else:
+            model, stepped = accelerator.prepare(model, inner)
+            optimizer = mm.sparsify(model, stepped, METHODS[name](), steps=20)
+        assert optimizer.base is inner
+        return accelerator, model, optimizer, stepped
+
+    accelerator, model, optimizer, stepped = build()
+    train(model, stepped, 12)
+    accelerator.save_state(str(tmp_path))
+    train(model, stepped, 8)
+    assert optimizer.step_count == 20
+    optimizer.finalize()
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator, other_model, other, other_stepped = build()
+    accelerator.load_state(str(tmp_path))
+    assert other.step_count == 12
+    train(other_model, other_stepped, 8)
+    other.finalize()
+    assert equal(snapshot(model), snapshot(other_model))
+    assert mm.sparsity(other_model).nonzeros == 45
