@@ -1,4 +1,4 @@
-"""What the documentation shows is run: every docstring's example, and every Python block of the README."""
+"""What the documentation shows is run: docstrings' examples, and the Python blocks of the README and docs/tools.md."""
 
 import doctest
 import importlib
@@ -12,7 +12,11 @@ import mirrormask
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(m.name for m in pkgutil.walk_packages(mirrormask.__path__, "mirrormask.") if "__main__" not in m.name)
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+BLOCKS = [
+    (f"{page} block {number}", block)
+    for page in ("README.md", "docs/tools.md")
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL))
+]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -22,10 +26,10 @@ def test_docstring_examples(name, tmp_path, monkeypatch):
     assert result.failed == 0
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_readme_block(number, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "block"), BLOCKS, ids=[name for name, _ in BLOCKS])
+def test_block(name, block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exec(compile(BLOCKS[number], f"README.md block {number}", "exec"), {"__name__": "readme"})
+    exec(compile(block, name, "exec"), {"__name__": "readme"})
 
 
 def test_the_readme_has_blocks_and_its_links_exist():

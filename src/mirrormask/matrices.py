@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 
-__all__ = ["Candidate", "candidates", "default_weights", "defaults", "made_from"]
+__all__ = ["Candidate", "candidates", "default_weights", "defaults", "inputs_elsewhere", "made_from"]
 
 #: Class of layer -> the names of its matrices, as a regular expression; subclasses are meant too.
 MATRICES: dict[type[nn.Module], str] = {
@@ -31,6 +31,8 @@ MATRICES_ELSEWHERE = {
     r"transformers\.(pytorch|modeling)_utils\.Conv1D": "weight",
     r"transformers\.models\..*Experts": "(gate_up|gate|up|down)_proj",  # of mixtures of experts, all in one tensor
 }
+#: Layers of the table whose input is not dimension 1 of their matrix, where N:M patterns count: by the full name.
+INPUTS_ELSEWHERE = r"(torch\.nn\.modules\.conv\._ConvTranspose.*|torch\.nn\.modules\.linear\.Bilinear)"
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 WEIGHT_NORM = r"torch\.nn\.utils\.(parametrizations\._|weight_norm\.)WeightNorm"
@@ -77,6 +79,18 @@ class Candidate:
         """Whether it is sparsifiable when nobody says otherwise: a matrix, and no embedding's, of a real float type."""
         floating = self.parameter.dtype.is_floating_point  # not so for the 4 and 8-bit integers of quantized layers
         return self.is_matrix and not self.is_embedding and not self.barred and floating
+
+
+def inputs_elsewhere(module: nn.Module) -> bool:
+    """Whether the input dimension of a layer's matrix is not dimension 1, as it is in Linear and Conv.
+
+    Example:
+        >>> inputs_elsewhere(nn.ConvTranspose2d(4, 8, 3)), inputs_elsewhere(nn.Conv2d(4, 8, 3))
+        (True, False)
+    """
+    kinds = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__]
+    patterns = (INPUTS_ELSEWHERE, *MATRICES_ELSEWHERE)
+    return any(re.fullmatch(pattern, kind) for pattern in patterns for kind in kinds)
 
 
 def candidates(model: nn.Module) -> list[Candidate]:

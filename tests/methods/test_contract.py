@@ -85,6 +85,13 @@ def test_a_gradual_pattern_prunes_only_what_the_pattern_can_spare():
             assert ((x.reshape(-1, 4) != 0).sum(1) >= 2).all()
 
 
+@pytest.mark.parametrize("layer", [nn.ConvTranspose2d(8, 8, 3), nn.Bilinear(8, 8, 8)])
+def test_a_pattern_is_refused_where_it_would_not_run_along_the_input(layer):
+    with pytest.raises(ValueError, match=r"dimension 1, which is not the input of 'weight'.*leave it out"):
+        mm.sparsify(layer, sgd(layer), mm.methods.gmp(0.5, pattern="2:4"), steps=10)
+    mm.sparsify(layer, sgd(layer), mm.methods.gmp(0.5), steps=10)
+
+
 # -- rounds ---------------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from mirrormask.matrices import inputs_elsewhere
 from mirrormask.methods import Method
 from mirrormask.optimizer.base_optimizer import Group
 from mirrormask.selection import Weights, select_weights
@@ -56,11 +57,14 @@ def check_group(group: Group) -> None:
         )
 
 
-def held_weights(model: nn.Module, base: Optimizer, weights: Weights | None) -> dict[str, nn.Parameter]:
+def held_weights(
+    model: nn.Module, base: Optimizer, weights: Weights | None, pattern: str | None
+) -> dict[str, nn.Parameter]:
     """The weights to sparsify, by name.
 
     Raises:
-        ValueError: the base optimizer does not hold one, or one has sparse gradients.
+        ValueError: the base optimizer does not hold one, one has sparse gradients, or an N:M pattern would not run
+            along its input.
     """
     chosen = select_weights(model, weights)
     held = {id(p) for group in base.param_groups for p in group["params"]}
@@ -76,6 +80,11 @@ def held_weights(model: nn.Module, base: Optimizer, weights: Weights | None) -> 
         if getattr(owner, "sparse", False):
             raise ValueError(
                 f"{name!r} has sparse gradients; build the {type(owner).__name__} with sparse=False, or leave it out"
+            )
+        if pattern is not None and owner is not None and inputs_elsewhere(owner):
+            raise ValueError(
+                f"pattern={pattern!r} runs along dimension 1, which is not the input of {name!r}, a "
+                f"{type(owner).__name__}; leave it out with weights="
             )
     return chosen
 
