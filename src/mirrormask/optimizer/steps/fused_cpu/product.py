@@ -50,6 +50,7 @@ class Product(Update):
     arrays: ClassVar[tuple[str, ...]] = ("x", "grad", "m", "w", "bm", "bw")
     numbers: ClassVar[tuple[str, ...]] = ("keep", "coupled")
     latents: ClassVar[tuple[str, ...]] = ("m", "w")
+    streams: ClassVar[bool] = True
 
     def body(self, *, nesterov: bool, masked: bool) -> str:
         """The equations of the class, element by element."""
