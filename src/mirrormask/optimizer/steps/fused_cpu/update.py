@@ -148,6 +148,8 @@ class Update(ABC):
     latents: ClassVar[tuple[str, ...]] = ()
     #: Whether x is only written, and so may be written past the caches.
     streams: ClassVar[bool] = False
+    #: Whether it snaps latents and momenta to zero in every step.
+    snaps: ClassVar[bool] = False
 
     def serves(self, geometry: Geometry) -> bool:
         """Whether this is the update of a geometry: :attr:`geometry`, or what changes nothing of its step."""
