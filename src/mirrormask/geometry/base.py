@@ -14,7 +14,7 @@ from mirrormask.progress import Clock
 __all__ = ["Geometry", "Latents", "mean", "steps_like"]
 
 #: How many elements a sum in float64 converts at a time.
-CHUNK = 1 << 18
+CHUNK = 1 << 16
 
 #: The latents of several weights: latent name -> one tensor a weight, in one fixed order.
 Latents = Mapping[str, list[Tensor]]

@@ -16,9 +16,9 @@ __all__ = ["STREAMED_PIECE", "block_fields"]
 ELEMENTS = 512
 
 #: A piece, whose x is written as it comes or, if ``stream`` says so, past the caches. Whatever reads x next does so
-#: after the fence.
+#: after the fence. Without builtins, since the loops over less than a line would become calls of memcpy.
 STREAMED_PIECE = """
-define internal void @{name}_stream(ptr noalias %to, ptr noalias %from, i64 %count) {{
+define internal void @{name}_stream(ptr noalias %to, ptr noalias %from, i64 %count) noinline "no-builtins" {{
 entry:
   %address = ptrtoint ptr %to to i64
   %odd.bytes = and i64 %address, 3

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mirrormask.machine.jit import host_engine
+from mirrormask.machine.code import functions
 from mirrormask.machine.openmp import openmp
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
 from mirrormask.optimizer.steps.base import Now
@@ -52,14 +52,11 @@ class _Kernel(NamedTuple):
 @functools.cache
 def _kernel(update: Update, nesterov: bool, masked: bool) -> _Kernel:
     name = f"sgd_{update.name}{'_nesterov' * nesterov}{'_masked' * masked}"
-    engine = host_engine()
-    engine.compile(update.ir(name, nesterov=nesterov, masked=masked))
+    own, check = name, f"{name}_check"
+    ir = update.ir(name, nesterov=nesterov, masked=masked)
+    at = functions("sgd", ir, (own, f"{own}_team", check, f"{check}_team"))
     kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
-    step, check = (
-        _Function(kind(engine.address(function)), engine.address(f"{function}_team"))
-        for function in (name, f"{name}_check")
-    )
-    return _Kernel(step, check)
+    return _Kernel(*(_Function(kind(at[function]), at[f"{function}_team"]) for function in (own, check)))
 
 
 @functools.cache
