@@ -148,5 +148,7 @@ def mean(function: Callable[[Tensor], Tensor], x: Tensor) -> float:
         5.0
     """
     flat = (x if x.is_contiguous() or x.dim() < 3 else x.movedim(1, -1)).reshape(-1)  # channels_last: a view too
-    total = torch.stack([function(part.double()).sum() for part in flat.split(CHUNK)]).sum()
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    for part in flat.split(CHUNK):
+        total += function(part.double()).sum()  # a list of sums would lie in what chunks leave, and pin it
     return float(total) / x.numel()
