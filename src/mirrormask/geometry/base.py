@@ -149,6 +149,6 @@ def mean(function: Callable[[Tensor], Tensor], x: Tensor) -> float:
     """
     flat = (x if x.is_contiguous() or x.dim() < 3 else x.movedim(1, -1)).reshape(-1)  # channels_last: a view too
     total = torch.zeros((), dtype=torch.float64, device=x.device)
-    for part in flat.split(CHUNK):
+    for part in torch.split(flat, CHUNK):
         total += function(part.double()).sum()  # a list of sums would lie in what chunks leave, and pin it
     return float(total) / x.numel()
