@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 
 import mirrormask as mm
+from mirrormask.machine.cache import processor_name
 from mirrormask.runtime.bench import ENGINES, prepare_engines
-from mirrormask.runtime.cache import processor_name
 from mirrormask.runtime.timing import SPINNING, in_turns
 from networks import NETWORKS, build
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import mirrormask as mm
+from mirrormask.machine import cache as machine_cache
 from mirrormask.runtime import cache, tune
 from mirrormask.runtime.blueprint import Blueprint
 from mirrormask.runtime.capture import capture
@@ -116,7 +117,7 @@ def test_a_stored_structure_serves_other_weights_and_zeros(make, monkeypatch):
 def test_a_wrong_program_in_the_cache_is_not_used(change):
     model, x = Partial().eval(), torch.randn(3, 7, 32)
     mm.compile(model, x, force=True, tune=False)
-    (path,) = (p for p in cache.cache_folder().glob("*.json") if '"program"' in p.read_text())
+    (path,) = (p for p in machine_cache.cache_folder().glob("*.json") if '"program"' in p.read_text())
     plain = cache.load(path.stem)
     steps = {step[2]: step for step in plain["program"]}
     if change == "operation":
@@ -150,7 +151,7 @@ def test_what_plain_values_cannot_hold_is_captured_each_time():
 def test_a_wrong_structure_in_the_cache_is_not_used(change):
     model, x = Scaled().eval(), torch.randn(2, 20)
     mm.compile(model, x, force=True, tune=False)
-    (path,) = (p for p in cache.cache_folder().glob("*.json") if '"program"' in p.read_text())
+    (path,) = (p for p in machine_cache.cache_folder().glob("*.json") if '"program"' in p.read_text())
     stored = cache.load(path.stem)
     (plain,) = stored["regions"].values()
     if change == "activation":
@@ -249,11 +250,11 @@ def test_pruning_removes_the_longest_unused_first_and_nothing_else(folder):
     part = made(folder, f".{'b' * 40}.json.x1y2.part", 100, 24 * 100)
     third, second, first = (made(folder, f"{n * 40}.json", 100, hours) for n, hours in (("3", 9), ("2", 5), ("1", 2)))
     busy = made(folder, f"{'4' * 40}.json", 1000, 0.5)
-    assert cache.prune(most_bytes=10_000) == 2
+    assert machine_cache.prune(most_bytes=10_000) == 2
     assert left(folder) == {foreign, first, second, third, busy}, f"{old} and {part} were past their age"
-    assert cache.prune(most_bytes=1250) == 1 and left(folder) == {foreign, first, second, busy}
-    assert cache.prune(most_bytes=0) == 2 and left(folder) == {foreign, busy}, "what is in use stays"
-    assert cache.prune(most_bytes=0) == 0
+    assert machine_cache.prune(most_bytes=1250) == 1 and left(folder) == {foreign, first, second, busy}
+    assert machine_cache.prune(most_bytes=0) == 2 and left(folder) == {foreign, busy}, "what is in use stays"
+    assert machine_cache.prune(most_bytes=0) == 0
 
 
 def test_reading_counts_as_use_and_storing_prunes(folder, monkeypatch):
@@ -262,15 +263,15 @@ def test_reading_counts_as_use_and_storing_prunes(folder, monkeypatch):
         made_at = time.time() - 7200
         os.utime(folder / f"{n * 40}.json", (made_at, made_at))
     assert cache.load("1" * 40) == {"n": "1"}
-    monkeypatch.setattr(cache, "PRUNE_EVERY", 1)
-    monkeypatch.setattr(cache.prune, "__defaults__", (0, 90.0))
+    monkeypatch.setattr(machine_cache, "PRUNE_EVERY", 1)
+    monkeypatch.setattr(machine_cache.prune, "__defaults__", (0, 90.0))
     cache.store("3" * 40, {})
     assert left(folder) == {f"{n * 40}.json" for n in "13"}
 
 
 def test_a_missing_or_read_only_folder_is_no_error(folder, monkeypatch):
     monkeypatch.setenv("MIRRORMASK_CACHE", str(folder / "none" / "here"))
-    assert cache.prune() == 0 and cache.load("1" * 40) is None
+    assert machine_cache.prune() == 0 and cache.load("1" * 40) is None
     (folder / "file").write_text("")
     monkeypatch.setenv("MIRRORMASK_CACHE", str(folder / "file"))
     model, x = Scaled().eval(), torch.randn(2, 20)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
@@ -11,7 +11,10 @@ from torch import Tensor
 
 from mirrormask.progress import Clock
 
-__all__ = ["Geometry", "Latents", "steps_like"]
+__all__ = ["Geometry", "Latents", "mean", "steps_like"]
+
+#: How many elements a sum in float64 converts at a time.
+CHUNK = 1 << 16
 
 #: The latents of several weights: latent name -> one tensor a weight, in one fixed order.
 Latents = Mapping[str, list[Tensor]]
@@ -135,3 +138,17 @@ def steps_like(geometry: Geometry, kind: type[Geometry]) -> bool:
     own = type(geometry)
     parts = ("pullback", "push", "shrink", "before_step", "after_step")
     return issubclass(own, kind) and all(getattr(own, part) is getattr(kind, part) for part in parts)
+
+
+def mean(function: Callable[[Tensor], Tensor], x: Tensor) -> float:
+    """The mean of an elementwise function over a tensor, in float64, a chunk at a time: no copy of x is made.
+
+    Example:
+        >>> mean(torch.square, torch.tensor([1.0, 3.0]))
+        5.0
+    """
+    flat = (x if x.is_contiguous() or x.dim() < 3 else x.movedim(1, -1)).reshape(-1)  # channels_last: a view too
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    for part in torch.split(flat, CHUNK):
+        total += function(part.double()).sum()  # a list of sums would lie in what chunks leave, and pin it
+    return float(total) / x.numel()

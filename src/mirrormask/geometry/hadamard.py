@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from mirrormask.checks import check_number
 from mirrormask.geometry import hypentropy
-from mirrormask.geometry.base import Geometry, Latents
+from mirrormask.geometry.base import Geometry, Latents, mean
 
 __all__ = ["Hadamard", "balance", "check_beta_and_gain", "chosen_gain", "factorize"]
 
@@ -42,7 +43,7 @@ def factorize(x: Tensor, beta: float) -> tuple[Tensor, Tensor]:
         >>> (m**2 - w**2).round(decimals=12).tolist()
         [1.0, 1.0, 1.0]
     """
-    m = ((beta + torch.hypot(torch.full_like(x, beta), 2 * x)) / 2).sqrt_()
+    m = (2 * x).hypot_(x.new_full((), beta)).add_(beta).div_(2).sqrt_()
     return m, x / m
 
 
@@ -64,7 +65,7 @@ def balance(beta: float | str, x: Tensor) -> float:
     """The imbalance ``m₀² - w₀²`` of one weight tensor: ``beta``, or ``2 rms(x)`` for "rms" (1 where x is 0)."""
     if not isinstance(beta, str):
         return float(beta)
-    rms = float(x.double().square().mean().sqrt()) if x.numel() else 0.0
+    rms = math.sqrt(mean(torch.square, x)) if x.numel() else 0.0
     return 2 * rms if rms > 0 else 1.0
 
 
@@ -140,9 +141,9 @@ class Hadamard(Geometry):
         """``gain / mean(m² + w²)`` or, for an adaptive base, ``gain / mean(|m| + |w|)``; 1 if gain is None."""
         if self.gain is None or not x.numel():
             return 1.0
-        m, w = latents["m"].double(), latents["w"].double()
-        speed = (m.abs() + w.abs()).mean() if adaptive else (m.square() + w.square()).mean()
-        return float(chosen_gain(self.gain, adaptive=adaptive) / speed)
+        size = torch.abs if adaptive else torch.square
+        speed = mean(size, latents["m"]) + mean(size, latents["w"])
+        return chosen_gain(self.gain, adaptive=adaptive) / speed
 
     def revive(self, latents: Mapping[str, Tensor], alive: Tensor, new: Tensor, values: Tensor | None = None) -> None:
         """``m = sqrt(2a)``, ``w = x / m``: at the scale that the living weights of the tensor have now."""

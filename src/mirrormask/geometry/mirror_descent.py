@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mirrormask.checks import check_number
 from mirrormask.geometry import hypentropy
-from mirrormask.geometry.base import Geometry, Latents
+from mirrormask.geometry.base import Geometry, Latents, mean
 from mirrormask.geometry.hadamard import balance, check_beta_and_gain, chosen_gain
 
 __all__ = ["MirrorDescent"]
@@ -74,7 +74,7 @@ class MirrorDescent(Geometry):
         if x.dtype in (torch.float16, torch.bfloat16):
             x = x.float()
         scale = balance(self.beta, x) / 2
-        return {"u": torch.asinh(x / scale), "a": x.new_full((), scale)}
+        return {"u": (x / scale).asinh_(), "a": x.new_full((), scale)}
 
     def pullback(self, grads: list[Tensor], x: list[Tensor], latents: Latents) -> dict[str, list[Tensor]]:
         """``∂x`` itself, in u's dtype: mirror descent steps the dual variable with the gradient of the primal one."""
@@ -125,7 +125,8 @@ class MirrorDescent(Geometry):
         if self.gain is None or not x.numel():
             return 2.0
         a = float(latents["a"])
-        return chosen_gain(self.gain, adaptive=adaptive) / float((x.detach().double().square() + a * a).sqrt().mean())
+        metric = mean(lambda part: part.square().add_(a * a).sqrt_(), x.detach())
+        return chosen_gain(self.gain, adaptive=adaptive) / metric
 
     def prune(self, latents: Mapping[str, Tensor], mask: Tensor) -> None:
         """``u = 0`` where the mask is False."""

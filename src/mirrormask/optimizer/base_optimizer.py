@@ -141,7 +141,10 @@ class BaseOptimizer:
 
     def options(self, group: int) -> Group:
         """The base's options for the plain parameters of one of our groups."""
-        return next(own for link, own in zip(self.links, self.torch.param_groups, strict=True) if (link.group == group))
+        for link, own in zip(self.links, self.torch.param_groups, strict=True):
+            if link.group == group:
+                return own
+        raise IndexError(f"there is no group {group}")
 
     @property
     def plain(self) -> list[Tensor]:

@@ -28,8 +28,8 @@ from mirrormask.optimizer.weights import SparseWeights
 
 __all__ = ["Parts", "SparseOptimizer"]
 
-#: How many steps pass between two rounds of snapping, and so how long a denormal number can live; the fused step
-#: snaps in every step.
+#: How many steps pass between two rounds of snapping, and so how long a denormal number can live; a step that
+#: snaps by itself needs no such round, which passes over memory as often as three steps.
 SNAP_EVERY = 64
 #: After so many skipped steps in a row a warning says so.
 WARN_AFTER = 10
@@ -212,7 +212,7 @@ class SparseOptimizer(Optimizer):
         parts.base.reflect(self.param_groups)
         training.step += 1
         training.skipped_in_a_row = 0
-        self._after_step(dense)
+        self._after_step(dense, snapped=step.snaps)
         parts.weights.note()
         return loss
 
@@ -251,7 +251,7 @@ class SparseOptimizer(Optimizer):
             return None
         return [None if x.grad is None else x.grad.clone() for x in self.weights.values()]
 
-    def _after_step(self, dense: list[Tensor | None] | None) -> None:
+    def _after_step(self, dense: list[Tensor | None] | None, *, snapped: bool) -> None:
         """Change the mask, let the decay observe, snap: whatever does not happen at every step."""
         parts, training = self.parts, self.parts.training
         clock, mask = training.clock, self.method.mask
@@ -271,7 +271,7 @@ class SparseOptimizer(Optimizer):
                 self.method.decay.observe(training.decay.state, clock, rho=rho)
         if parts.weights.geometry.at(clock).refresh_due(clock):
             parts.masks.refresh(clock)
-        if clock.step % SNAP_EVERY == 0:
+        if clock.step % SNAP_EVERY == 0 and not snapped:
             parts.masks.snap(clock)
 
     def _keep_if_due(self) -> None:

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from mirrormask.checks import check_int, check_known
 from mirrormask.files import write_text
+from mirrormask.machine.cache import processor_name
 from mirrormask.matrices import default_weights
 from mirrormask.runtime.build import compile
-from mirrormask.runtime.cache import processor_name
 from mirrormask.runtime.timing import SPINNING, in_turns
 from mirrormask.selection import count_zeros
 

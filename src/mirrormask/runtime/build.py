@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mirrormask.checks import check_known
+from mirrormask.machine.cache import processor_name
 from mirrormask.machine.targets import Target, best_target, fp16_target
 from mirrormask.runtime import cache
 from mirrormask.runtime.blueprint import Blueprint
@@ -91,7 +92,7 @@ def compile(
     if precision == "fp16" and half is None:
         raise ValueError(
             "precision='fp16' needs a processor with AVX512-FP16 (and no other instruction_set), and this one "
-            f"({cache.processor_name()}) runs {target.name}; use 'fp32', or 'auto' to take fp16 where it is there"
+            f"({processor_name()}) runs {target.name}; use 'fp32', or 'auto' to take fp16 where it is there"
         )
     note = ""
     with torch.no_grad():
@@ -183,7 +184,7 @@ def _built(model: nn.Module, captured: Capture, inputs: tuple[Tensor, ...], opti
         instruction_set=target.name,
         precision=target.precision,
         threads=torch.get_num_threads(),
-        processor=cache.processor_name(),
+        processor=processor_name(),
     )
     return CompiledModel(None if reason else captured, model, inputs, report)
 
@@ -209,7 +210,7 @@ def _versions() -> tuple[str, ...]:
 
     import mirrormask
 
-    return (mirrormask.__version__, torch.__version__, llvmlite.__version__, cache.processor_name())
+    return (mirrormask.__version__, torch.__version__, llvmlite.__version__, processor_name())
 
 
 def _race(model: nn.Module, plan: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tuple[float, float]:

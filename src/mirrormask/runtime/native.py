@@ -15,9 +15,9 @@ import llvmlite
 import numpy as np
 import numpy.typing as npt
 
+from mirrormask.machine import cache
 from mirrormask.machine.jit import Engine, host_engine, host_features
 from mirrormask.machine.targets import Target, best_target
-from mirrormask.runtime import cache
 from mirrormask.runtime.kernels import (
     clear,
     dense,

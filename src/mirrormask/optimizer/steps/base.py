@@ -49,6 +49,11 @@ class Now:
 class Step(ABC):
     """One way to step all parameters. It may keep what stays the same between steps, and is made anew after a load."""
 
+    @property
+    def snaps(self) -> bool:
+        """Whether it leaves no latent, and no state of one, that is on its way to denormal numbers."""
+        return False
+
     def __init__(self, method: Method, weights: SparseWeights, base: BaseOptimizer) -> None:
         self.method = method
         self.weights = weights

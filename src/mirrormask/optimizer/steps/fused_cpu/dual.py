@@ -84,6 +84,7 @@ class Dual(Update):
     arrays: ClassVar[tuple[str, ...]] = ("x", "grad", "u", "bu")
     numbers: ClassVar[tuple[str, ...]] = ("half", "clip")
     latents: ClassVar[tuple[str, ...]] = ("u",)
+    streams: ClassVar[bool] = True
 
     def masks(self, weights: SparseWeights) -> list[Tensor] | None:
         """The masks, once there are any: a weight at zero does not stay there by itself."""

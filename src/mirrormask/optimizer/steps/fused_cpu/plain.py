@@ -44,4 +44,5 @@ class Plain(Update):
 
     def fill(self, rows: Rows, weights: SparseWeights, base: BaseOptimizer, now: Now) -> list[list[float]]:
         """``weight_decay``."""
-        return [[float(base.options(group)["weight_decay"]) for group in rows.groups]]
+        by_group = [float(base.options(group)["weight_decay"]) for group in range(len(now.lrs))]
+        return [[by_group[group] for group in rows.groups]]

@@ -50,6 +50,8 @@ class Product(Update):
     arrays: ClassVar[tuple[str, ...]] = ("x", "grad", "m", "w", "bm", "bw")
     numbers: ClassVar[tuple[str, ...]] = ("keep", "coupled")
     latents: ClassVar[tuple[str, ...]] = ("m", "w")
+    streams: ClassVar[bool] = True
+    snaps: ClassVar[bool] = True
 
     def body(self, *, nesterov: bool, masked: bool) -> str:
         """The equations of the class, element by element."""
@@ -74,5 +76,7 @@ class Product(Update):
 
     def fill(self, rows: Rows, weights: SparseWeights, base: BaseOptimizer, now: Now) -> list[list[float]]:
         """``keep`` and ``coupled``."""
-        coupled = [2 * now.alpha(group) if now.coupled else 0.0 for group in rows.groups]
-        return [[now.keep(group) for group in rows.groups], coupled]
+        groups = range(len(now.lrs))
+        keep = [now.keep(group) for group in groups]
+        coupled = [2 * now.alpha(group) if now.coupled else 0.0 for group in groups]
+        return [[keep[group] for group in rows.groups], [coupled[group] for group in rows.groups]]

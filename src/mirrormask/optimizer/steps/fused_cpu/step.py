@@ -83,6 +83,11 @@ class FusedCPU(Step):
     def _nesterov(self) -> bool:
         return bool(self.base.options(0)["nesterov"])
 
+    @property
+    def snaps(self) -> bool:
+        """Whether its update does."""
+        return self._update is not None and self._update.snaps
+
     def finite(self) -> bool | Tensor:
         """Whether all gradients are finite; torch's sums, where the loops do not serve."""
         assert self._table is not None

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mirrormask.machine.jit import host_engine
+from mirrormask.machine.code import functions
 from mirrormask.machine.openmp import openmp
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
 from mirrormask.optimizer.steps.base import Now
@@ -28,6 +28,11 @@ ELEMENTS_PER_THREAD = 1 << 15
 #: The same for threads that are not torch's: they share cores with torch's own workers, which go on spinning for a
 #: while after the backward pass.
 ELEMENTS_PER_OWN_THREAD = 1 << 21
+#: Elements of all arrays together from which on x is written past the caches: 32 MB, what a last cache holds, so that
+#: it is the step itself that would read x back only to overwrite it.
+STREAMED_ELEMENTS = 1 << 23
+#: Pieces of a parameter start at multiples of so many elements, a cache line.
+LINE = 16
 
 
 class _Function(NamedTuple):
@@ -47,14 +52,11 @@ class _Kernel(NamedTuple):
 @functools.cache
 def _kernel(update: Update, nesterov: bool, masked: bool) -> _Kernel:
     name = f"sgd_{update.name}{'_nesterov' * nesterov}{'_masked' * masked}"
-    engine = host_engine()
-    engine.compile(update.ir(name, nesterov=nesterov, masked=masked))
+    own, check = name, f"{name}_check"
+    ir = update.ir(name, nesterov=nesterov, masked=masked)
+    at = functions("sgd", ir, (own, f"{own}_team", check, f"{check}_team"))
     kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
-    step, check = (
-        _Function(kind(engine.address(function)), engine.address(f"{function}_team"))
-        for function in (name, f"{name}_check")
-    )
-    return _Kernel(step, check)
+    return _Kernel(*(_Function(kind(at[function]), at[f"{function}_team"]) for function in (own, check)))
 
 
 @functools.cache
@@ -100,6 +102,7 @@ class Table:
                 *(ctypes.addressof(array) for array in (self._arrays, self._numbers, self._pieces, self._bad)),
                 *(size, ctypes.addressof(self._bounds), self.shares),
                 *((0, 0) if team is None else (team.thread_num, team.num_threads)),
+                self._streams(),
             )
         )
         self._address = ctypes.addressof(self._task)
@@ -148,9 +151,14 @@ class Table:
         offset = self.update.columns.index(field) * self._column.size
         self._column.pack_into(self._arrays, offset, *[tensor.data_ptr() for tensor in tensors])
 
+    def _streams(self) -> bool:
+        """Whether x is written past the caches: where they cannot keep it anyway until the next forward pass."""
+        total = sum(p.numel() for p in self.parameters)
+        return self.update.streams and total * len(self.update.arrays) >= STREAMED_ELEMENTS
+
     def _cut(self) -> tuple[list[tuple[int, int, int]], list[int]]:
         """Cut the parameters into pieces (parameter, first element, count), such that every thread gets the same number
-        of elements; and the first piece of each thread."""  # fmt: skip
+        of elements, but for the rest of a cache line; and the first piece of each thread."""  # fmt: skip
         total = sum(p.numel() for p in self.parameters)
         least = ELEMENTS_PER_OWN_THREAD if openmp() is None else ELEMENTS_PER_THREAD
         threads = max(1, min(self._threads, total // least))
@@ -160,10 +168,11 @@ class Table:
         for index, p in enumerate(self.parameters):
             first = 0
             while first < p.numel():
-                count = min(p.numel() - first, len(starts) * share - done)
+                due = len(starts) * share - done
+                count = min(p.numel() - first, due + -due % LINE)
                 pieces.append((index, first, count))
                 first, done = first + count, done + count
-                if done == len(starts) * share and done < total:
+                if done >= len(starts) * share and done < total:
                     starts.append(len(pieces))
         return pieces, starts
 

@@ -13,20 +13,21 @@ from mirrormask.geometry import Geometry
 from mirrormask.geometry.base import steps_like
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
 from mirrormask.optimizer.steps.base import Now
+from mirrormask.optimizer.steps.fused_cpu.stream import STREAMED_PIECE, block_fields
 from mirrormask.optimizer.steps.fused_cpu.team import TEAM
 from mirrormask.optimizer.weights import SparseWeights
 
 __all__ = ["Rows", "Update", "float_literal", "load_lines"]
 
-#: The loop over one piece. No two of its arrays overlap (noalias), so LLVM turns it into vector code by itself.
-PIECE = """
+#: The loop over one block. No two of its arrays overlap (noalias), so LLVM turns it into vector code by itself.
+BLOCK = """
 declare float @llvm.fma.f32(float, float, float)
 declare float @llvm.fabs.f32(float)
 declare float @llvm.rint.f32(float)
 declare float @llvm.minnum.f32(float, float)
 declare float @llvm.maxnum.f32(float, float)
 
-define internal void @{name}_piece({parameters}) noinline {{
+define internal void @{name}_block({parameters}) noinline {{
 entry:
   br label %head
 head:
@@ -42,9 +43,18 @@ done:
 }}
 """
 
+#: A piece whose x is written as it comes.
+PIECE = """
+define internal void @{name}_piece({parameters}, i64 %stream) {{
+entry:
+  call void @{name}_block({arguments})
+  ret void
+}}
+"""
+
 #: Whether an array holds an infinity or a NaN: a magnitude whose exponent has all bits set.
 CHECK = """
-define internal void @{name}_check_piece(ptr noalias %grad, i64 %count, ptr noalias %bad) noinline {{
+define internal void @{name}_check_piece(ptr noalias %grad, i64 %count, ptr noalias %bad, i64 %stream) noinline {{
 entry:
   br label %head
 head:
@@ -69,8 +79,11 @@ done:
 
 #: What generated code is given: addresses, and how many parameters and shares there are. ``arrays`` holds the addresses
 #: of the parameters' arrays, one array after the other; ``numbers`` their numbers alike; ``pieces`` which parameter,
-#: first element and count each piece is; ``bad`` takes a flag a piece; ``bounds`` has the first piece of each share.
-TASK = ("arrays", "numbers", "pieces", "bad", "parameters", "bounds", "shares", "thread_num", "num_threads")
+#: first element and count each piece is; ``bad`` takes a flag a piece; ``bounds`` has the first piece of each share;
+#: ``stream`` is 1 where x is written past the caches.
+TASK = ("arrays", "numbers", "pieces", "bad", "parameters", "bounds", "shares", "thread_num", "num_threads", "stream")
+#: Those of them that are not addresses.
+COUNTS = ("parameters", "shares", "stream")
 
 #: The loop over the pieces [first, last) of a table.
 TABLE = """
@@ -92,7 +105,7 @@ body:
   %count = load i64, ptr %count.p
   %bad.r = getelementptr i32, ptr %bad, i64 %r
 {fields}
-  call void @{name}_piece({arguments})
+  call void @{name}_piece({arguments}, i64 %stream)
   %next = add i64 %r, 1
   br label %head
 done:
@@ -133,6 +146,10 @@ class Update(ABC):
     numbers: ClassVar[tuple[str, ...]]
     #: The latents that are stepped; none where x is stepped itself.
     latents: ClassVar[tuple[str, ...]] = ()
+    #: Whether x is only written, and so may be written past the caches.
+    streams: ClassVar[bool] = False
+    #: Whether it snaps latents and momenta to zero in every step.
+    snaps: ClassVar[bool] = False
 
     def serves(self, geometry: Geometry) -> bool:
         """Whether this is the update of a geometry: :attr:`geometry`, or what changes nothing of its step."""
@@ -181,15 +198,17 @@ class Update(ABC):
         arguments = ", ".join(f"{kind.split()[0]} %{field}" for kind, field in [*kinds, ("i64", "count")])
         task = {
             field: f"  %{field}.t = getelementptr i64, ptr %task, i64 {index}\n"
-            f"  %{field} = load {'i64' if field in ('parameters', 'shares') else 'ptr'}, ptr %{field}.t"
+            f"  %{field} = load {'i64' if field in COUNTS else 'ptr'}, ptr %{field}.t"
             for index, field in enumerate(TASK)
         }
-        table = "\n".join(task[field] for field in ("arrays", "numbers", "pieces", "bad", "parameters"))
+        table = "\n".join(task[field] for field in ("arrays", "numbers", "pieces", "bad", "parameters", "stream"))
         team = "\n".join(task[field] for field in ("bounds", "shares", "thread_num", "num_threads"))
+        piece = STREAMED_PIECE if self.streams else PIECE
         check = f"{name}_check"
         return "\n".join(
             (
-                PIECE.format(name=name, parameters=parameters, body=self.body(nesterov=nesterov, masked=masked)),
+                BLOCK.format(name=name, parameters=parameters, body=self.body(nesterov=nesterov, masked=masked)),
+                piece.format(name=name, parameters=parameters, arguments=arguments, **block_fields(kinds)),
                 TABLE.format(name=name, loads=table, fields="".join(fields.values()), arguments=arguments),
                 TEAM.format(name=name, loads=team),
                 CHECK.format(name=name),
