@@ -1,6 +1,6 @@
 """Which weights live: schedules (one file each), scores, allocations and patterns."""
 
-from mirrormask.masks.allocations import ALLOCATIONS, allocate, keep_count, largest, select
+from mirrormask.masks.allocations import ALLOCATIONS, allocate, keep_count
 from mirrormask.masks.alternating import Alternating
 from mirrormask.masks.at_start import AtStart
 from mirrormask.masks.base import Mask
@@ -12,6 +12,7 @@ from mirrormask.masks.patterns import protect
 from mirrormask.masks.regrow import Regrow
 from mirrormask.masks.saliency import DATA_SCORES
 from mirrormask.masks.scores import SCORES
+from mirrormask.masks.selection import largest, select
 
 __all__ = [
     "ALLOCATIONS",

@@ -5,12 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
-from torch import Tensor
-
 from mirrormask.checks import check_known, check_sparsity
 
-__all__ = ["ALLOCATIONS", "allocate", "check_allocation", "keep_count", "largest", "select"]
+__all__ = ["ALLOCATIONS", "allocate", "check_allocation", "keep_count"]
 
 
 def keep_count(numel: int, sparsity: float) -> int:
@@ -21,29 +18,6 @@ def keep_count(numel: int, sparsity: float) -> int:
         50
     """
     return round((1 - check_sparsity(sparsity)) * numel)
-
-
-def largest(scores: Tensor, k: int) -> Tensor:
-    """A bool mask of exactly ``k`` of the largest ``scores``; of equal ones the first by index.
-
-    Args:
-        scores: any shape, no NaN.
-        k: how many to keep, in [0, numel].
-
-    Example:
-        >>> largest(torch.tensor([[3.0, 1.0], [1.0, 2.0]]), 3).int().tolist()
-        [[1, 1], [0, 1]]
-    """
-    flat = scores.reshape(-1)
-    if k <= 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    if k >= flat.numel():
-        return torch.ones_like(scores, dtype=torch.bool)
-    threshold = torch.kthvalue(flat, flat.numel() - k + 1).values
-    mask = flat > threshold
-    ties = (flat == threshold).nonzero().reshape(-1)
-    mask[ties[: k - int(mask.sum())]] = True
-    return mask.reshape(scores.shape)
 
 
 def uniform(shapes: Sequence[tuple[int, ...]], sparsity: float) -> list[int]:
@@ -105,31 +79,3 @@ def allocate(allocation: str, shapes: Sequence[tuple[int, ...]], sparsity: float
     """The nonzeros of each layer, or None where the scores decide (``global``)."""
     function = ALLOCATIONS[check_allocation(allocation)]
     return None if function is None else function(shapes, check_sparsity(sparsity))
-
-
-def select(scores: Sequence[Tensor], sparsity: float, allocation: str = "global") -> list[Tensor]:
-    """The masks that keep the largest scores: exactly ``round((1 - sparsity) · N)`` True over all layers together.
-
-    Args:
-        scores: one tensor a layer.
-        sparsity: the fraction of zeros, in [0, 1).
-        allocation: ``"global"``, ``"uniform"`` or ``"erk"``.
-
-    Returns:
-        One bool tensor a layer, of the layer's shape; of equal scores the first by index is kept.
-
-    Example:
-        >>> scores = [torch.tensor([[4.0, 1.0], [2.0, 3.0]]), torch.tensor([9.0, 8.0])]
-        >>> [mask.int().tolist() for mask in select(scores, 0.5)]
-        [[[1, 0], [0, 0]], [1, 1]]
-        >>> [mask.int().tolist() for mask in select(scores, 0.5, "uniform")]
-        [[[1, 0], [0, 1]], [1, 0]]
-    """
-    counts = allocate(allocation, [tuple(score.shape) for score in scores], sparsity)
-    if counts is not None:
-        return [largest(score, k) for score, k in zip(scores, counts, strict=True)]
-    sizes = [score.numel() for score in scores]
-    first = scores[0]
-    together = torch.cat([score.reshape(-1).to(first.device, first.dtype) for score in scores])
-    kept = torch.split(largest(together, keep_count(sum(sizes), sparsity)), sizes)
-    return [mask.reshape(score.shape).to(score.device) for mask, score in zip(kept, scores, strict=True)]

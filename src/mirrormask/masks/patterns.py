@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
+
+from mirrormask.masks.selection import CHUNK
 
 __all__ = ["check_pattern", "check_pattern_fits", "protect"]
 
@@ -46,8 +49,10 @@ def protect(scores: Tensor, pattern: str) -> Tensor:
         [[1.0, inf, inf, 2.0]]
     """
     n, m = check_pattern(pattern)
-    moved = scores.movedim(1, -1)
-    groups = moved.reshape(-1, m)
-    best = groups.argsort(dim=1, descending=True, stable=True)[:, :n]
-    groups = groups.scatter(1, best, float("inf"))
-    return groups.reshape(moved.shape).movedim(-1, 1)
+    kept = scores.movedim(1, -1).clone(memory_format=torch.contiguous_format)
+    for groups in torch.split(
+        kept.view(-1, m), max(CHUNK // m, 1)
+    ):  # a sort of all would take four times what scores take
+        best = groups.argsort(dim=1, descending=True, stable=True)[:, :n]
+        groups.scatter_(1, best, float("inf"))
+    return kept.movedim(-1, 1)

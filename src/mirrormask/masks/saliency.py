@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mirrormask.masks.allocations import select
+from mirrormask.masks.selection import select
 
 __all__ = ["DATA_SCORES", "Loss", "grasp", "measure", "snip", "synflow"]
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from mirrormask.checks import check_known
 from mirrormask.masks.saliency import DATA_SCORES
+from mirrormask.masks.selection import CHUNK, by_numpy
 
 __all__ = ["SCORES", "check_score", "lamp", "magnitude", "random", "sensitivity"]
 
@@ -34,12 +35,40 @@ def lamp(x: Tensor, generator: torch.Generator) -> Tensor:
 
     Source: Lee, Park, Mo, Ahn and Shin 2021, arXiv 2010.07611, equation (4).
     """
-    sizes = magnitude(x, generator).double().reshape(-1)
-    order = sizes.sort(descending=True, stable=True).indices
-    squares = sizes[order].square_()
-    scores = torch.empty_like(squares)
-    scores[order] = torch.where(squares.isinf(), squares, squares / squares.cumsum(0)).nan_to_num_(nan=0.0, posinf=2.0)
-    return scores.reshape(x.shape).to(torch.float32)
+    scores = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+    flat, total = scores.view(-1), torch.zeros(1, dtype=torch.float64, device=x.device)
+    for sizes, places in _descending(magnitude(x, generator).reshape(-1)):
+        squares = sizes.double().square_()
+        sums = squares.clone()
+        sums[:1] += total
+        total = sums.cumsum_(0)[-1:]
+        shares = (squares / sums).nan_to_num_(nan=0.0)
+        if total.isinf().any():
+            shares.masked_fill_(squares.isinf(), 2.0)
+        flat.scatter_(0, places, shares.float())
+    return scores
+
+
+def _descending(sizes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """What is not negative, from the largest to the smallest, equal ones by index; in chunks, with their indices."""
+    if sizes.dtype == torch.float64 or sizes.numel() > 2**32:
+        values, places = sizes.sort(descending=True, stable=True)
+        yield from zip(torch.split(values, CHUNK), torch.split(places, CHUNK), strict=True)
+        return
+    # One number of 64 bits for each, minus the size's bits above its index, is sorted in place: a third of the memory
+    # of a sort that returns indices, and by numpy a seventh of its time.
+    packed = torch.empty(len(sizes), dtype=torch.int64, device=sizes.device)
+    parts, start = torch.split(packed, CHUNK), 0
+    for part, chunk in zip(parts, torch.split(sizes, CHUNK), strict=True):
+        places = torch.arange(start, start + len(part), device=part.device)
+        torch.sub(places, chunk.float().view(torch.int32), alpha=2**32, out=part)
+        start += len(part)
+    if by_numpy(packed):
+        packed.numpy().sort()
+    else:
+        parts = torch.split(packed.sort().values, CHUNK)
+    for part in parts:
+        yield (part >> 32).neg_().int().view(torch.float32), part & (2**32 - 1)
 
 
 def random(x: Tensor, generator: torch.Generator) -> Tensor:
