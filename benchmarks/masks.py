@@ -1,88 +1,112 @@
-"""Time and memory of choosing a mask.
+"""The time and the memory of choosing masks.
 
-    python benchmarks/masks.py [--weights 285] [--rounds 3] [--threads 2]
+    python benchmarks/masks.py [--rows global uniform erk lamp exchange] [--blocks 9] [--width 1624] [--rounds 5]
 
-The layers are those of a transformer of 24 blocks: four square matrices and two of the feed-forward network each. Each
-row is a process of its own, which chooses a mask once to warm up and then ``--rounds`` times. Seconds are the median;
-memory is the growth of the peak of the resident set over scores (or weights and gradients, for exchange), masks included.
+The weights are the matrices of a transformer's blocks, four each: at the defaults 36, of 285 million weights together.
+``global``, ``uniform`` and ``erk`` share a sparsity of 90% by magnitudes that are there; ``lamp`` makes its scores of
+the weights, layer by layer, and then shares 90% globally; ``exchange`` is RigL's, a layer at a time: it drops 30% of
+the living tenth and grows as many by their gradients, the scores of both made as ``MaskChanges.exchange`` makes them.
+
+Each row runs in a process of its own. Its first run warms up and gives the peak: the growth of the resident set (Linux)
+over what was there, the scores themselves taken off, masks included. Then follow the rounds, of which the table gives
+the median, the fastest and the median of the processor's time. Where other processes want the same cores, set
+``OMP_WAIT_POLICY=passive``: torch's threads otherwise spin while one of them waits for its turn.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import torch
-from step import _resident, processor
 from torch import Tensor
 
-from mirrormask.masks import largest, select
+from mirrormask.masks import keep_count, largest, select
 from mirrormask.masks.scores import lamp
+from step import _resident, processor
 
 SPARSITY = 0.9
+ROWS = ("global", "uniform", "erk", "lamp", "exchange")
 
 
-def layers(millions: float) -> list[Tensor]:
-    """Random weights of 24 blocks, 144 tensors."""
-    width = round((millions * 1e6 / 24 / 12) ** 0.5)
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(width, width)] * 4 + [(4 * width, width), (width, 4 * width)]
-    return [torch.randn(shape, generator=generator) for _ in range(24) for shape in shapes]
+def shapes(blocks: int, width: int) -> list[tuple[int, int]]:
+    """The matrices of so many blocks: attention's input and output, and the two of the feed-forward part."""
+    return blocks * [(3 * width, width), (width, width), (4 * width, width), (width, 4 * width)]
 
 
-def exchanged(weights: Sequence[Tensor]) -> list[Tensor]:
-    """What an exchange of RigL chooses with: one k-th value of the weights and one of the gradients, a layer."""
-    masks = []
-    for x in weights:
-        kept = largest(x, round(0.07 * x.numel()))
-        masks.append(kept | largest(x.neg().masked_fill_(kept, -9.0), round(0.03 * x.numel())))
-    return masks
+def draw(sizes: list[tuple[int, int]], seed: int) -> list[Tensor]:
+    """Weights of a layer's usual size."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(size, generator=generator).mul_(size[1] ** -0.5) for size in sizes]
 
 
-ROWS: dict[str, Callable[[list[Tensor]], object]] = {
-    "global": lambda scores: select(scores, SPARSITY),
-    "uniform": lambda scores: select(scores, SPARSITY, "uniform"),
-    "erk": lambda scores: select(scores, SPARSITY, "erk"),
-    "global, many ties": lambda scores: select(scores, SPARSITY),
-    "lamp, scores and global": lambda weights: select([lamp(x, torch.Generator()) for x in weights], SPARSITY),
-    "exchange": exchanged,
-}
+def exchange(x: Tensor, gradient: Tensor, alive: Tensor) -> Tensor:
+    """The mask after an exchange of 30% of the living weights, as in ``masking.exchange``."""
+    count = int(alive.sum())
+    dropped = round(0.3 * count)
+    kept = largest(x.abs().float().masked_fill_(~alive, -1.0), count - dropped)
+    return kept | largest(gradient.abs().float().masked_fill_(kept, -1.0), dropped)
 
 
-def measure(row: str, millions: float, rounds: int, threads: int) -> tuple[float, float, int]:
-    """Median seconds, peak bytes a weight, and how many weights."""
+def prepare(row: str, sizes: list[tuple[int, int]]) -> tuple[Callable[[], list[Tensor]], int]:
+    """What a row times, and how many bytes a weight of scores it makes itself and keeps."""
+    x = draw(sizes, 0)
+    if row == "lamp":
+        return lambda: select([lamp(layer, torch.Generator()) for layer in x], SPARSITY), 4
+    if row == "exchange":
+        gradients, alive = draw(sizes, 1), select([layer.abs() for layer in draw(sizes, 2)], SPARSITY, "erk")
+        return lambda: [exchange(*layer) for layer in zip(x, gradients, alive, strict=True)], 0
+    scores = [layer.abs_() for layer in x]
+    return lambda: select(scores, SPARSITY, row), 0
+
+
+def measure(row: str, blocks: int, width: int, rounds: int, threads: int) -> dict[str, float]:
+    """Seconds, and bytes a weight, of one row."""
     torch.set_num_threads(threads)
-    scores = [score.abs_() for score in layers(millions)]
-    if "ties" in row:
-        scores = [score.mul_(8).round_() for score in scores]
-    count = sum(score.numel() for score in scores)
-    ROWS[row](scores[:6])
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-    before, times = _resident("VmRSS"), []
+    sizes = shapes(blocks, width)
+    total = sum(rows * columns for rows, columns in sizes)
+    prepare(row, [(64, 64)])[0]()  # what the first call imports and allocates is not the row's
+    run, made = prepare(row, sizes)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+    before = _resident("VmRSS")
+    masks = run()
+    peak = (_resident("VmHWM") - before) / total - made
+    wanted = keep_count(total, SPARSITY)
+    assert row == "exchange" or sum(int(mask.sum()) for mask in masks) == wanted
+    del masks
+    wall, used = [], []
     for _ in range(rounds):
-        start = time.perf_counter()
-        ROWS[row](scores)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times), (_resident("VmHWM") - before) / count, count
+        start, start_used = time.perf_counter(), time.process_time()
+        run()
+        wall.append(time.perf_counter() - start)
+        used.append(time.process_time() - start_used)
+    return {"median": statistics.median(wall), "least": min(wall), "cpu": statistics.median(used), "peak": peak}
 
 
 def main() -> None:
-    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=float, default=285, help="millions")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
+    parser.add_argument("--blocks", type=int, default=9)
+    parser.add_argument("--width", type=int, default=1624)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    arguments = parser.parse_args()
-    print(f"{processor()}, {arguments.threads} threads, torch {torch.__version__}")
-    for row in ROWS:
+    options = parser.parse_args()
+    sizes = shapes(options.blocks, options.width)
+    total = sum(rows * columns for rows, columns in sizes)
+    print(f"{processor()}, {options.threads} threads, torch {torch.__version__}, numpy {np.__version__}", end=", ")
+    print(f"Python {platform.python_version()}\n{total / 1e6:.1f} million weights in {len(sizes)} tensors, float32\n")
+    print(f"{'':<10}{'median':>10}{'fastest':>10}{'processor':>11}{'bytes a weight beside scores':>31}")
+    for row in options.rows:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            job = (row, arguments.weights, arguments.rounds, arguments.threads)
-            seconds, peak, count = pool.apply(measure, job)
-        print(f"  {row:<26}{count / 1e6:>8.0f} million weights{seconds:>9.2f} s{peak:>8.2f} bytes a weight", flush=True)
+            found = pool.apply(measure, (row, options.blocks, options.width, options.rounds, options.threads))
+        times = f"{found['median']:>8.2f} s{found['least']:>8.2f} s{found['cpu']:>9.2f} s"
+        print(f"{row:<10}{times}{found['peak']:>31.2f}", flush=True)
 
 
 if __name__ == "__main__":
