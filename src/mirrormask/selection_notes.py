@@ -6,7 +6,6 @@ import fnmatch
 import re
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -36,7 +35,7 @@ def problem(candidate: Candidate) -> str:
         )
     if not parameter.dtype.is_floating_point:
         return f"{name} has dtype {parameter.dtype}; choose floating-point parameters with weights="
-    if parameter.is_meta or isinstance(parameter, torch._subclasses.FakeTensor):
+    if parameter.is_meta:
         return (
             f"{name} is on the meta device and has no values; materialise the model first "
             "(model.to_empty(device='cpu'), then load or initialise the weights)"
