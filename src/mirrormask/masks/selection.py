@@ -1,4 +1,4 @@
-"""The largest scores of all layers together: exact, and nothing is concatenated, gathered or sorted.
+"""The largest scores of all layers together: exact, without a copy of all scores and without a sort.
 
 All elements of all tensors stand in one strict order: by score, the largest first, and equal scores by index. A
 :class:`Cut` is a place in that order, and what is before it stays. It is found by radix selection: a histogram of the
@@ -6,9 +6,8 @@ scores' highest 16 bits says which bucket holds the k-th, one of the next 16 bit
 the last bit; then the same over the bits of the index, if some of the elements that equal the k-th must go. Of many
 scores a sample says first between which two the k-th most likely is, and only those between are counted so.
 
-Tensors are read in chunks that stay in the cache, so that beside scores and masks there is little memory. Only counts
-are ever added up, over tensors, devices and processes: each process passes the parts that it holds, and a ``reduce``
-that sums over processes.
+Tensors are read in chunks that stay in the caches, so that beside scores and masks there is little memory. Over
+devices and processes only counts are added up: each process passes what it holds, and a ``reduce`` that sums.
 """
 
 from __future__ import annotations
@@ -89,10 +88,8 @@ def find_cut(scores: Sequence[Tensor], indices: Sequence[Index], k: int, reduce:
     dtype = _common(score.dtype for score in scores)
     if not 0 < k < total:
         return Cut(math.nan if k <= 0 else -math.inf, None, dtype)
-    near = _near(scores, dtype, k, total, reduce) if total >= CHUNK else None
-    parts, above, count = near or (lambda: map(_to_keys, _all_chunks(scores, dtype)), 0, total)
-    key, kept, equal = _kth_largest(parts, k - above, count, 8 * dtype.itemsize, reduce)
-    value = _from_key(key, dtype)
+    found = _by_sample(scores, dtype, k, total, reduce) if total >= CHUNK else None
+    value, kept, equal = found or _kth_score(lambda: _all_chunks(scores, dtype), dtype, k, total, reduce)
     if kept == equal:
         return Cut(value, None, dtype)
 
@@ -103,8 +100,10 @@ def find_cut(scores: Sequence[Tensor], indices: Sequence[Index], k: int, reduce:
                 yield ~index(_equal(chunk, value).add_(start))  # the smallest index is the largest integer
                 start += len(chunk)
 
-    few = [torch.cat([tie.cpu() for tie in ties()])] if equal < total // 64 else None
-    last, _, _ = _kth_largest(lambda: few or ties(), kept, equal, 16 * (total.bit_length() // 16 + 1), reduce)
+    few = _together(ties(), equal, torch.int64) if equal < total // 64 else None
+    last, _, _ = _kth_largest(
+        lambda: ties() if few is None else [few], kept, equal, 16 * (total.bit_length() // 16 + 1), reduce
+    )
     return Cut(value, ~last + 1, dtype)
 
 
@@ -164,35 +163,70 @@ def select(scores: Sequence[Tensor], sparsity: float, allocation: str = "global"
     return _largest(scores, keep_count(sum(score.numel() for score in scores), sparsity))
 
 
-def _near(
+def _by_sample(
     scores: Sequence[Tensor], dtype: torch.dtype, k: int, total: int, reduce: Reduce
-) -> tuple[Callable[[], Iterable[Tensor]], int, int] | None:
-    """The keys of the scores around the k-th largest; how many scores are above these, and how many these are.
+) -> tuple[float, int, int] | None:
+    """As :func:`_kth_score`, in one pass: a sample tells of two scores that the k-th is between, or equal to one.
 
-    None where a process finds more of them than it should hold (ties), or the k-th is elsewhere (bad luck).
+    None where it is not (bad luck), or a process finds more scores between them than it should hold.
     """
-    sample = torch.cat([_to_keys(chunk[::SAMPLE]).cpu() for chunk in _all_chunks(scores, dtype)])
+    here = sum(score.numel() for score in scores)
+    sample = _together((chunk[SAMPLE - 1 :: SAMPLE] for chunk in _all_chunks(scores, dtype)), here // SAMPLE, dtype)
+    assert sample is not None
     drawn = int(reduce(torch.tensor([len(sample)])))
-
-    def ranked(rank: int) -> float:
-        key, _, _ = _kth_largest(lambda: [sample], rank, drawn, 8 * dtype.itemsize, reduce)
-        return _from_key(key, dtype)
-
     rank = drawn * k / total
     margin = 4 + 4 * math.sqrt(rank * (1 - k / total))  # four standard deviations of the k-th one's rank in a sample
+
+    def ranked(rank: int) -> float:
+        return _kth_score(lambda: [sample], dtype, rank, drawn, reduce)[0]
+
     high = ranked(int(rank - margin)) if rank - margin >= 1 else math.inf
     low = ranked(int(rank + margin)) if rank + margin <= drawn else -math.inf
-    above, found, room = 0, [], sum(score.numel() for score in scores) // 16
+    above = 0
+
+    def between() -> Iterator[Tensor]:
+        nonlocal above
+        for chunk in _all_chunks(scores, dtype):
+            inside, higher = _between(chunk, low, high)
+            above += higher
+            yield inside
+
+    near = _together(between(), here // 16, dtype)
+    crowded, above, count = reduce(torch.tensor([near is None, above, 0 if near is None else len(near)])).tolist()
+    if crowded:
+        return None
+    if above < k <= above + count:
+        return _kth_score(lambda: [near], dtype, k - above, count, reduce)
+    end = high if k <= above else low
+    above = equal = 0
     for chunk in _all_chunks(scores, dtype):
-        between, higher = _between(chunk, low, high)
-        found.append(_to_keys(between).cpu())
-        above += higher
-        room -= len(between)
-        if room < 0:
-            break
-    keys = torch.cat(found)
-    above, count, crowded = reduce(torch.tensor([above, len(keys), room < 0])).tolist()
-    return None if crowded or not above < k <= above + count else (lambda: [keys], above, count)
+        above += int((chunk > end).count_nonzero())
+        equal += int((chunk == end).count_nonzero())
+    above, equal = reduce(torch.tensor([above, equal])).tolist()
+    return (end, k - above, equal) if above < k <= above + equal else None
+
+
+def _together(parts: Iterable[Tensor], room: int, dtype: torch.dtype) -> Tensor | None:
+    """The parts as one tensor in CPU memory, of at most ``room`` elements; None if there are more.
+
+    Its memory is taken first: small parts kept one by one would each lie in what the chunk before left free, and the
+    next chunk would need new memory.
+    """
+    whole, count = torch.empty(room, dtype=dtype), 0
+    for part in parts:
+        if count + len(part) > room:
+            return None
+        whole[count : count + len(part)] = part
+        count += len(part)
+    return whole[:count]
+
+
+def _kth_score(
+    parts: Callable[[], Iterable[Tensor]], dtype: torch.dtype, k: int, count: int, reduce: Reduce
+) -> tuple[float, int, int]:
+    """The k-th largest of ``count`` scores, how many equal to it are among the k largest, and how many there are."""
+    key, kept, equal = _kth_largest(lambda: map(_to_keys, parts()), k, count, 8 * dtype.itemsize, reduce)
+    return _from_key(key, dtype), kept, equal
 
 
 def _kth_largest(
@@ -272,13 +306,13 @@ def _equal(values: Tensor, bound: float) -> Tensor:
 
 
 def _between(values: Tensor, low: float, high: float) -> tuple[Tensor, int]:
-    """The values from ``low`` to ``high``, and how many are higher."""
+    """The values between ``low`` and ``high``, both left out, and how many are not below ``high``."""
     if not by_numpy(values):
-        over = values > high
-        return values[(values >= low) ^ over], int(over.count_nonzero())
+        above = values >= high
+        return values[(values > low) & ~above], int(above.count_nonzero())
     array = values.numpy()
-    higher = array > high
-    return torch.from_numpy(array[np.flatnonzero((array >= low) ^ higher)]), int(np.count_nonzero(higher))
+    over = array >= high
+    return torch.from_numpy(array[np.flatnonzero((array > low) & ~over)]), int(np.count_nonzero(over))
 
 
 def _to_keys(values: Tensor) -> Tensor:
