@@ -268,6 +268,58 @@ def test_a_state_that_has_lost_something_is_refused(key):
         other.load_state_dict(state)
 
 
+@pytest.mark.parametrize("name", ["mirror", "gmp", "spred"])
+def test_a_state_of_wrong_shape_or_order_is_refused(name):
+    model, optimizer = build(name)
+    train(model, optimizer, 5)
+    state = copy.deepcopy(optimizer.state_dict())
+    key = next(key for key in state["state"][0] if key.endswith("momentum_buffer"))
+    state["state"][0][key] = torch.zeros(1, 1)
+    with pytest.raises(ValueError, match=r"momentum_buffer' of a parameter of shape \(16, 12\) has shape \(1, 1\)"):
+        build(name)[1].load_state_dict(state)
+    twins = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False))
+    orders = [list(twins.parameters()), list(twins.parameters())[::-1]]
+    pair = [mm.sparsify(twins, torch.optim.SGD(p, lr=0.1), mm.methods.get(name)(0.5), steps=9) for p in orders]
+    with pytest.raises(ValueError, match="its weights in another order"):
+        pair[1].load_state_dict(pair[0].state_dict())
+
+
+@pytest.mark.parametrize("when", ["between steps", "before a resume"])
+@pytest.mark.parametrize("name", ["mirror", "spred", "sign_in", "gmp"])
+def test_a_model_in_another_memory_layout_trains_alike(name, when):
+    results = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
+        method = mm.methods.get(name)(0.5)
+        optimizer = mm.sparsify(model, BASES["sgd"](model.parameters()), method, steps=12, fused=fused)
+        images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+        for step in range(12):
+            if step == 5:
+                model.to(memory_format=torch.channels_last)
+                if when == "before a resume":
+                    state = copy.deepcopy(optimizer.state_dict())
+                    optimizer = mm.sparsify(model, BASES["sgd"](model.parameters()), method, steps=12, fused=fused)
+                    optimizer.load_state_dict(state)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images), Y[:16]).backward()
+            optimizer.step()
+        optimizer.finalize()
+        assert mm.sparsity(model).nonzeros == round(0.5 * (216 + 1152))
+        results.append([p.detach() for p in model.parameters()])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_masks_may_be_written_into():
+    model, optimizer = build("gmp")
+    train(model, optimizer, STEPS)
+    for mask in optimizer.masks.values():
+        mask.fill_(True)
+    optimizer.finalize()
+    assert nonzeros(model) == KEPT
+
+
 # -- zeros that outlive the optimizer ---------------------------------------------------------------------------------
 
 

@@ -293,6 +293,10 @@ def wrap(model, base=None, weights=None):
     ("call", "message"),
     [
         (lambda: (m := net()) and wrap(m, sgd(m, differentiable=True)), "differentiable=True.*leave it out"),
+        (
+            lambda: mm.sparsify(m := net(), sgd(m, maximize=True), mm.methods.gmp_ham(0.5), steps=5),
+            "negate the loss instead",
+        ),
         (lambda: (m := net()) and wrap(m, ZeroRedundancyOptimizer(m.parameters(), lr=0.1)), "pass the optimizer that"),
         (lambda: (m := net()) and wrap(m, torch.optim.SparseAdam(m.parameters())), "use Adam"),
         (lambda: wrap(m := net().to("meta"), sgd(m)), "meta device"),

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import mirrormask as mm
+from mirrormask.machine import targets
 from mirrormask.machine.targets import EMULATED_FP16
-from mirrormask.runtime import targets
 from mirrormask.runtime.capture import capture
 from mirrormask.runtime.lower import lower
 from mirrormask.runtime.mixed import split

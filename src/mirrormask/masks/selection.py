@@ -193,7 +193,7 @@ def _by_sample(
 
     near = _together(between(), here // 16, dtype)
     crowded, above, count = reduce(torch.tensor([near is None, above, 0 if near is None else len(near)])).tolist()
-    if crowded:
+    if crowded or near is None:
         return None
     if above < k <= above + count:
         return _kth_score(lambda: [near], dtype, k - above, count, reduce)

@@ -46,6 +46,10 @@ def check_arguments(model: nn.Module, base: Optimizer, method: Method) -> None:
         raise ValueError("a scheduler is built on this optimizer already; build it on what mm.sparsify returns")
     for group in base.param_groups:
         check_group(group)
+        if group.get("maximize") and (method.correction or method.decay.coupled or method.geometry.sparsifies):
+            raise ValueError(
+                f"maximize=True would turn the pull of {method.name!r} around as well; negate the loss instead"
+            )
 
 
 def check_group(group: Group) -> None:

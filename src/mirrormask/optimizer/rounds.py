@@ -56,7 +56,9 @@ class Rounds:
         if self.integrals:
             geometry = weights.geometry.at(clock)
             for p, name, held in everything(weights, base):
-                held.copy_(weights.state(p)[KEPT + name])
+                kept = weights.state(p).get(KEPT + name)
+                if kept is not None:  # a group that was added since has no start to go back to
+                    held.copy_(kept)
             decay.integrals, decay.state = list(self.integrals), dict(self.decay_state)
             for x in weights.values():
                 geometry.prune(weights.latents_of(x), weights.state(x)["mask"])

@@ -136,8 +136,8 @@ class SparseOptimizer(Optimizer):
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """name -> bool tensor, True where the weight lives."""
-        return self.parts.weights.masks
+        """name -> bool tensor, True where the weight lives; copies, which may be kept and written into."""
+        return {name: mask.clone() for name, mask in self.parts.weights.masks.items()}
 
     @property
     def steps(self) -> int:

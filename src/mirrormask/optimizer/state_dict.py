@@ -96,7 +96,8 @@ class StateDict:
         if rounds is not None and self.method.mask.keep_at(self.training.steps) is not None:
             for p, name, held in everything(self.weights, self.base):
                 key = KEPT + name
-                result[p][key] = self.weights.state(p)[key] if rounds.integrals else held.detach().clone()
+                kept = self.weights.state(p).get(key)
+                result[p][key] = held.detach().clone() if kept is None else kept
         return result
 
     def _summary(self, index: int, fresh: list[list[Any]]) -> Entry:
@@ -108,6 +109,7 @@ class StateDict:
             "decay_increment": decay.increments[index],
             "inner": [_plain_options(group) for link, group in self.base.groups if link.group == index],
             "fresh": fresh,
+            "names": self._names(self._params(index)),
         }
         if index:
             return own
@@ -130,6 +132,14 @@ class StateDict:
             "masked": self.weights.masked,
         }
 
+    def _params(self, index: int) -> list[Tensor]:
+        return [p for p, group in self.base.group_of.items() if group == index]
+
+    def _names(self, params: Sequence[Tensor]) -> list[str | None]:
+        """Which of a group's parameters are which of the weights: their order is all that torch keeps."""
+        names: dict[Tensor, str] = {x: name for name, x in self.weights.items()}
+        return [names.get(p) for p in params]
+
     # -- reading -------------------------------------------------------------------------------------------------
 
     def read(self, state_dict: dict[str, Any], groups: Sequence[Group]) -> None:
@@ -140,6 +150,13 @@ class StateDict:
         """
         summaries = _summaries(state_dict, groups)
         self._check_same(summaries[0])
+        for index, (group, summary) in enumerate(zip(groups, summaries, strict=True)):
+            names = self._names(group["params"])
+            if summary.get("names", names) != names:
+                raise ValueError(
+                    f"group {index} of the state dict has its weights in another order: {summary['names']} there, "
+                    f"{names} here; build the optimizer over the parameters in the order of then"
+                )
         saved = _Saved.open(state_dict, groups, summaries)
         self._check_whole(saved)
         for group, new in zip(groups, state_dict["param_groups"], strict=True):
@@ -189,14 +206,24 @@ class StateDict:
                 if shape != here:
                     raise ValueError(f"{key!r} of {name!r} has shape {shape} in the state dict and {here} here")
         options = {held: group for _, group in self.base.groups for held in group["params"]}
-        for p, entry in saved.entries.items() if saved.first["version"] > 1 else ():
+        for p, entry in saved.entries.items():
             for prefix, held in self._held(p):
-                lost = not saved.is_fresh(p, prefix) and not self._base_entry(p, prefix, entry)
-                if lost and self.base.first_state(held, options[held]):  # SGD without momentum needs none
+                if saved.is_fresh(p, prefix):
+                    continue
+                inner, own_state = self._base_entry(p, prefix, entry), self.base.first_state(held, options[held])
+                # SGD without momentum needs none; version 1 did not say what was fresh.
+                if own_state and not inner and saved.first["version"] > 1:
                     raise ValueError(
                         f"the state dict has no state of the base optimizer for a parameter of shape {tuple(p.shape)}: "
                         "it is not whole"
                     )
+                for key, value in own_state.items():
+                    there = inner.get(key)
+                    if isinstance(value, Tensor) and isinstance(there, Tensor) and value.shape != there.shape:
+                        raise ValueError(
+                            f"{prefix + key!r} of a parameter of shape {tuple(p.shape)} has shape {tuple(there.shape)} "
+                            f"in the state dict and {tuple(value.shape)} here"
+                        )
 
     def _must_be_masked(self, saved: Entry) -> bool:
         """Whether a training that has come this far has masks, whatever the state dict says."""
@@ -238,8 +265,7 @@ class StateDict:
             for prefix, held in self._held(p):
                 inner = self._base_entry(p, prefix, entry)
                 if inner and not saved.is_fresh(p, prefix):
-                    # torch would keep the tensors themselves: two optimizers that load one state would share them
-                    state[position[held]] = {k: v.clone() if isinstance(v, Tensor) else v for k, v in inner.items()}
+                    state[position[held]] = {key: _own(value, held) for key, value in inner.items()}
         groups = self.base.torch.state_dict()["param_groups"]
         self.base.torch.load_state_dict({"state": state, "param_groups": groups})
         for index, summary in enumerate(saved.summaries):
@@ -325,6 +351,15 @@ def _summaries(state_dict: dict[str, Any], groups: Sequence[Group]) -> list[Entr
             f"{VERSION}; go on with the one that saved it"
         )
     return summaries
+
+
+def _own(value: Any, held: Tensor) -> Any:
+    """A copy, laid out in memory as what it belongs to: torch would keep the very tensor that it is given."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.shape != held.shape:
+        return value.clone()
+    return torch.empty_like(held, dtype=value.dtype, device=value.device).copy_(value)
 
 
 def _plain_options(group: Group) -> Entry:

@@ -61,6 +61,8 @@ class FusedCPU(Step):
         if masks is not None and [mask.stride() for mask in masks] != [x.stride() for x in own]:
             return False
         if self._table is None or not self._table.fits(own):
+            if not self._alike(self._update, own):
+                return False
             self._table = Table(self._update, self.weights, self.base, own)
         if not self._table.take_gradients():
             return False
@@ -75,9 +77,23 @@ class FusedCPU(Step):
             self._plain = None
             return
         if self._plain is None or not self._plain.fits(live):
+            if not self._alike(PLAIN, live):
+                self._plain = None
+                return
             self._plain = Table(PLAIN, self.weights, self.base, live)
         if not self._plain.take_gradients():
             self._plain = None
+
+    def _alike(self, update: Update, parameters: list[Tensor]) -> bool:
+        """Whether every array lies in memory as its parameter does: a loop reads them by one index.
+
+        They did at the start, but the model may have been converted to channels_last since, or the state loaded.
+        """
+        return all(
+            tensor.shape == p.shape and tensor.dtype == p.dtype and tensor.stride() == p.stride()
+            for tensors in update.tensors(parameters, self.weights, self.base).values()
+            for tensor, p in zip(tensors, parameters, strict=True)
+        )
 
     @property
     def _nesterov(self) -> bool:
