@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -84,14 +85,14 @@ class FusedCPU(Step):
         if not self._plain.take_gradients():
             self._plain = None
 
-    def _alike(self, update: Update, parameters: list[Tensor]) -> bool:
+    def _alike(self, update: Update, parameters: Sequence[Tensor]) -> bool:
         """Whether every array lies in memory as its parameter does: a loop reads them by one index.
 
         They did at the start, but the model may have been converted to channels_last since, or the state loaded.
         """
         return all(
             tensor.shape == p.shape and tensor.dtype == p.dtype and tensor.stride() == p.stride()
-            for tensors in update.tensors(parameters, self.weights, self.base).values()
+            for tensors in update.tensors(list(parameters), self.weights, self.base).values()
             for tensor, p in zip(tensors, parameters, strict=True)
         )
 
