@@ -7,11 +7,20 @@ import importlib
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
-__all__ = ["callers_level", "check_int", "check_known", "check_number", "check_options", "check_sparsity", "require"]
+__all__ = [
+    "callers_level",
+    "check_int",
+    "check_known",
+    "check_number",
+    "check_options",
+    "check_sparsity",
+    "few",
+    "require",
+]
 
 
 def check_number(
@@ -98,6 +107,16 @@ def callers_level() -> int:
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("mirrormask", "torch"):
         level, frame = level + 1, frame.f_back
     return level
+
+
+def few(names: Sequence[str]) -> str:
+    """Names for a message, as many as one reads.
+
+    Example:
+        >>> few(["a", "b", "c", "d", "e", "f", "g"])
+        'a, b, c, d, e and 2 more'
+    """
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _dash(hint: str) -> str:

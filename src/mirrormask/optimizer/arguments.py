@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from mirrormask.checks import few
 from mirrormask.matrices import inputs_elsewhere
 from mirrormask.methods import Method
 from mirrormask.optimizer.base_optimizer import Group
@@ -28,8 +29,6 @@ def check_arguments(model: nn.Module, base: Optimizer, method: Method) -> None:
         raise TypeError(f"model={model!r} is a {type(model).__name__}, not an nn.Module")
     if not isinstance(base, Optimizer):
         raise TypeError(f"optimizer={base!r} is a {type(base).__name__}, not a torch optimizer")
-    if hasattr(base, "finalize") and hasattr(base, "masks"):
-        raise ValueError("this optimizer is wrapped already; pass the base optimizer, and wrap it once")
     names = [kind.__name__ for kind in type(base).__mro__]
     if "LBFGS" in names:
         raise ValueError("LBFGS evaluates the model inside its step, where latents cannot be pushed; use SGD or Adam")
@@ -75,7 +74,7 @@ def held_weights(
     missing = [name for name, p in chosen.items() if id(p) not in held]
     if missing:
         raise ValueError(
-            f"the optimizer does not hold {_some(missing)}; build it over model.parameters(), or choose other weights "
+            f"the optimizer does not hold {few(missing)}; build it over model.parameters(), or choose other weights "
             "with weights="
         )
     owners = dict(model.named_modules())
@@ -91,7 +90,3 @@ def held_weights(
                 f"{type(owner).__name__}; leave it out with weights="
             )
     return chosen
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -156,6 +156,11 @@ class BaseOptimizer:
         """Each of the base's groups with what it is."""
         return list(zip(self.links, self.torch.param_groups, strict=True))
 
+    @property
+    def group_holding(self) -> dict[Tensor, Group]:
+        """The base's group of each tensor that it steps."""
+        return {held: group for _, group in self.groups for held in group["params"]}
+
     # -- state ---------------------------------------------------------------------------------------------------
 
     def state(self, held: Tensor) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from mirrormask.checks import few
 from mirrormask.optimizer.weights import SparseWeights
 
 __all__ = ["Presence"]
@@ -40,7 +41,7 @@ class Presence:
             gone = [name for name in gone if id(self._weights[name]) not in there]
         if gone:
             raise RuntimeError(
-                f"the model does not hold {_some(gone)} any more: something has put other parameters in their place "
+                f"the model does not hold {few(gone)} any more: something has put other parameters in their place "
                 "(fully_shard, to_empty, load_state_dict(assign=True), quantization, ...), which this optimizer does "
                 "not train; do that first, then build the optimizer, then call mm.sparsify"
             )
@@ -67,7 +68,7 @@ class Presence:
         bad = [name for name, x in self._weights.items() if not bool(x.isfinite().all())]
         if bad:
             raise RuntimeError(
-                f"{_some(bad)} {'is' if len(bad) == 1 else 'are'} not finite: training has diverged; lower the "
+                f"{few(bad)} {'is' if len(bad) == 1 else 'are'} not finite: training has diverged; lower the "
                 "learning rate or clip gradients, and go on from a checkpoint of before"
             )
 
@@ -75,8 +76,4 @@ class Presence:
         """What the model calls these parameters."""
         wanted = {id(p) for p in parameters}
         found = [name for name, p in self.model.named_parameters() if id(p) in wanted]
-        return _some(found) if found else f"{len(wanted)} parameters"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        return few(found) if found else f"{len(wanted)} parameters"

@@ -77,6 +77,8 @@ def sparsify(
         20
     """
     base, wrapper = unwrapped(optimizer)
+    if isinstance(base, SparseOptimizer):
+        raise ValueError("this optimizer is wrapped already; pass the base optimizer, and wrap it once")
     check_arguments(model, base, method)
     if (batches is not None or loss_fn is not None) and not method.reads_data:
         raise ValueError(

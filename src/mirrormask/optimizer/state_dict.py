@@ -2,7 +2,7 @@
 
 All keys are there from construction on, as tools need that read a checkpoint into the state dict of a fresh optimizer
 (torch.distributed.checkpoint): a mask that keeps all, the base optimizer's state as it will look after its first step.
-What such a value does not mean yet, the summary says: ``masked``, ``kept``, ``fresh``.
+What such a value does not mean yet, the summary says: ``masked``, ``fresh``, the ``integrals`` of rounds.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class StateDict:
         self.base.sync(groups)  # a scheduler may have stepped since
         state: defaultdict[Tensor, Entry] = defaultdict(dict)
         fresh: list[list[list[Any]]] = [[] for _ in groups]
-        options = {held: group for _, group in self.base.groups for held in group["params"]}
+        options = self.base.group_holding
         starts = self._starts()
         for index, group in enumerate(groups):
             for position, p in enumerate(group["params"]):
@@ -74,7 +74,7 @@ class StateDict:
                     entry.update({prefix + key: value for key, value in inner.items()})
                 state[p] = entry or {STATELESS: True}
         written = [
-            {**group, GROUP_KEY: json.dumps(self._summary(index, fresh[index]), sort_keys=True)}
+            {**group, GROUP_KEY: json.dumps(self._summary(index, group, fresh[index]), sort_keys=True)}
             for index, group in enumerate(groups)
         ]
         return state, written
@@ -100,16 +100,16 @@ class StateDict:
                 result[p][key] = held.detach().clone() if kept is None else kept
         return result
 
-    def _summary(self, index: int, fresh: list[list[Any]]) -> Entry:
+    def _summary(self, index: int, group: Group, fresh: list[list[Any]]) -> Entry:
         """What a group carries beside torch's options; the first one carries what belongs to all."""
         training, decay = self.training, self.training.decay
         own: Entry = {
             "version": VERSION,
             "decay_integral": decay.integrals[index],
             "decay_increment": decay.increments[index],
-            "inner": [_plain_options(group) for link, group in self.base.groups if link.group == index],
+            "inner": [_plain_options(own) for link, own in self.base.groups if link.group == index],
             "fresh": fresh,
-            "names": self._names(self._params(index)),
+            "names": self._names(group["params"]),
         }
         if index:
             return own
@@ -131,9 +131,6 @@ class StateDict:
             "decay_state": decay.state,
             "masked": self.weights.masked,
         }
-
-    def _params(self, index: int) -> list[Tensor]:
-        return [p for p, group in self.base.group_of.items() if group == index]
 
     def _names(self, params: Sequence[Tensor]) -> list[str | None]:
         """Which of a group's parameters are which of the weights: their order is all that torch keeps."""
@@ -205,7 +202,7 @@ class StateDict:
                 shape, here = tuple(entry[key].shape), tuple(latent.shape)
                 if shape != here:
                     raise ValueError(f"{key!r} of {name!r} has shape {shape} in the state dict and {here} here")
-        options = {held: group for _, group in self.base.groups for held in group["params"]}
+        options = self.base.group_holding
         for p, entry in saved.entries.items():
             for prefix, held in self._held(p):
                 if saved.is_fresh(p, prefix):

@@ -141,17 +141,16 @@ class SparseWeights(Mapping[str, nn.Parameter]):
         if self.geometry.latents:
             self._seen = self._versions()
 
-    def adopt(self, clock: Clock) -> list[str]:
-        """Where somebody else has written into a weight since :meth:`note`, let its latents follow; returns the names.
+    def adopt(self, clock: Clock) -> None:
+        """Where somebody else has written into a weight since :meth:`note`, let its latents follow.
 
         Training goes on from what the model holds, as under any torch optimizer: a checkpoint or an average that was
         loaded, a weight that is clipped after every step.
         """
         if not self.geometry.latents:
-            return []
-        now, names = self._versions(), []
+            return
         geometry = self.geometry.at(clock)
-        for (name, x), seen, is_now in zip(self.items(), self._seen, now, strict=True):
+        for x, seen, is_now in zip(self.values(), self._seen, self._versions(), strict=True):
             if seen != is_now:
                 latents, mask = self.latents_of(x), self.mask_of(x)
                 changed = self._differs(x, latents, geometry)
@@ -159,8 +158,6 @@ class SparseWeights(Mapping[str, nn.Parameter]):
                     changed &= mask
                 if bool(changed.any()):
                     geometry.adopt(x.detach(), latents, changed)
-                    names.append(name)
-        return names
 
     def restore(self, clock: Clock) -> None:
         """Latents were loaded: write the weights that are not theirs anew, and leave those that are to the last bit."""
