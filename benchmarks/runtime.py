@@ -23,8 +23,8 @@ import torch
 
 import mirrormask as mm
 from mirrormask.machine.cache import processor_name
-from mirrormask.runtime.bench import ENGINES, prepare_engines
-from mirrormask.runtime.timing import SPINNING, in_turns
+from mirrormask.machine.timing import SPINNING, in_turns
+from mirrormask.runtime.model.bench import ENGINES, prepare_engines
 from networks import NETWORKS, build
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}

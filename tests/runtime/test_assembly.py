@@ -6,10 +6,9 @@ import re
 import pytest
 
 from mirrormask.machine.targets import FP16, TARGETS, Target, best_target
-from mirrormask.runtime import native
 from mirrormask.runtime.kernels import sparse, winograd
+from mirrormask.runtime.kernels.layout import map_layout
 from mirrormask.runtime.kernels.tile import Tile
-from mirrormask.runtime.layout import map_layout
 
 X86, ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
 TRIPLES = {"avx512": X86, "avx2": X86, "avx512fp16": X86, "neon": ARM}
@@ -83,7 +82,7 @@ def test_the_inner_loop_is_one_vector_multiply_add_per_vector_of_the_tile(name, 
     ("name", "multiply_add"), [("avx512", r"vfmadd\w+ps"), ("avx2", r"vfmadd\w+ps"), ("neon", r"fmla")]
 )
 def test_the_sums_of_filtered_rows_stay_in_registers(name, multiply_add):
-    text = assembly(name, filtering_kernel(EVERY[name]), native.level_of("winograd"))
+    text = assembly(name, filtering_kernel(EVERY[name]), winograd.WINOGRAD.level)
     products = [body for body in loops(text) if len(re.findall(multiply_add, body)) >= 6 * SUMS[name]]
     assert products
     for body in products:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 import mirrormask as mm
 from mirrormask.machine import cache as machine_cache
-from mirrormask.runtime import cache, tune
-from mirrormask.runtime.blueprint import Blueprint
-from mirrormask.runtime.capture import capture
-from mirrormask.runtime.structure import structure_key
+from mirrormask.runtime.graph import known
+from mirrormask.runtime.graph.blueprint import Blueprint
+from mirrormask.runtime.graph.capture import capture
+from mirrormask.runtime.graph.structure import structure_key
+from mirrormask.runtime.schedule import tune
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +119,7 @@ def test_a_wrong_program_in_the_cache_is_not_used(change):
     model, x = Partial().eval(), torch.randn(3, 7, 32)
     mm.compile(model, x, force=True, tune=False)
     (path,) = (p for p in machine_cache.cache_folder().glob("*.json") if '"program"' in p.read_text())
-    plain = cache.load(path.stem)
+    plain = known.load(path.stem)
     steps = {step[2]: step for step in plain["program"]}
     if change == "operation":
         steps["aten.add.Tensor"][2] = "aten.no_such.Tensor"
@@ -132,9 +133,9 @@ def test_a_wrong_program_in_the_cache_is_not_used(change):
         steps["aten.split_with_sizes.default"][3]["tuple"][1] = [16, 16]
     else:
         steps["aten.add.Tensor"][3]["tuple"][1] = {"torch": "no such"}
-    cache.store(path.stem, plain)
+    known.store(path.stem, plain)
     agree(mm.compile(model, x, force=True, tune=False), model, x)
-    assert cache.load(path.stem) != plain, "the wrong file is replaced"
+    assert known.load(path.stem) != plain, "the wrong file is replaced"
 
 
 def test_what_plain_values_cannot_hold_is_captured_each_time():
@@ -152,7 +153,7 @@ def test_a_wrong_structure_in_the_cache_is_not_used(change):
     model, x = Scaled().eval(), torch.randn(2, 20)
     mm.compile(model, x, force=True, tune=False)
     (path,) = (p for p in machine_cache.cache_folder().glob("*.json") if '"program"' in p.read_text())
-    stored = cache.load(path.stem)
+    stored = known.load(path.stem)
     (plain,) = stored["regions"].values()
     if change == "activation":
         plain["nodes"][2]["kind"] = "silu"
@@ -164,16 +165,16 @@ def test_a_wrong_structure_in_the_cache_is_not_used(change):
         del plain["nodes"][0]["op"]
     else:
         plain["nodes"][1]["shape"] = [11]
-    cache.store(path.stem, stored)
+    known.store(path.stem, stored)
     agree(mm.compile(model, x, force=True, tune=False), model, x)
-    assert cache.load(path.stem) != stored, "the wrong file is replaced"
+    assert known.load(path.stem) != stored, "the wrong file is replaced"
 
 
 def test_a_blueprint_survives_json():
     for model, x in ((Scaled(), torch.randn(2, 20)), (Partial(), torch.randn(3, 7, 32))):
         blueprint = capture(model.eval(), (x,)).blueprint
-        cache.store("0" * 40, blueprint.as_plain())
-        assert Blueprint.from_plain(cache.load("0" * 40)) == blueprint
+        known.store("0" * 40, blueprint.as_plain())
+        assert Blueprint.from_plain(known.load("0" * 40)) == blueprint
 
 
 def test_structure_keys_follow_settings_code_and_shapes(monkeypatch):
@@ -259,19 +260,19 @@ def test_pruning_removes_the_longest_unused_first_and_nothing_else(folder):
 
 def test_reading_counts_as_use_and_storing_prunes(folder, monkeypatch):
     for n in "12":
-        cache.store(n * 40, {"n": n})
+        known.store(n * 40, {"n": n})
         made_at = time.time() - 7200
         os.utime(folder / f"{n * 40}.json", (made_at, made_at))
-    assert cache.load("1" * 40) == {"n": "1"}
+    assert known.load("1" * 40) == {"n": "1"}
     monkeypatch.setattr(machine_cache, "PRUNE_EVERY", 1)
     monkeypatch.setattr(machine_cache.prune, "__defaults__", (0, 90.0))
-    cache.store("3" * 40, {})
+    known.store("3" * 40, {})
     assert left(folder) == {f"{n * 40}.json" for n in "13"}
 
 
 def test_a_missing_or_read_only_folder_is_no_error(folder, monkeypatch):
     monkeypatch.setenv("MIRRORMASK_CACHE", str(folder / "none" / "here"))
-    assert machine_cache.prune() == 0 and cache.load("1" * 40) is None
+    assert machine_cache.prune() == 0 and known.load("1" * 40) is None
     (folder / "file").write_text("")
     monkeypatch.setenv("MIRRORMASK_CACHE", str(folder / "file"))
     model, x = Scaled().eval(), torch.randn(2, 20)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import mirrormask as mm
 from mirrormask.machine import cache as machine_cache
-from mirrormask.runtime import cache
-from mirrormask.runtime.tune import Tuner, candidates
+from mirrormask.runtime.graph import known
+from mirrormask.runtime.schedule.tune import Tuner
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +91,7 @@ def test_rows_of_any_number_and_leading_shape(rows):
 def test_threads_share_images_and_channels(threads, batch, whose, folder, monkeypatch):
     monkeypatch.setenv("MIRRORMASK_CACHE", str(folder))
     if whose == "own threads":
-        monkeypatch.setattr("mirrormask.runtime.plan.openmp", lambda: None)
+        monkeypatch.setattr("mirrormask.runtime.schedule.plan.openmp", lambda: None)
     model = network()
     x = torch.randn(batch, 3, 16, 16)
     torch.set_num_threads(threads)
@@ -111,7 +111,7 @@ def test_threads_take_rows_of_their_own_where_that_is_worth_waking_them(rows, mo
     model, x = nn.Sequential(nn.Linear(24, 40), nn.ReLU(), nn.Linear(40, 8)).eval(), torch.randn(rows, 24)
     found = {}
     for work in (0.0, float("inf")):
-        monkeypatch.setattr("mirrormask.runtime.region.LEAST_WORK", work)
+        monkeypatch.setattr("mirrormask.runtime.model.region.LEAST_WORK", work)
         fast = compiled(model, x)
         (region,) = fast._regions.values()
         found[work] = -(-rows // region.tokens(rows))
@@ -163,8 +163,8 @@ assert torch.equal(fast(x), expected[0])
 
 
 def test_more_shapes_and_threads_than_are_kept(monkeypatch):
-    monkeypatch.setattr("mirrormask.runtime.compiled.MOST_SHAPES", 2)
-    monkeypatch.setattr("mirrormask.runtime.region.MAX_THREADS", 3)
+    monkeypatch.setattr("mirrormask.runtime.model.compiled.MOST_SHAPES", 2)
+    monkeypatch.setattr("mirrormask.runtime.model.region.MAX_THREADS", 3)
     model = network()
     fast = compiled(model, torch.randn(1, 3, 8, 8))
     torch.set_num_threads(5)
@@ -343,7 +343,7 @@ def test_a_second_build_comes_from_the_cache_and_damage_is_noticed(tmp_path):
             fast = mm.compile(model, x, force=True)
             assert fast.report.cached == (b'"layers"' not in whole)
             agree(fast, model, x)
-            assert cache.load(plan.stem) is not None, "it was made again"
+            assert known.load(plan.stem) is not None, "it was made again"
     for file in tmp_path.glob("*.o"):
         data = file.read_bytes()
         assert machine_cache.load_bytes(file.stem) == data[32:]
@@ -403,7 +403,7 @@ def test_kernels_that_filter_rows_do_not_spread_what_is_not_a_number(monkeypatch
 
 
 def filtering_choice(problem):
-    found = list(candidates(problem))
+    found = list(problem.candidates())
     return next((choice for choice in found if choice.kernel == "winograd"), found[0])
 
 

@@ -19,7 +19,8 @@ from torch import nn
 import mirrormask as mm
 from mirrormask.compare.runner import processes
 from mirrormask.machine.targets import EMULATED_FP16, available_targets
-from mirrormask.runtime.tune import candidates
+from mirrormask.runtime.schedule.maps import MapProblem
+from mirrormask.runtime.schedule.vectors import VectorProblem
 
 ACTIVATIONS = [nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.Identity]
 #: The instruction sets of this machine, and half precision, emulated, without and with its check of the range.
@@ -148,8 +149,15 @@ def fuzz(kind: str, start: int, examples: int) -> None:
     torch.set_num_threads(1)
     generator = random.Random(start)
     # Without measuring, a tuner takes the first candidate: let that be any.
-    with mock.patch(
-        "mirrormask.runtime.tune.candidates", lambda p: generator.sample(found := [*candidates(p)], len(found))
+    in_order = {kind: kind.candidates for kind in (MapProblem, VectorProblem)}
+
+    def shuffled(problem):
+        found = list(in_order[type(problem)](problem))
+        return iter(generator.sample(found, len(found)))
+
+    with (
+        mock.patch.object(MapProblem, "candidates", shuffled),
+        mock.patch.object(VectorProblem, "candidates", shuffled),
     ):
         check()
 

@@ -15,11 +15,11 @@ from torch import nn
 import mirrormask as mm
 from mirrormask.machine import targets
 from mirrormask.machine.targets import EMULATED_FP16
-from mirrormask.runtime.capture import capture
-from mirrormask.runtime.lower import lower
-from mirrormask.runtime.mixed import split
-from mirrormask.runtime.ranges import RangeFinder
-from mirrormask.runtime.tune import default_choice
+from mirrormask.runtime.graph.capture import capture
+from mirrormask.runtime.model.half import split
+from mirrormask.runtime.model.ranges import RangeFinder
+from mirrormask.runtime.schedule.lower import lower
+from mirrormask.runtime.schedule.tune import default_choice
 
 RUNS = "avx512" in {target.name for target in targets.available_targets()}
 needs_avx512 = pytest.mark.skipif(not RUNS, reason="this processor has no AVX-512")

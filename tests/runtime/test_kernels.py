@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from mirrormask.machine.targets import EMULATED_FP16, TARGETS, Target, available_targets, best_target
-from mirrormask.runtime.capture import capture
+from mirrormask.runtime.graph.capture import capture
 from mirrormask.runtime.kernels import shared, winograd
-from mirrormask.runtime.lower import lower
-from mirrormask.runtime.problem import Choice, Problem
-from mirrormask.runtime.tune import candidates
-from mirrormask.runtime.vectors import VectorProblem
+from mirrormask.runtime.schedule.lower import lower
+from mirrormask.runtime.schedule.problem import Choice, Problem
+from mirrormask.runtime.schedule.vectors import VectorProblem
 
 EVERY = available_targets()
 if "avx512" in {target.name for target in EVERY}:
@@ -38,9 +37,9 @@ LAYERS = [
 ]
 
 
-def choices(problem: Problem | VectorProblem) -> list[Choice]:
+def choices(problem: Problem) -> list[Choice]:
     """What the tuner would measure, and the same with blocks of one and three planes."""
-    found = list(dict.fromkeys(candidates(problem)))
+    found = list(dict.fromkeys(problem.candidates()))
     if isinstance(problem, VectorProblem):
         kernels = {"panel", "shared" if problem.target.name.startswith("avx512") else "sell"}
         missing = kernels - {choice.kernel for choice in found}
@@ -58,7 +57,7 @@ def outputs(model: nn.Module, x: Tensor, target: Target) -> list[tuple[Choice, T
     tokens = len(x) if graph.rows else 1
     seen: list[Choice] = []
 
-    def note(problem: Problem | VectorProblem) -> Choice:
+    def note(problem: Problem) -> Choice:
         seen.extend(choices(problem))
         return seen[0]
 

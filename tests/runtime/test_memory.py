@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 import mirrormask as mm
 from mirrormask.machine.targets import available_targets
-from mirrormask.runtime.capture import capture
-from mirrormask.runtime.layout import flat_layout, map_layout
-from mirrormask.runtime.lower import lower
-from mirrormask.runtime.memory import MARGIN, Memory
-from mirrormask.runtime.problem import Choice
-from mirrormask.runtime.tune import candidates
+from mirrormask.runtime.graph.capture import capture
+from mirrormask.runtime.kernels.layout import flat_layout, map_layout
+from mirrormask.runtime.schedule.lower import lower
+from mirrormask.runtime.schedule.memory import MARGIN, Memory
+from mirrormask.runtime.schedule.problem import Choice
 
 #: Nobody's memory.
 ZERO = -1
@@ -137,7 +136,7 @@ def test_no_layer_reads_what_others_left(target, kernel, size, folder, monkeypat
     turn = itertools.count()
 
     def choose(problem) -> Choice:
-        found = list(candidates(problem))
+        found = list(problem.candidates())
         if kernel == "any":
             return found[next(turn) % len(found)]
         return next((choice for choice in found if choice.kernel == kernel), found[0])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mirrormask.runtime import timing
+from mirrormask.machine import timing
 
 
 class World:

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from mirrormask.machine.targets import best_target
-from mirrormask.runtime import tune
-from mirrormask.runtime.capture import capture
-from mirrormask.runtime.lower import lower
-from mirrormask.runtime.problem import Choice, Problem
-from mirrormask.runtime.vectors import VectorProblem
+from mirrormask.runtime.graph.capture import capture
+from mirrormask.runtime.schedule import memory, tune
+from mirrormask.runtime.schedule.lower import lower
+from mirrormask.runtime.schedule.problem import Choice, Problem
+from mirrormask.runtime.schedule.trial import Trial
 
 
 class Clocked:
@@ -61,17 +61,15 @@ def test_only_so_many_are_measured_to_the_end(monkeypatch):
 @pytest.mark.parametrize("model", [nn.Conv2d(3, 8, 3, padding=1), nn.Linear(40, 30)], ids=["maps", "one row"])
 def test_a_trial_runs_the_layer_on_the_memory_that_it_names(model):
     x = torch.randn(1, 3, 14, 14) if isinstance(model, nn.Conv2d) else torch.randn(1, 40)
-    seen: list[Problem | VectorProblem] = []
+    seen: list[Problem] = []
     captured = capture(model.eval(), (x,))
-    lower(
-        captured.regions[captured.whole], best_target(), 1, lambda p: (seen.append(p), next(tune.candidates(p)))[1], 1
-    )
-    for choice in tune.candidates(seen[0]):
-        trial = tune.Trial(seen[0], choice, np.zeros(1000, np.float32))
+    lower(captured.regions[captured.whole], best_target(), 1, lambda p: (seen.append(p), next(p.candidates()))[1], 1)
+    for choice in seen[0].candidates():
+        trial = Trial(seen[0], choice, np.zeros(1000, np.float32))
         size = 40 if isinstance(model, nn.Linear) else seen[0].input_layout(choice).size
-        assert trial._source == slice(tune.MARGIN, tune.MARGIN + size)
+        assert trial.alone.source == slice(memory.MARGIN, memory.MARGIN + size)
         assert 0 < trial.seconds(1.0) < 1.0
-        trial._plan.memory[trial._source] = 1.0
+        trial.alone.plan.memory[trial.alone.source] = 1.0
         trial.turn()
-        assert (trial._plan.memory[trial._source] == 1.0).all(), "the input stays what it was"
-        assert np.isfinite(trial._plan.memory).all() and trial._plan.memory.any()
+        assert (trial.alone.plan.memory[trial.alone.source] == 1.0).all(), "the input stays what it was"
+        assert np.isfinite(trial.alone.plan.memory).all() and trial.alone.plan.memory.any()

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from mirrormask.machine.targets import best_target
-from mirrormask.runtime.capture import capture
-from mirrormask.runtime.lower import lower
-from mirrormask.runtime.plan import Op, Plan
-from mirrormask.runtime.tune import default_choice
+from mirrormask.runtime.graph.capture import capture
+from mirrormask.runtime.kernels.base import Op
+from mirrormask.runtime.schedule.lower import lower
+from mirrormask.runtime.schedule.plan import Plan
+from mirrormask.runtime.schedule.tune import default_choice
 
 
 def plan(model: nn.Module, x: torch.Tensor) -> Plan:

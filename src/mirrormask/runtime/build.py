@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from mirrormask.checks import check_known
 from mirrormask.machine.cache import processor_name
 from mirrormask.machine.targets import Target, best_target, fp16_target
-from mirrormask.runtime import cache
-from mirrormask.runtime.blueprint import Blueprint
-from mirrormask.runtime.capture import Capture, capture, from_blueprint
-from mirrormask.runtime.compiled import CompiledModel
-from mirrormask.runtime.measure import layer_reports
-from mirrormask.runtime.mixed import make_region
-from mirrormask.runtime.ranges import RangeFinder
-from mirrormask.runtime.region import Region
-from mirrormask.runtime.report import LayerReport, Report
-from mirrormask.runtime.structure import structure_key
-from mirrormask.runtime.timing import in_turns, own_time
-from mirrormask.runtime.tune import Tuner
+from mirrormask.machine.timing import in_turns, own_time
+from mirrormask.runtime.graph import known
+from mirrormask.runtime.graph.blueprint import Blueprint
+from mirrormask.runtime.graph.capture import Capture, capture, from_blueprint
+from mirrormask.runtime.graph.structure import structure_key
+from mirrormask.runtime.model.compiled import CompiledModel
+from mirrormask.runtime.model.half import make_region
+from mirrormask.runtime.model.measure import layer_reports
+from mirrormask.runtime.model.ranges import RangeFinder
+from mirrormask.runtime.model.region import Region
+from mirrormask.runtime.model.report import LayerReport, Report
+from mirrormask.runtime.schedule.tune import Tuner
 
 __all__ = ["compile"]
 
@@ -119,7 +119,7 @@ class Options:
 def _build(model: nn.Module, inputs: tuple[Tensor, ...], options: Options) -> CompiledModel:
     """From the structure that the cache holds for such a model, if its output is right; else from a new capture."""
     key, tolerance = structure_key(model, inputs, _versions()), TOLERANCE[options.target.precision]
-    stored = None if key is None else cache.load(key)
+    stored = None if key is None else known.load(key)
     if stored is not None:
         # Nothing in a wrong file may do more harm than the time that this takes.
         with contextlib.suppress(
@@ -132,18 +132,18 @@ def _build(model: nn.Module, inputs: tuple[Tensor, ...], options: Options) -> Co
     captured = capture(model, inputs)
     fast = _built(model, captured, inputs, options)
     if key is not None and captured.blueprint is not None and fast.report.error <= tolerance:
-        cache.store(key, captured.blueprint.as_plain())
+        known.store(key, captured.blueprint.as_plain())
     return fast
 
 
 def _built(model: nn.Module, captured: Capture, inputs: tuple[Tensor, ...], options: Options) -> CompiledModel:
     graphs, target = list(captured.regions.values()), options.target
     shapes = [tuple(x.shape) for x in inputs]
-    weights = cache.weights_key(graphs, _versions(), target.name)
+    weights = known.weights_key(graphs, _versions(), target.name)
     wide, peaks = _wide(captured, inputs) if target.half else ({}, {})
     settings = (torch.get_num_threads(), options.tune, sorted(peaks), options.check_range)
-    key = cache.graph_key(graphs, weights, shapes, *settings)
-    known = cache.load(key) or {}
+    key = known.graph_key(graphs, weights, shapes, *settings)
+    found = known.load(key) or {}
     around = sum(node.weight.nbytes for graph in graphs for node in graph.layers() if node.weight is not None)
     tuner = Tuner(weights, measure=options.tune, around=around)
     regions = {
@@ -155,13 +155,13 @@ def _built(model: nn.Module, captured: Capture, inputs: tuple[Tensor, ...], opti
     # A model that is one region is called without the captured module around it, as CompiledModel will.
     plan = regions[captured.whole].forward if captured.whole in regions else captured.module
     error = _error(plan(*inputs), model(*inputs))
-    if "layers" in known:
-        eager, seconds = float(known["eager"]), float(known["seconds"])
-        layers = [LayerReport(**{**row, "shape": tuple(row["shape"])}) for row in known["layers"]]
+    if "layers" in found:
+        eager, seconds = float(found["eager"]), float(found["seconds"])
+        layers = [LayerReport(**{**row, "shape": tuple(row["shape"])}) for row in found["layers"]]
     else:
         eager, seconds = _race(model, plan, inputs)
         layers = _layers(plan, regions, inputs)
-        cache.store(key, {"eager": eager, "seconds": seconds, "layers": [asdict(row) for row in layers]})
+        known.store(key, {"eager": eager, "seconds": seconds, "layers": [asdict(row) for row in layers]})
     reason = ""
     if not graphs:
         reason = "it holds no layer that the runtime knows"
@@ -180,7 +180,7 @@ def _built(model: nn.Module, captured: Capture, inputs: tuple[Tensor, ...], opti
         error=error,
         nbytes=sum(region.nbytes for region in regions.values()),
         build_seconds=time.perf_counter() - options.start,
-        cached="layers" in known,
+        cached="layers" in found,
         instruction_set=target.name,
         precision=target.precision,
         threads=torch.get_num_threads(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mirrormask.runtime.emit import Emitter, Value
+from mirrormask.runtime.kernels.emit import Emitter, Value
 
 __all__ = ["ACTIVATIONS", "activate"]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mirrormask.machine.targets import Target
-from mirrormask.runtime.emit import Emitter, Value
-from mirrormask.runtime.layout import Layout
+from mirrormask.runtime.kernels.base import Kernel, Op, inside
+from mirrormask.runtime.kernels.emit import Emitter, Value
+from mirrormask.runtime.kernels.layout import Layout
 
-__all__ = ["FIELDS", "ClearSpec", "emit"]
+__all__ = ["CLEAR", "FIELDS", "ClearSpec", "emit"]
 
 FIELDS = ("out",)
 
@@ -47,3 +48,11 @@ def emit(spec: ClearSpec, name: str) -> str:
     e.when(is_first, lambda: clear(e.at(e.buffer("out"), -spec.margin), 0, spec.margin))
     e.loop(e.low, e.high, at_channel)
     return e.finish()
+
+
+def check(op: Op, numbers: int) -> None:
+    out, spec = op.args["out"], op.spec
+    inside(op, "out", out - spec.margin, out + op.units * spec.layout.plane, numbers)
+
+
+CLEAR = Kernel("clear", FIELDS, emit, check)

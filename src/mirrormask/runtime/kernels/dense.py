@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrormask.machine.targets import Target
-from mirrormask.runtime.emit import I32, Emitter, Value
-from mirrormask.runtime.kernels.tile import Tile
+from mirrormask.runtime.kernels.base import Kernel, Op, inside
+from mirrormask.runtime.kernels.emit import I32, Emitter, Value
+from mirrormask.runtime.kernels.tile import Tile, check_stores, tile_span
 
-__all__ = ["CHUNK", "FIELDS", "DenseSpec", "emit", "multiply_add", "pack"]
+__all__ = ["CHUNK", "DENSE", "FIELDS", "DenseSpec", "emit", "multiply_add", "pack"]
 
 #: Terms that are summed together in half precision.
 CHUNK = 16
@@ -113,3 +114,16 @@ def emit(spec: DenseSpec, name: str) -> str:
 
     tile.each(e, at_tile)
     return e.finish()
+
+
+def check(op: Op, numbers: int) -> None:
+    args, lanes, tile = op.args, op.spec.target.lanes, op.spec.tile
+    offsets = args["offsets"].astype(np.int64)
+    span = tile_span(tile, tile.pitch, lanes)
+    inside(op, "x", args["x"] + int(offsets.min()), args["x"] + int(offsets.max()) + span, numbers)
+    if args["weights"].size < op.units * op.spec.channels * args["terms"] or offsets.size != args["terms"]:
+        raise IndexError(f"{op.node!r}: weights and offsets have sizes that do not belong together")
+    check_stores(op, args["channels"], numbers)
+
+
+DENSE = Kernel("dense", FIELDS, emit, check, is_layer=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mirrormask.machine.targets import Target
-from mirrormask.runtime.emit import Emitter, Value
 from mirrormask.runtime.kernels.activation import activate
+from mirrormask.runtime.kernels.base import Kernel, Op, inside
+from mirrormask.runtime.kernels.emit import Emitter, Value
 
-__all__ = ["FIELDS", "ElementwiseSpec", "emit"]
+__all__ = ["ELEMENTWISE", "FIELDS", "ElementwiseSpec", "emit"]
 
 FIELDS = ("x", "other", "out", "flag")
 
@@ -36,3 +37,12 @@ def emit(spec: ElementwiseSpec, name: str) -> str:
 
     e.loop(e.low, e.high, at_vector)
     return e.finish()
+
+
+def check(op: Op, numbers: int) -> None:
+    width = op.units * op.spec.target.lanes
+    for name in ("x", "other", "out") if op.spec.add else ("x", "out"):
+        inside(op, name, op.args[name], op.args[name] + width, numbers)
+
+
+ELEMENTWISE = Kernel("elementwise", FIELDS, emit, check)

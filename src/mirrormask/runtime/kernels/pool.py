@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mirrormask.machine.targets import Target
-from mirrormask.runtime.emit import FLOAT, Emitter, Value
+from mirrormask.runtime.kernels.base import Kernel, Op, inside
+from mirrormask.runtime.kernels.emit import FLOAT, Emitter, Value
+from mirrormask.runtime.kernels.layout import Layout
 from mirrormask.runtime.kernels.relayout import strided_load
 from mirrormask.runtime.kernels.rows import each_row, row_pointer, width_step
-from mirrormask.runtime.layout import Layout
 
-__all__ = ["FIELDS", "MeanSpec", "PoolSpec", "emit", "emit_mean"]
+__all__ = ["FIELDS", "MEAN", "POOL", "MeanSpec", "PoolSpec", "emit", "emit_mean"]
 
 FIELDS = ("x", "out", "flag")
 
@@ -128,3 +129,17 @@ def emit_mean(spec: MeanSpec, name: str) -> str:
 
     e.loop(e.low, e.high, at_channel)
     return e.finish()
+
+
+def check(op: Op, numbers: int) -> None:
+    for name, layout in (("x", op.spec.source), ("out", op.spec.out)):
+        inside(op, name, op.args[name], op.args[name] + op.units * layout.plane, numbers)
+
+
+def check_mean(op: Op, numbers: int) -> None:
+    inside(op, "x", op.args["x"], op.args["x"] + op.units * op.spec.source.plane, numbers)
+    inside(op, "out", op.args["out"], op.args["out"] + op.units, numbers)
+
+
+POOL = Kernel("pool", FIELDS, emit, check)
+MEAN = Kernel("mean", FIELDS, emit_mean, check_mean)

@@ -12,11 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mirrormask.machine.targets import Target
-from mirrormask.runtime.emit import FLOAT, Emitter, Value
+from mirrormask.runtime.kernels.base import Kernel, Op, inside
+from mirrormask.runtime.kernels.emit import FLOAT, Emitter, Value
+from mirrormask.runtime.kernels.layout import Layout
 from mirrormask.runtime.kernels.rows import each_row, row_pointer, width_step
-from mirrormask.runtime.layout import Layout
 
-__all__ = ["FIELDS", "RelayoutSpec", "emit", "plain_layout"]
+__all__ = ["FIELDS", "RELAYOUT", "RelayoutSpec", "emit", "plain_layout"]
 
 FIELDS = ("x", "out", "flag")
 
@@ -135,3 +136,16 @@ def strided_load(e: Emitter, pointer: Value, step: int, valid: int, lanes: int) 
     for i in range(valid):
         value = e.insert(value, e.load_float(e.at(pointer, i * step)), i)
     return value
+
+
+def check(op: Op, numbers: int) -> None:
+    """What lies in the arena; tensors are as large as the plan's strides say, which callers check."""
+    spec = op.spec
+    if not spec.source_external:
+        inside(op, "x", op.args["x"], op.args["x"] + op.units * spec.source.plane, numbers)
+    if not spec.out_external:
+        planes = op.units * len(spec.phases)
+        inside(op, "out", op.args["out"], op.args["out"] + planes * spec.out.plane, numbers)
+
+
+RELAYOUT = Kernel("relayout", FIELDS, emit, check)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from mirrormask.runtime.emit import Emitter, Value
-from mirrormask.runtime.layout import Layout
+from mirrormask.runtime.kernels.emit import Emitter, Value
+from mirrormask.runtime.kernels.layout import Layout
 
 __all__ = ["each_row", "row_pointer", "width_step"]
 

@@ -22,10 +22,11 @@ import numpy.typing as npt
 from llvmlite import ir
 
 from mirrormask.machine.targets import Target
-from mirrormask.runtime.emit import FLOAT, I16, I32, Emitter, Value
 from mirrormask.runtime.kernels.activation import activate
+from mirrormask.runtime.kernels.base import Kernel, Op, inside, pointers
+from mirrormask.runtime.kernels.emit import FLOAT, I16, I32, Emitter, Value
 
-__all__ = ["FIELDS", "SharedSpec", "emit", "pack", "packed"]
+__all__ = ["FIELDS", "SHARED", "SharedSpec", "emit", "pack", "packed"]
 
 FIELDS = (
     "x",
@@ -219,3 +220,29 @@ def _add_rest(e: Emitter, x: Value, scratch: Value, block: Value) -> None:
             e.store_float(e.b.fadd(e.load_float(place), product), place)
 
     e.loop(e.load_int(starts, block), e.load_int(starts, e.add(block, 1)), add)
+
+
+def check(op: Op, numbers: int) -> None:
+    """The windows, the places in them (their high bits are ignored), and what is added one by one."""
+    args, lanes = op.args, op.spec.target.lanes
+    height = op.spec.groups * lanes
+    starts = pointers(op, "starts", args["weights"].size // height)
+    rest = pointers(op, "rest_starts", args["rest_weights"].size)
+    words = int(starts[-1]) * height // op.spec.target.dtype.itemsize
+    sizes = [starts.size - 1, rest.size - 1]
+    fitting = args["indices"].size >= words and args["positions"].size >= starts[-1]
+    if sizes != [op.units, op.units] or not fitting or args["bias"].size < op.units * height:
+        raise IndexError(f"{op.node!r}: starts, positions, indices and bias have sizes that do not belong together")
+    used = int(rest[-1])
+    if min(args["rest_rows"].size, args["rest_columns"].size) < used:
+        raise IndexError(f"{op.node!r}: rest_rows and rest_columns are shorter than rest_starts says")
+    positions = args["positions"][: int(starts[-1])].astype(np.int64)
+    inside(op, "positions", int(positions.min(initial=0)), 1, np.iinfo(np.int64).max)
+    highest = max(int(positions.max(initial=0)) + 2 * lanes, -(-args["terms"] // lanes) * lanes)
+    inside(op, "x", args["x"], args["x"] + highest, numbers)
+    inside(op, "rest_rows", 0, int(args["rest_rows"][:used].max(initial=0)) + 1, height)
+    inside(op, "rest_columns", 0, args["x"] + int(args["rest_columns"][:used].max(initial=0)) + 1, numbers)
+    inside(op, "out", args["out"], args["out"] + op.units * height, numbers)
+
+
+SHARED = Kernel("vector_shared", FIELDS, emit, check, is_layer=True)

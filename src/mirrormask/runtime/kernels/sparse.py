@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
-from mirrormask.machine.targets import Target
-from mirrormask.runtime.emit import I16, I32, Emitter, Value
-from mirrormask.runtime.kernels.tile import Tile
+import numpy as np
 
-__all__ = ["FIELDS", "SparseSpec", "emit"]
+from mirrormask.machine.targets import Target
+from mirrormask.runtime.kernels.base import Kernel, Op, inside, pointers
+from mirrormask.runtime.kernels.emit import I16, I32, Emitter, Value
+from mirrormask.runtime.kernels.tile import Tile, check_stores, tile_span
+
+__all__ = ["FIELDS", "SPARSE", "SparseSpec", "emit"]
 
 FIELDS = (
     "x",
@@ -180,3 +183,24 @@ def _move(e: Emitter, spec: SparseSpec, values: list[Value], by: int) -> list[Va
         pair = [row_values[n] if 0 <= n < tile.vectors else zero for n in (low, low + 1)]
         moved.append(e.shuffle(pair[0], pair[1], [shift + c for c in range(lanes)]))
     return moved
+
+
+def check(op: Op, numbers: int) -> None:
+    args, lanes, tile = op.args, op.spec.target.lanes, op.spec.tile
+    channels, blocks, nonzeros = args["channels"], args["blocks"], args["weights"].size
+    starts = pointers(op, "starts", nonzeros)
+    rows = blocks * channels
+    if starts.size != rows * len(op.spec.columns) + 1 or args["offsets"].size != nonzeros:
+        raise IndexError(f"{op.node!r}: starts, offsets and weights have sizes that do not belong together")
+    order = args["order"].reshape(blocks, channels)
+    if not (np.sort(order, axis=1) == np.arange(channels)).all():
+        raise IndexError(f"{op.node!r}: order does not name every output channel once per block")
+    if nonzeros:
+        block = np.repeat(np.arange(blocks), np.diff(starts[:: channels * len(op.spec.columns)]))
+        place = args["offsets"].astype(np.int64) * (lanes if op.spec.aligned else 1) + block * args["block_stride"]
+        span = tile_span(tile, tile.pitch, lanes)
+        inside(op, "x", args["x"] + int(place.min()), args["x"] + int(place.max()) + span, numbers)
+    check_stores(op, channels, numbers)
+
+
+SPARSE = Kernel("sparse", FIELDS, emit, check, is_layer=True)

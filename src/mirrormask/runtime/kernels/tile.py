@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mirrormask.runtime.emit import Emitter, Value
 from mirrormask.runtime.kernels.activation import activate
-from mirrormask.runtime.layout import Layout
+from mirrormask.runtime.kernels.base import Op, inside
+from mirrormask.runtime.kernels.emit import Emitter, Value
+from mirrormask.runtime.kernels.layout import Layout
 
-__all__ = ["Tile"]
+__all__ = ["Tile", "check_stores", "tile_span"]
 
 
 @dataclass(frozen=True)
@@ -102,3 +103,18 @@ class Tile:
         if index < layout.halo:
             up = e.shuffle(value, zero, [c + turn for c in range(lanes)])
             e.store(up, e.at(out, offset + layout.groups * layout.pitch), aligned=True)
+
+
+def tile_span(tile: Tile, pitch: int, lanes: int) -> int:
+    """Numbers from the first to past the last that the tiles of one plane touch, rows being ``pitch`` apart."""
+    return (tile.out.groups - 1) * pitch + tile.out.vectors * lanes
+
+
+def check_stores(op: Op, channels: int, numbers: int) -> None:
+    """What an op with a tile writes, adds and reads of its bias."""
+    tile, lanes = op.spec.tile, op.spec.target.lanes
+    halo = tile.out.origin if tile.out.segments > 1 else 0
+    span = (channels - 1) * tile.out.plane + tile_span(tile, tile.out.pitch, lanes) + halo
+    for name in ("out", "residual") if tile.residual else ("out",):
+        inside(op, name, op.args[name] - halo, op.args[name] + span, numbers)
+    inside(op, "bias", 0, channels, op.args["bias"].size)

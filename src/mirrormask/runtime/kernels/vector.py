@@ -15,11 +15,14 @@ import numpy.typing as npt
 from llvmlite import ir
 
 from mirrormask.machine.targets import Target
-from mirrormask.runtime.emit import FLOAT, I16, I32, Emitter, Value
 from mirrormask.runtime.kernels.activation import activate
+from mirrormask.runtime.kernels.base import Kernel, Op, inside, pointers
+from mirrormask.runtime.kernels.emit import FLOAT, I16, I32, Emitter, Value
 
 __all__ = [
     "DENSE_FIELDS",
+    "PANEL",
+    "SELL",
     "SPARSE_FIELDS",
     "VectorSpec",
     "emit_dense",
@@ -137,3 +140,28 @@ def emit_dense(spec: VectorSpec, name: str) -> str:
 
     e.loop(e.low, e.high, at_panel)
     return e.finish()
+
+
+def check_sparse(op: Op, numbers: int) -> None:
+    """The inputs gathered, and the outputs scattered to."""
+    args, lanes = op.args, op.spec.target.lanes
+    starts = pointers(op, "starts", args["weights"].size // lanes)
+    if starts.size != op.units + 1 or args["rows"].size != op.units * lanes or args["bias"].size < op.units * lanes:
+        raise IndexError(f"{op.node!r}: starts, rows and bias have sizes that do not belong together")
+    highest = int(args["indices"].reshape(-1)[: int(starts[-1]) * lanes].max(initial=0))
+    inside(op, "x", args["x"], args["x"] + highest + 1, numbers)
+    rows = args["rows"]
+    inside(op, "out", args["out"] + int(rows.min()), args["out"] + int(rows.max()) + 1, numbers)
+
+
+def check_dense(op: Op, numbers: int) -> None:
+    args, width = op.args, op.spec.panel * op.spec.target.lanes
+    outputs = op.units * width
+    inside(op, "x", args["x"], args["x"] + args["terms"], numbers)
+    inside(op, "out", args["out"], args["out"] + outputs, numbers)
+    inside(op, "bias", 0, outputs, args["bias"].size)
+    inside(op, "weights", 0, outputs * args["terms"], args["weights"].size)
+
+
+SELL = Kernel("vector_sparse", SPARSE_FIELDS, emit_sparse, check_sparse, is_layer=True)
+PANEL = Kernel("vector_dense", DENSE_FIELDS, emit_dense, check_dense, is_layer=True)

@@ -14,7 +14,7 @@ A strided filter is one filter per phase of its rows, of ``r`` or ``r - 1`` rows
 alone: the shorter filter leaves one out, and their products are summed before ``A``.
 
 Numbers that are not finite spread over the rows of a tile, also to those that the filter does not connect them to: the
-kernel notes them in ``flag``, and :class:`mirrormask.runtime.region.Region` runs such inputs again with direct kernels.
+kernel notes them in ``flag``, and a region (``model/region``) runs such inputs again with direct kernels.
 """
 
 from __future__ import annotations
@@ -25,15 +25,18 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrormask.machine.targets import Target
-from mirrormask.runtime.emit import Emitter, Value
+from mirrormask.runtime.kernels.base import Kernel, Op, inside, pointers
 from mirrormask.runtime.kernels.dense import multiply_add
-from mirrormask.runtime.kernels.tile import Tile
+from mirrormask.runtime.kernels.emit import Emitter, Value
+from mirrormask.runtime.kernels.tile import Tile, check_stores
 
 __all__ = [
     "FIELDS",
     "MOST_POINTS",
     "MOST_ROWS",
+    "TRANSFORM",
     "TRANSFORM_FIELDS",
+    "WINOGRAD",
     "Band",
     "TransformSpec",
     "WinogradSpec",
@@ -280,3 +283,32 @@ def _combined_rows(e: Emitter, a: Floats, values: list[Value], shift: Value) -> 
         kept = [i for i in range(len(values)) if i not in second]
         results.append(_combined(e, line[kept], [of_pair.get(i, values[i]) for i in kept], shift))
     return results
+
+
+def check_transform(op: Op, numbers: int) -> None:
+    """The rows read of every channel's phases, and the transformed ones of every tile."""
+    args, spec = op.args, op.spec
+    width = spec.vectors * spec.target.lanes
+    first = min(band.first for band in spec.bands) * spec.pitch
+    last = max(band.first + band.taps for band in spec.bands) + spec.height - 2
+    planes = (op.units * len(spec.bands) - 1) * spec.plane
+    inside(op, "x", args["x"] + first, args["x"] + planes + last * spec.pitch + width, numbers)
+    inside(op, "channels", 0, op.units, spec.channels)
+    inside(op, "out", args["out"], args["out"] + (spec.tiles * spec.slots - 1) * spec.out_plane + width, numbers)
+
+
+def check(op: Op, numbers: int) -> None:
+    args, spec, tile = op.args, op.spec, op.spec.tile
+    offsets = args["offsets"].astype(np.int64)
+    starts = pointers(op, "starts", offsets.size)
+    if starts.size != spec.points + 1 or args["weights"].size < op.units * spec.channels * starts[-1]:
+        raise IndexError(f"{op.node!r}: weights, offsets and starts have sizes that do not belong together")
+    span = (tile.row_tiles() - 1) * tile.pitch + tile.out.vectors * spec.target.lanes
+    inside(op, "x", args["x"] + int(offsets.min()), args["x"] + int(offsets.max()) + span, numbers)
+    inside(op, "rows", 0, tile.rows, tile.out.groups)
+    check_stores(op, args["channels"], numbers)
+
+
+#: Level 3 unrolls loops of few rounds: for these kernels that takes three times as long and gains nothing.
+TRANSFORM = Kernel("transform", TRANSFORM_FIELDS, emit_transform, check_transform, level=2)
+WINOGRAD = Kernel("winograd", FIELDS, emit, check, level=2, spreads=True, is_layer=True)

@@ -9,16 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mirrormask.runtime.graph import Node
-from mirrormask.runtime.region import Region
-from mirrormask.runtime.report import LayerReport
-from mirrormask.runtime.timing import median_seconds, own_time
-from mirrormask.runtime.tune import op_seconds
+from mirrormask.machine.timing import median_seconds, own_time
+from mirrormask.runtime.graph.ir import Node
+from mirrormask.runtime.model.region import Region
+from mirrormask.runtime.model.report import LayerReport
+from mirrormask.runtime.schedule.trial import op_seconds
 
 __all__ = ["layer_reports"]
-
-
-LAYER_KERNELS = ("sparse", "dense", "winograd", "vector_sparse", "vector_shared", "vector_dense")
 
 
 def layer_reports(region: Region, inputs: tuple[Tensor, ...], dense: dict[str, float]) -> list[LayerReport]:
@@ -49,7 +46,7 @@ def layer_reports(region: Region, inputs: tuple[Tensor, ...], dense: dict[str, f
         if op.kind == "clear":  # part of whatever fills the buffer
             clearing = seconds
             continue
-        node = owners.get(op.node) if op.kind in LAYER_KERNELS else None
+        node = owners.get(op.node) if op.kernel.is_layer else None
         if node is None or node.weight is None:
             rows.append(LayerReport(op.node, (), 0.0, op.kind, seconds, 0.0, 0.0))
             continue

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mirrormask.runtime.geometry import Geometry
-from mirrormask.runtime.graph import Weight
-from mirrormask.runtime.layout import Layout
+from mirrormask.runtime.graph.ir import Weight
+from mirrormask.runtime.kernels.layout import Layout
+from mirrormask.runtime.schedule.taps import Taps
 
 __all__ = ["Stream", "offsets_of", "pack", "share_out"]
 
@@ -46,18 +46,18 @@ class Stream:
         return self.offsets.dtype == np.uint16
 
 
-def taps_of(geometry: Geometry, weight: Weight, groups: int) -> tuple[Ints, Ints, Ints, Ints, npt.NDArray[np.float32]]:
+def taps_of(taps: Taps, weight: Weight, groups: int) -> tuple[Ints, Ints, Ints, Ints, npt.NDArray[np.float32]]:
     """(output channel, input plane, row, column, value) of each nonzero, rows and columns relative to the output's."""
     shape = weight.shape if len(weight.shape) == 4 else (*weight.shape, 1, 1)
     dense = weight.dense().reshape(shape)
     oc, ic, kh, kw = np.nonzero(dense)
     values = dense[oc, ic, kh, kw]
     ic = ic + oc // (shape[0] // groups) * shape[1]
-    (row_phase, row), (column_phase, column) = geometry.taps
-    number = np.zeros(geometry.stride, np.int64)
-    for i, phase in enumerate(geometry.phases):
+    (row_phase, row), (column_phase, column) = taps.places
+    number = np.zeros(taps.stride, np.int64)
+    for i, phase in enumerate(taps.phases):
         number[phase] = i
-    plane = ic * len(geometry.phases) + number[row_phase[kh], column_phase[kw]]
+    plane = ic * len(taps.phases) + number[row_phase[kh], column_phase[kw]]
     return oc, plane, row[kh], column[kw], values
 
 
@@ -74,15 +74,15 @@ def share_out(counts: Ints, threads: int) -> tuple[Ints, tuple[int, ...]]:
 
 
 def pack(
-    geometry: Geometry, weight: Weight, groups: int, x: Layout, *, aligned: bool, block_planes: int, threads: int
+    taps: Taps, weight: Weight, groups: int, x: Layout, *, aligned: bool, block_planes: int, threads: int
 ) -> Stream:
     """Pack ``weight`` for inputs that lie as ``x`` says, in blocks of ``block_planes`` planes."""
     outputs = weight.shape[0]
-    oc, plane, row, column, values = taps_of(geometry, weight, groups)
+    oc, plane, row, column, values = taps_of(taps, weight, groups)
     blocks = max(1, -(-x.channels // block_planes))
     block = plane // block_planes
-    offset = (plane - block * block_planes) * x.plane + (row - geometry.top) * x.pitch
-    base = x.origin + geometry.top * x.pitch
+    offset = (plane - block * block_planes) * x.plane + (row - taps.top) * x.pitch
+    base = x.origin + taps.top * x.pitch
     if aligned:
         found = np.unique(column)
         columns = tuple(int(c) for c in found) or (0,)
@@ -90,8 +90,8 @@ def pack(
         offset = offset // x.lanes
     else:
         columns, group = (0,), np.zeros_like(column)
-        offset = offset + column - geometry.left
-        base += geometry.left
+        offset = offset + column - taps.left
+        base += taps.left
     size = len(columns)
     counts = np.bincount((block * outputs + oc) * size + group, minlength=blocks * outputs * size)
     counts = counts.reshape(blocks, outputs, size)
@@ -130,10 +130,10 @@ def _similar_neighbours(counts: Ints, part: Ints) -> Ints:
     return np.lexsort((*keys[::-1], part))
 
 
-def offsets_of(geometry: Geometry, x: Layout) -> tuple[npt.NDArray[np.int32], int]:
+def offsets_of(taps: Taps, x: Layout) -> tuple[npt.NDArray[np.int32], int]:
     """The offset of every tap of a dense layer, ordered as its weight's ``[input, row, column]``, and the base."""
-    channels = geometry.source[0]
-    ones = Weight.of(np.ones((1, channels, *geometry.kernel), np.float32))
-    _, plane, row, column, _ = taps_of(geometry, ones, 1)
-    offset = plane * x.plane + (row - geometry.top) * x.pitch + column - geometry.left
-    return offset.astype(np.int32), x.origin + geometry.top * x.pitch + geometry.left
+    channels = taps.source[0]
+    ones = Weight.of(np.ones((1, channels, *taps.kernel), np.float32))
+    _, plane, row, column, _ = taps_of(taps, ones, 1)
+    offset = plane * x.plane + (row - taps.top) * x.pitch + column - taps.left
+    return offset.astype(np.int32), x.origin + taps.top * x.pitch + taps.left

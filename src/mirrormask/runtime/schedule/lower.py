@@ -9,17 +9,19 @@ from typing import Any
 import numpy as np
 
 from mirrormask.machine.targets import Target
-from mirrormask.runtime.geometry import Geometry
-from mirrormask.runtime.graph import Graph, Node, Weight
-from mirrormask.runtime.kernels.clear import ClearSpec
-from mirrormask.runtime.kernels.elementwise import ElementwiseSpec
-from mirrormask.runtime.kernels.pool import MeanSpec, PoolSpec
-from mirrormask.runtime.kernels.relayout import RelayoutSpec, plain_layout
-from mirrormask.runtime.layout import Layout, flat_layout, map_layout
-from mirrormask.runtime.memory import MARGIN, Memory
-from mirrormask.runtime.plan import Op, Plan
-from mirrormask.runtime.problem import Choice, Fused, Problem
-from mirrormask.runtime.vectors import VectorProblem
+from mirrormask.runtime.graph.ir import Graph, Node, Weight
+from mirrormask.runtime.kernels.base import Op
+from mirrormask.runtime.kernels.clear import CLEAR, ClearSpec
+from mirrormask.runtime.kernels.elementwise import ELEMENTWISE, ElementwiseSpec
+from mirrormask.runtime.kernels.layout import Layout, flat_layout, map_layout
+from mirrormask.runtime.kernels.pool import MEAN, POOL, MeanSpec, PoolSpec
+from mirrormask.runtime.kernels.relayout import RELAYOUT, RelayoutSpec, plain_layout
+from mirrormask.runtime.schedule.maps import MapProblem
+from mirrormask.runtime.schedule.memory import MARGIN, Memory
+from mirrormask.runtime.schedule.plan import Plan
+from mirrormask.runtime.schedule.problem import Choice, Fused, Problem
+from mirrormask.runtime.schedule.taps import Taps
+from mirrormask.runtime.schedule.vectors import VectorProblem
 
 __all__ = ["lower"]
 
@@ -34,7 +36,7 @@ class Value:
     external: int | None = None
 
 
-Chooser = Callable[[Problem | VectorProblem], Choice]
+Chooser = Callable[[Problem], Choice]
 
 
 def lower(graph: Graph, target: Target, threads: int, choose: Chooser, tokens: int = 1) -> Plan:
@@ -100,11 +102,11 @@ class _Lowering:
             if node.op != "conv" or node.stride != (1, 1):
                 continue
             source = self._shape(node.inputs[0])
-            geometry = Geometry.of(node, source)
+            taps = Taps.of(node, source)
             halo, gap = needs.get((source[1], source[2]), (0, 0))
             if self.target.lanes == 1:
-                gap = max(gap, geometry.direct_layout(1).stride - source[2])
-            needs[source[1], source[2]] = (max(halo, geometry.halo(source[1])), gap)
+                gap = max(gap, taps.direct_layout(1).stride - source[2])
+            needs[source[1], source[2]] = (max(halo, taps.halo(source[1])), gap)
         return needs
 
     def _layout(self, name: str) -> Layout:
@@ -126,18 +128,18 @@ class _Lowering:
             name = self.alias[name]
         return name
 
-    def _in(self, name: str, layout: Layout, geometry: Geometry | None = None) -> int:
-        """The place of a value in ``layout`` (the phases of ``geometry``), copied there if it is not yet."""
+    def _in(self, name: str, layout: Layout, taps: Taps | None = None) -> int:
+        """The place of a value in ``layout`` (the phases of ``taps``), copied there if it is not yet."""
         name = self._resolve(name)
         value = self.values[name]
-        step = (1, 1) if geometry is None else geometry.stride
-        phases = ((0, 0),) if geometry is None else geometry.phases
-        if geometry is None and layout in value.places:
+        step = (1, 1) if taps is None else taps.stride
+        phases = ((0, 0),) if taps is None else taps.phases
+        if taps is None and layout in value.places:
             return value.places[layout]
         if (layout, (step, phases)) in value.phases:
             return value.phases[layout, (step, phases)]
         place = self.memory.take(layout, len(self.ops))
-        if geometry is None:
+        if taps is None:
             value.places[layout] = place
         else:
             value.phases[layout, (step, phases)] = place
@@ -146,7 +148,7 @@ class _Lowering:
         transposed = value.shape[0] if self._tokens_outside(value) else 0
         outside = value.external is not None
         spec = RelayoutSpec(self.target, _one(source), _one(out), outside, False, step, phases, transposed)
-        self.ops.append(Op("relayout", spec, {"x": held, "out": place}, max(source.channels, transposed), name))
+        self.ops.append(Op(RELAYOUT, spec, {"x": held, "out": place}, max(source.channels, transposed), name))
         return place
 
     def _source(self, value: Value) -> tuple[Layout, int]:
@@ -173,7 +175,7 @@ class _Lowering:
         spec = RelayoutSpec(
             self.target, _one(source), _one(out), value.external is not None, True, transposed=transposed
         )
-        self.ops.append(Op("relayout", spec, {"x": held, "out": number}, max(source.channels, transposed), name))
+        self.ops.append(Op(RELAYOUT, spec, {"x": held, "out": number}, max(source.channels, transposed), name))
 
     def _release(self, done: set[str]) -> None:
         """Give back the memory of values that nothing will read any more."""
@@ -195,7 +197,7 @@ class _Lowering:
             gap = layout.segments == 1 and layout.stride - layout.width >= layout.lanes
             missing = layout.segments > 1 and layout.groups * layout.segments != layout.height
             spec = ClearSpec(self.target, _one(layout), taken.partly and (gap or missing), MARGIN)
-            op = Op("clear", spec, {"out": taken.place}, layout.channels, "padding")
+            op = Op(CLEAR, spec, {"out": taken.place}, layout.channels, "padding")
             self.ops.insert(taken.step, op)
 
     # -- fusion -----------------------------------------------------------------------------------------------------
@@ -228,18 +230,18 @@ class _Lowering:
 
     def _conv(self, node: Node, fused: Fused) -> None:
         source = self._shape(node.inputs[0])
-        geometry = Geometry.of(replace(node, shape=self._shape(node.name)), source)
+        taps = Taps.of(replace(node, shape=self._shape(node.name)), source)
         name = self._resolve(node.inputs[0])
-        problem = Problem(node, geometry, self._layout(fused.out), fused, self.target, self.threads)
+        problem = MapProblem(node, taps, self._layout(fused.out), fused, self.target, self.threads)
         choice = self.choose(problem)
-        x = self._input_for(name, geometry, problem, choice)
+        x = self._input_for(name, taps, problem, choice)
         out = problem.out
         if choice.kernel != "aligned" and out.segments > 1:
             # Unaligned loads cannot fill vectors that hold distant rows: go through a plain layout.
-            out = map_layout(*geometry.out, self.target.lanes, halo=0, gap=1)
+            out = map_layout(*taps.out, self.target.lanes, halo=0, gap=1)
         residual = self._in(fused.residual, out) if fused.residual else 0
-        place_x = self._in(name, x, None if node.stride == (1, 1) else geometry)
-        plain = Problem(node, geometry, out, fused, self.target, self.threads)
+        place_x = self._in(name, x, None if node.stride == (1, 1) else taps)
+        plain = problem.into(out)
         between = plain.between(choice, x)
         place_between = 0 if between is None else self.memory.take(between, len(self.ops), partly=False)
         # What lies between is written by one op, the result by the next.
@@ -251,16 +253,16 @@ class _Lowering:
             self._in(fused.out, problem.out)
             self.memory.give(out, self.values[fused.out].places.pop(out))
 
-    def _input_for(self, name: str, geometry: Geometry, problem: Problem, choice: Choice) -> Layout:
+    def _input_for(self, name: str, taps: Taps, problem: MapProblem, choice: Choice) -> Layout:
         """The layout to read: one that exists if it fits, else the one that the choice asks for."""
-        if geometry.stride == (1, 1):
+        if taps.stride == (1, 1):
             for layout in [*self.values[name].places, self._layout(name)]:
                 if layout.flat:
                     continue
                 aligned = choice.kernel == "aligned"
-                if aligned and geometry.fits_aligned(layout, problem.out, 99):
+                if aligned and taps.fits_aligned(layout, problem.out, 99):
                     return layout
-                if not aligned and problem.out.segments == 1 and geometry.fits_direct(layout, problem.out):
+                if not aligned and problem.out.segments == 1 and taps.fits_direct(layout, problem.out):
                     return layout
         return problem.input_layout(choice)
 
@@ -292,7 +294,7 @@ class _Lowering:
         floats = layout.channels * layout.plane
         args = {"x": places[0], "other": places[-1], "out": place}
         spec = ElementwiseSpec(self.target, len(places) == 2, activation)
-        self.ops.append(Op("elementwise", spec, args, -(-floats // lanes), out))
+        self.ops.append(Op(ELEMENTWISE, spec, args, -(-floats // lanes), out))
 
     def _pool(self, node: Node, fused: Fused) -> None:
         source = self._layout(self._resolve(node.inputs[0]))
@@ -308,14 +310,14 @@ class _Lowering:
             node.kind == "mean",
             node.count_padding,
         )
-        self.ops.append(Op("pool", spec, {"x": x, "out": place}, out.channels, node.name))
+        self.ops.append(Op(POOL, spec, {"x": x, "out": place}, out.channels, node.name))
 
     def _mean(self, node: Node, fused: Fused) -> None:
         source = self._layout(self._resolve(node.inputs[0]))
         x = self._in(node.inputs[0], source)
         flat, place = self._new(node.name, flat_layout(node.shape[0]))
         spec = MeanSpec(self.target, _one(source))
-        self.ops.append(Op("mean", spec, {"x": x, "out": place}, flat.channels, node.name))
+        self.ops.append(Op(MEAN, spec, {"x": x, "out": place}, flat.channels, node.name))
 
     def _flatten(self, node: Node, fused: Fused) -> None:
         """The same numbers under another shape: another name, or a contiguous copy of a map's."""
@@ -329,7 +331,7 @@ class _Lowering:
         _, place = self._new(node.name, flat_layout(after[0]))
         outside = value.external is not None
         spec = RelayoutSpec(self.target, _one(layout), _one(self._plain(before)), outside, False)
-        self.ops.append(Op("relayout", spec, {"x": held, "out": place}, layout.channels, node.name))
+        self.ops.append(Op(RELAYOUT, spec, {"x": held, "out": place}, layout.channels, node.name))
 
 
 def _map(shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -12,60 +12,12 @@ import numpy.typing as npt
 
 from mirrormask.machine.openmp import openmp
 from mirrormask.machine.workers import run_together
-from mirrormask.runtime import native
+from mirrormask.runtime.kernels import code
+from mirrormask.runtime.kernels.base import Op, check_op
 from mirrormask.runtime.kernels.driver import MAX_TENSORS, op_words
-from mirrormask.runtime.verify import check_op
+from mirrormask.runtime.schedule.memory import aligned_array
 
-__all__ = ["Op", "Plan", "Run"]
-
-
-@dataclass
-class Op:
-    """One kernel call.
-
-    Attributes:
-        kind, spec: which kernel.
-        args: by field name: an integer, or an array of constants whose address is passed.
-        units: how many work units there are.
-        bounds: how the threads share them; even shares when empty.
-        node: the node that this op computes (or prepares the input of).
-    """
-
-    kind: str
-    spec: Any
-    args: dict[str, Any]
-    units: int
-    node: str
-    bounds: tuple[int, ...] = ()
-
-    def pack(self, threads: int) -> tuple[list[int], npt.NDArray[np.int64]]:
-        """The words of the op table, and the argument array that they point to."""
-        values = []
-        for name in native.fields_of(self.kind):
-            value = self.args.get(name, 0)
-            if isinstance(value, np.ndarray):
-                if not value.flags.c_contiguous:
-                    raise ValueError(f"the constant {name!r} of {self.node!r} is not contiguous")
-                value = value.ctypes.data
-            values.append(int(value))
-        args = np.array(values or [0], np.int64)
-        bounds = list(self.bounds) or [self.units * i // threads for i in range(threads + 1)]
-        return [native.address_of(self.kind, self.spec), args.ctypes.data, *bounds], args
-
-    @property
-    def label(self) -> str:
-        """The kernel as a report names it: with its tile and how many blocks of inputs it takes."""
-        tile = getattr(self.spec, "tile", None)
-        if tile is None:
-            return self.kind.replace("vector_", "vector ")
-        loads = "" if getattr(self.spec, "aligned", True) else " direct"
-        blocks = self.args.get("blocks", getattr(self.spec, "channels", 1))
-        return f"{self.kind}{loads} {tile.rows}x{tile.vectors}/{blocks}"
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of constants."""
-        return sum(v.nbytes for v in self.args.values() if isinstance(v, np.ndarray))
+__all__ = ["Plan", "Run"]
 
 
 @dataclass
@@ -98,13 +50,13 @@ class Plan:
         for row, op in zip(table, self.ops, strict=False):
             check_op(op, self.floats)
             op.args["flag"] = self.flag
-            words, args = op.pack(self.threads)
+            words, args = _packed(op, self.threads)
             row[:] = words
             self._keep.append(args)
         self._table = table
         self._stride_words = np.array(self.strides, np.int64)
         self._still = np.zeros(len(self.strides) + 1, np.int64)
-        self._arenas = [native.aligned_array(self.floats, self.dtype)]
+        self._arenas = [aligned_array(self.floats, self.dtype)]
         self.lock = threading.Lock()
         """Held while the plan runs: its memory serves one call at a time."""
         self.shares = self.threads > 1
@@ -118,7 +70,7 @@ class Plan:
     @property
     def spreads(self) -> bool:
         """Whether some kernel may spread numbers that are not finite further than the weights do, and then notes it."""
-        return any(op.kind == "winograd" for op in self.ops)
+        return any(op.kernel.spreads for op in self.ops)
 
     def lower_flag(self) -> bool:
         """Whether :attr:`flag` was set; it no longer is. To be called under :attr:`lock`."""
@@ -145,10 +97,10 @@ class Plan:
             tensors: the address of the addresses of the inputs and outputs.
         """
         threads, jobs = self.threads, []
-        barrier = np.array([0, native.yield_address()], np.int64)
+        barrier = np.array([0, code.yield_address()], np.int64)
         if threads > 1 and items >= threads:
             while len(self._arenas) < threads:
-                self._arenas.append(native.aligned_array(self.floats, self.dtype))
+                self._arenas.append(aligned_array(self.floats, self.dtype))
             cuts = [items * i // threads for i in range(threads + 1)]
             jobs = [self._words(tensors, cuts[i], cuts[i + 1], i, arena=i) for i in range(threads)]
         elif threads > 1 and self.shares and items:
@@ -170,7 +122,22 @@ class Plan:
         words[0] += 8 * op_words(self.threads) * index
         words[1] = 1
         words[4] = self._still.ctypes.data
-        native.run_functions()[0](words.ctypes.data)
+        code.run_functions()[0](words.ctypes.data)
+
+
+def _packed(op: Op, threads: int) -> tuple[list[int], npt.NDArray[np.int64]]:
+    """The words of the op table, and the argument array that they point to."""
+    values = []
+    for name in op.kernel.fields:
+        value = op.args.get(name, 0)
+        if isinstance(value, np.ndarray):
+            if not value.flags.c_contiguous:
+                raise ValueError(f"the constant {name!r} of {op.node!r} is not contiguous")
+            value = value.ctypes.data
+        values.append(int(value))
+    args = np.array(values or [0], np.int64)
+    bounds = list(op.bounds) or [op.units * i // threads for i in range(threads + 1)]
+    return [code.address_of(op.kernel, op.spec), args.ctypes.data, *bounds], args
 
 
 class Run:
@@ -185,7 +152,7 @@ class Run:
         self, alone: npt.NDArray[np.int64], jobs: list[npt.NDArray[np.int64]], barrier: npt.NDArray[np.int64]
     ) -> None:
         self._alone, self._jobs, self._barrier = alone, jobs, barrier
-        one, team = native.run_functions()
+        one, team = code.run_functions()
         threads = openmp()
         self.function: Any = one
         self.words = alone.ctypes.data
@@ -201,7 +168,7 @@ class Run:
         if self.function is not None:
             self.function(self.words)
             return
-        one, _ = native.run_functions()
+        one, _ = code.run_functions()
         self._barrier[0] = 0
         if not run_together([partial(one, job.ctypes.data) for job in self._jobs]):
             one(self.words)

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from mirrormask.machine.cache import read, write
-from mirrormask.runtime.graph import Graph
+from mirrormask.runtime.graph.ir import Graph
 
 __all__ = ["graph_key", "load", "store", "weights_key"]
 

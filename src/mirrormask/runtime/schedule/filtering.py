@@ -9,18 +9,18 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrormask.machine.targets import Target
-from mirrormask.runtime.geometry import Geometry
-from mirrormask.runtime.graph import Weight
+from mirrormask.runtime.graph.ir import Weight
 from mirrormask.runtime.kernels import dense
+from mirrormask.runtime.kernels.layout import Layout
 from mirrormask.runtime.kernels.winograd import MOST_POINTS, MOST_ROWS, Band, TransformSpec, matrices
-from mirrormask.runtime.layout import Layout
+from mirrormask.runtime.schedule.taps import Taps
 
 __all__ = ["bands_of", "filtered_layout", "pack", "tile_rows", "transform_spec"]
 
 
-def bands_of(geometry: Geometry) -> tuple[Band, ...]:
+def bands_of(taps: Taps) -> tuple[Band, ...]:
     """The rows that each phase's filter reads; empty unless they follow each other, and are several in some phase."""
-    phase, position = geometry.taps[0]
+    phase, position = taps.places[0]
     bands = {}
     for a in np.unique(phase):
         rows = position[phase == a]  # ascending, as kernel rows are
@@ -28,13 +28,13 @@ def bands_of(geometry: Geometry) -> tuple[Band, ...]:
             return ()
         bands[int(a)] = Band(int(rows[0]), len(rows))
     longest = max(band.taps for band in bands.values())
-    return tuple(bands[a] for a, _ in geometry.phases) if longest > 1 else ()
+    return tuple(bands[a] for a, _ in taps.phases) if longest > 1 else ()
 
 
-def tile_rows(geometry: Geometry) -> int:
+def tile_rows(taps: Taps) -> int:
     """The output rows of a tile that take the fewest products; 0 where rows cannot be filtered."""
-    bands = bands_of(geometry)
-    height = geometry.out[1]
+    bands = bands_of(taps)
+    height = taps.out[1]
     longest = max((band.taps for band in bands), default=MOST_POINTS)
     possible = range(2, min(height, MOST_ROWS, MOST_POINTS - longest + 1) + 1)
 
@@ -44,24 +44,24 @@ def tile_rows(geometry: Geometry) -> int:
     return min(possible, key=products, default=0)
 
 
-def transform_spec(geometry: Geometry, x: Layout, target: Target, rows: int) -> TransformSpec:
+def transform_spec(taps: Taps, x: Layout, target: Target, rows: int) -> TransformSpec:
     """The transform of an input that lies as ``x`` says, for tiles of ``rows`` output rows."""
     return TransformSpec(
         target,
         rows,
-        geometry.out[1],
-        bands_of(geometry),
+        taps.out[1],
+        bands_of(taps),
         x.pitch,
         x.plane,
         x.vectors,
         _row(x, 1).plane,
-        geometry.source[0],
+        taps.source[0],
     )
 
 
-def filtered_layout(geometry: Geometry, x: Layout, target: Target, rows: int) -> Layout:
+def filtered_layout(taps: Taps, x: Layout, target: Target, rows: int) -> Layout:
     """Where the transformed rows lie: each as a map of one row, those of a tile together."""
-    spec = transform_spec(geometry, x, target, rows)
+    spec = transform_spec(taps, x, target, rows)
     return _row(x, spec.tiles * spec.slots)
 
 
@@ -69,7 +69,7 @@ def _row(x: Layout, count: int) -> Layout:
     return Layout(count, 1, x.width, x.lanes, x.stride, 1, 0)
 
 
-def pack(geometry: Geometry, weight: Weight, spec: TransformSpec, channels: int) -> dict[str, Any]:
+def pack(taps: Taps, weight: Weight, spec: TransformSpec, channels: int) -> dict[str, Any]:
     """The kernel's constants, for ``channels`` output channels at a time.
 
     ``weights``: ``G g``, computed in 64 bits, as :func:`dense.pack` has it, the terms of one point after those of
@@ -77,19 +77,19 @@ def pack(geometry: Geometry, weight: Weight, spec: TransformSpec, channels: int)
     end.
     """
     outputs, inputs, *kernel = weight.shape
-    taps = weight.dense().reshape(outputs, inputs, *kernel).astype(np.float64)
-    (row_phase, _), (column_phase, column) = geometry.taps
+    whole = weight.dense().reshape(outputs, inputs, *kernel).astype(np.float64)
+    (row_phase, _), (column_phase, column) = taps.places
     filters: list[list[npt.NDArray[np.float64]]] = [[] for _ in range(spec.points)]
     offsets: list[list[npt.NDArray[np.int64]]] = [[] for _ in range(spec.points)]
-    for number, (a, b) in enumerate(geometry.phases):
+    for number, (a, b) in enumerate(taps.phases):
         rows, columns = np.flatnonzero(row_phase == a), np.flatnonzero(column_phase == b)
         g = matrices(spec.rows, len(rows))[1]
-        transformed = np.einsum("nr,oirk->noik", g, taps[:, :, rows][:, :, :, columns])
+        transformed = np.einsum("nr,oirk->noik", g, whole[:, :, rows][:, :, :, columns])
         for point, values in zip(spec.at(number), transformed, strict=True):
             first, step = spec.place(point, number)
             slots = first + step * np.arange(inputs)
             filters[point].append(values)
-            offsets[point].append(slots[:, None] * spec.out_plane + column[columns] - geometry.left)
+            offsets[point].append(slots[:, None] * spec.out_plane + column[columns] - taps.left)
     # Of each point: channel by channel, with the phases of a channel together.
     terms = [np.concatenate(values, axis=2).reshape(outputs, -1) for values in filters]
     places = [np.concatenate(values, axis=1).reshape(-1) for values in offsets]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from mirrormask.runtime.captured import (
+from mirrormask.runtime.graph.aten import (
     Context,
     Unsupported,
     argument,
@@ -19,7 +19,7 @@ from mirrormask.runtime.captured import (
     shape_of,
     source_of,
 )
-from mirrormask.runtime.graph import Graph, Node, Origin
+from mirrormask.runtime.graph.ir import Graph, Node, Origin
 
 __all__ = ["CONVERTERS", "convert", "why_not"]
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from mirrormask.checks import check_int, check_known
 from mirrormask.files import write_text
 from mirrormask.machine.cache import processor_name
+from mirrormask.machine.timing import SPINNING, in_turns
 from mirrormask.matrices import default_weights
 from mirrormask.runtime.build import compile
-from mirrormask.runtime.timing import SPINNING, in_turns
 from mirrormask.selection import count_zeros
 
 __all__ = ["ENGINES", "BenchResult", "bench", "prepare_engines"]

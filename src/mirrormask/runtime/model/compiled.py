@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, empty_strided, float32, get_num_threads, nn
 
 from mirrormask.machine.targets import Target
-from mirrormask.runtime.capture import Capture, capture
-from mirrormask.runtime.mixed import make_region
-from mirrormask.runtime.region import Quick, Region
-from mirrormask.runtime.report import Report
-from mirrormask.runtime.tune import Tuner
+from mirrormask.runtime.graph.capture import Capture, capture
+from mirrormask.runtime.model.half import make_region
+from mirrormask.runtime.model.region import Quick, Region
+from mirrormask.runtime.model.report import Report
+from mirrormask.runtime.schedule.tune import Tuner
 
 __all__ = ["CompiledModel"]
 

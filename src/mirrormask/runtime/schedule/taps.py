@@ -8,16 +8,16 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from mirrormask.runtime.graph import Node
-from mirrormask.runtime.layout import Layout, map_layout
+from mirrormask.runtime.graph.ir import Node
+from mirrormask.runtime.kernels.layout import Layout, map_layout
 
-__all__ = ["Geometry"]
+__all__ = ["Taps"]
 
 Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Geometry:
+class Taps:
     """The taps of a convolution.
 
     Tap ``k`` of a dimension reads input position ``stride * o + k * dilation - padding`` for output ``o``, that is
@@ -32,12 +32,12 @@ class Geometry:
     out: tuple[int, int, int]
 
     @classmethod
-    def of(cls, node: Node, source: tuple[int, ...]) -> Geometry:
-        """The geometry of a ``conv`` node, or of a ``linear`` one over tokens (a 1x1 convolution)."""
+    def of(cls, node: Node, source: tuple[int, ...]) -> Taps:
+        """The taps of a ``conv`` node, or of a ``linear`` one over tokens (a 1x1 convolution)."""
         return cls(node.kernel, node.stride, node.padding, node.dilation, _three(source), _three(node.shape))
 
     @cached_property
-    def taps(self) -> tuple[tuple[Ints, Ints], tuple[Ints, Ints]]:
+    def places(self) -> tuple[tuple[Ints, Ints], tuple[Ints, Ints]]:
         """(phase, position) of each kernel row, and of each kernel column."""
         both = []
         for k, s, p, d in zip(self.kernel, self.stride, self.padding, self.dilation, strict=True):
@@ -48,23 +48,23 @@ class Geometry:
     @cached_property
     def phases(self) -> tuple[tuple[int, int], ...]:
         """The (row, column) phases that some tap reads."""
-        rows, columns = self.taps
+        rows, columns = self.places
         return tuple(sorted({(int(a), int(b)) for a in rows[0] for b in columns[0]}))
 
     @property
     def top(self) -> int:
         """The first row read, relative to the output's; 0 or negative."""
-        return min(0, int(self.taps[0][1].min()))
+        return min(0, int(self.places[0][1].min()))
 
     @property
     def left(self) -> int:
         """The first column read, relative to the output's; 0 or negative."""
-        return min(0, int(self.taps[1][1].min()))
+        return min(0, int(self.places[1][1].min()))
 
     @property
     def right(self) -> int:
         """The last column read, relative to the output's; 0 or positive."""
-        return max(0, int(self.taps[1][1].max()))
+        return max(0, int(self.places[1][1].max()))
 
     @property
     def phase_size(self) -> tuple[int, int]:
@@ -74,7 +74,7 @@ class Geometry:
 
     def halo(self, height: int) -> int:
         """Row vectors that must lie above and below a map of ``height`` rows."""
-        below = self.out[1] - 1 + max(0, int(self.taps[0][1].max())) - (height - 1)
+        below = self.out[1] - 1 + max(0, int(self.places[0][1].max())) - (height - 1)
         return max(0, -self.top, below)
 
     def aligned_layout(self, lanes: int) -> Layout:

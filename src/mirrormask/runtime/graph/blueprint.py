@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from mirrormask.runtime.graph import Graph
+from mirrormask.runtime.graph.ir import Graph
 
 __all__ = ["Blueprint", "Unstorable", "program_of"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from mirrormask.runtime.graph import Graph, Node, Origin, Weight
+from mirrormask.runtime.graph.ir import Graph, Node, Origin, Weight
 
 __all__ = ["bind", "fold", "names_in", "tensors_of"]
 

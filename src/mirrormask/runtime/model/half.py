@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from mirrormask.machine.targets import Target, best_target
-from mirrormask.runtime.graph import Graph, Node
-from mirrormask.runtime.ranges import RangeFinder
-from mirrormask.runtime.region import Region
-from mirrormask.runtime.tune import Tuner
+from mirrormask.runtime.graph.ir import Graph, Node
+from mirrormask.runtime.model.ranges import RangeFinder
+from mirrormask.runtime.model.region import Region
+from mirrormask.runtime.schedule.tune import Tuner
 
 __all__ = ["Mixed", "make_region", "split"]
 

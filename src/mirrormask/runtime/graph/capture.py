@@ -10,11 +10,11 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
 from torch.fx.passes.operator_support import OperatorSupportBase
 
-from mirrormask.runtime.bind import bind, names_in, tensors_of
-from mirrormask.runtime.blueprint import Blueprint, Unstorable, program_of
-from mirrormask.runtime.captured import Context
-from mirrormask.runtime.convert import CONVERTERS, aten, convert, why_not
-from mirrormask.runtime.graph import Graph
+from mirrormask.runtime.graph.aten import Context
+from mirrormask.runtime.graph.bind import bind, names_in, tensors_of
+from mirrormask.runtime.graph.blueprint import Blueprint, Unstorable, program_of
+from mirrormask.runtime.graph.convert import CONVERTERS, aten, convert, why_not
+from mirrormask.runtime.graph.ir import Graph
 
 __all__ = ["Capture", "capture", "from_blueprint"]
 

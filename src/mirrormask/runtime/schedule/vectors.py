@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from mirrormask.machine.targets import Target
-from mirrormask.runtime.graph import Node
+from mirrormask.runtime.graph.ir import Node
 from mirrormask.runtime.kernels import dense, shared, vector
-from mirrormask.runtime.layout import flat_layout
-from mirrormask.runtime.memory import MARGIN
-from mirrormask.runtime.native import aligned_array
-from mirrormask.runtime.plan import Op
-from mirrormask.runtime.problem import Choice, Fused
+from mirrormask.runtime.kernels.base import Kernel, Op
+from mirrormask.runtime.kernels.layout import flat_layout
+from mirrormask.runtime.schedule.memory import MARGIN, aligned_array
+from mirrormask.runtime.schedule.plan import Plan
+from mirrormask.runtime.schedule.problem import Alone, Choice, Fused
 
 __all__ = ["VectorProblem"]
 
@@ -23,7 +23,7 @@ GROUPS = 8
 
 
 class VectorProblem:
-    """A ``linear`` node that takes one row; the counterpart of :class:`mirrormask.runtime.problem.Problem`."""
+    """A ``linear`` node that takes one row; the counterpart of :class:`mirrormask.runtime.schedule.maps.MapProblem`."""
 
     def __init__(self, node: Node, fused: Fused, target: Target) -> None:
         assert node.weight is not None
@@ -53,21 +53,27 @@ class VectorProblem:
     def op(self, choice: Choice, x: int, out: int) -> Op:
         """The op of a choice, reading ``terms`` numbers at ``x``."""
         make = {"panel": self._panel, "sell": self._sell, "shared": self._shared}[choice.kernel]
-        kind, spec, args, units, height = make(choice)
+        kernel, spec, args, units, height = make(choice)
         bias = aligned_array(units * height + 64, self.target.dtype)
         if self.node.bias is not None:
             bias[: self.outputs] = self.node.bias
         if "rows" in args:
             bias[: units * height] = bias[args["rows"]]
         args |= {"x": x, "out": out, "bias": bias}
-        return Op(kind, spec, args, units, self.fused.out)
+        return Op(kernel, spec, args, units, self.fused.out)
 
-    def alone(self, choice: Choice) -> tuple[Op, int]:
-        """The op by itself, and the numbers of an arena for it."""
+    def direct(self, choice: Choice) -> Choice:
+        """``choice``: every kernel here reads what its weights name, and no more."""
+        return choice
+
+    def trial(self, choice: Choice) -> Alone:
+        """The layer alone, with this choice."""
         out = MARGIN + flat_layout(self.terms).size
-        return self.op(choice, MARGIN, out), out + flat_layout(self.outputs).size + 4096
+        numbers = out + flat_layout(self.outputs).size + 4096
+        plan = Plan([self.op(choice, MARGIN, out)], numbers, [0], [], 1, self.target.dtype)
+        return Alone(plan, slice(MARGIN, MARGIN + self.terms))
 
-    def _panel(self, choice: Choice) -> tuple[str, Any, dict[str, Any], int, int]:
+    def _panel(self, choice: Choice) -> tuple[Kernel, Any, dict[str, Any], int, int]:
         lanes, weight = self.target.lanes, self.weight
         vectors = min(GROUPS, -(-self.outputs // lanes))
         height = vectors * lanes
@@ -78,17 +84,17 @@ class VectorProblem:
             weights = aligned_array(units * height * self.terms, self.target.dtype)
             weights[:] = dense.pack(weight.dense(), height).reshape(-1)
         spec = vector.VectorSpec(self.target, self.fused.activation, vectors)
-        return "vector_dense", spec, {"weights": weights, "terms": self.terms}, units, height
+        return vector.PANEL, spec, {"weights": weights, "terms": self.terms}, units, height
 
-    def _sell(self, choice: Choice) -> tuple[str, Any, dict[str, Any], int, int]:
+    def _sell(self, choice: Choice) -> tuple[Kernel, Any, dict[str, Any], int, int]:
         lanes = self.target.lanes
         values, indices, starts, rows = vector.pack_sell(self.weight.dense(), lanes)
         weights = aligned_array(values.size, self.target.dtype)
         weights[:] = values.reshape(-1)
         args = {"weights": weights, "indices": indices, "starts": starts, "rows": rows}
-        return "vector_sparse", vector.VectorSpec(self.target, self.fused.activation), args, len(rows) // lanes, lanes
+        return vector.SELL, vector.VectorSpec(self.target, self.fused.activation), args, len(rows) // lanes, lanes
 
-    def _shared(self, choice: Choice) -> tuple[str, Any, dict[str, Any], int, int]:
+    def _shared(self, choice: Choice) -> tuple[Kernel, Any, dict[str, Any], int, int]:
         lanes = self.target.lanes
         packed = shared.packed(self.target)
         groups = min(GROUPS, -(-self.outputs // lanes // packed) * packed)
@@ -100,7 +106,7 @@ class VectorProblem:
         args["terms"] = self.terms
         height = groups * lanes
         return (
-            "vector_shared",
+            shared.SHARED,
             shared.SharedSpec(self.target, self.fused.activation, groups),
             args,
             (-(-self.outputs // height)),

@@ -8,10 +8,14 @@ written again each time. Every buffer ends with a margin that holds nothing: the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from mirrormask.runtime.layout import Layout
+import numpy as np
+import numpy.typing as npt
 
-__all__ = ["MARGIN", "Memory", "Taken"]
+from mirrormask.runtime.kernels.layout import Layout
+
+__all__ = ["MARGIN", "Memory", "Taken", "aligned_array"]
 
 #: Zeros before a buffer, for loads left of its first row; and what every buffer's size has to spare at its end.
 MARGIN = 64
@@ -106,3 +110,11 @@ class Memory:
 
 def _rounded(layout: Layout) -> int:
     return -(-layout.size // STEP) * STEP
+
+
+def aligned_array(size: int, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+    """A zeroed array that starts on a cache line."""
+    item = np.dtype(dtype).itemsize
+    raw = np.zeros(size * item + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size * item].view(dtype)

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from mirrormask.machine.targets import Target, available_targets, best_target, fp16_target
-from mirrormask.runtime.graph import Graph
+from mirrormask.machine.timing import in_turns
+from mirrormask.runtime.graph.ir import Graph
 from mirrormask.runtime.kernels.driver import MAX_THREADS
-from mirrormask.runtime.lower import lower
-from mirrormask.runtime.plan import Plan
-from mirrormask.runtime.problem import Choice, Problem
-from mirrormask.runtime.timing import in_turns
-from mirrormask.runtime.tune import Tuner, direct_choice
-from mirrormask.runtime.vectors import VectorProblem
+from mirrormask.runtime.schedule.lower import lower
+from mirrormask.runtime.schedule.plan import Plan
+from mirrormask.runtime.schedule.problem import Choice, Problem
+from mirrormask.runtime.schedule.tune import Tuner
 
 __all__ = ["Quick", "Region"]
 
@@ -81,7 +80,7 @@ class Region(nn.Module):
             self.tuner.save()
         return self._plans[key]
 
-    def _choose(self, problem: Problem | VectorProblem) -> Choice:
+    def _choose(self, problem: Problem) -> Choice:
         return self.tuner(problem)
 
     def direct(self) -> Region:
@@ -92,7 +91,7 @@ class Region(nn.Module):
 
     @property
     def tools(self) -> tuple[Target, Tuner, frozenset[str], bool]:
-        """What :func:`mirrormask.runtime.mixed.make_region` made it of, but for the graph."""
+        """What :func:`mirrormask.runtime.model.half.make_region` made it of, but for the graph."""
         return self.target, self.tuner, frozenset(), False
 
     def plans(self) -> list[Plan]:
@@ -149,9 +148,8 @@ class Region(nn.Module):
 class DirectRegion(Region):
     """A region whose kernels compute every output from the inputs that its weights name, and no others."""
 
-    def _choose(self, problem: Problem | VectorProblem) -> Choice:
-        choice = self.tuner(problem)
-        return direct_choice(problem) if choice.kernel == "winograd" and isinstance(problem, Problem) else choice
+    def _choose(self, problem: Problem) -> Choice:
+        return problem.direct(self.tuner(problem))
 
 
 class _Call:

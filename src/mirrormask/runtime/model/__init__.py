@@ -1,0 +1,1 @@
+"""What the user holds: a compiled model, its regions, its report."""

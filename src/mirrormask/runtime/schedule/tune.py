@@ -1,0 +1,103 @@
+"""Choosing each layer's kernel by measuring the candidates on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from mirrormask.runtime.graph import known
+from mirrormask.runtime.schedule.problem import Choice, Problem
+from mirrormask.runtime.schedule.trial import Trial
+
+__all__ = ["Tuner", "default_choice"]
+
+#: How many turns the last of the candidates get, how many candidates those are at most, and how much slower than the
+#: fastest.
+ROUNDS, FINALISTS, CLOSE = 9, 5, 1.4
+#: Bytes that are read between turns, at most: more than any L2 cache holds.
+MOST_AROUND = 1 << 22
+
+
+def default_choice(problem: Problem) -> Choice:
+    """A good guess without measuring."""
+    return next(problem.candidates())
+
+
+class Tuner:
+    """Measures the candidates of a layer and remembers the winner, on disk too.
+
+    Args:
+        key: under which the cache holds what was measured for this model before, for whatever input shape; ``""`` to
+            neither read nor write it.
+        measure: whether to measure at all; without, unknown layers get the best guess.
+        around: bytes that a call of the model reads besides a layer's own, see :class:`Trial`.
+    """
+
+    def __init__(self, key: str = "", *, measure: bool = True, around: int = 0) -> None:
+        self.key, self.measure, self.around = key, measure, around
+        self.choices: dict[str, Choice] = {}
+        self.facts: dict[str, bool] = {}
+        self._new = False
+        self._read()
+
+    def __call__(self, problem: Problem) -> Choice:
+        """The choice for a layer."""
+        key = problem.key
+        if key not in self.choices:
+            found = list(dict.fromkeys(problem.candidates()))
+            if self.measure and len(found) > 1:
+                self.choices[key] = _fastest(problem, found, self.around)
+                self._new = True
+            else:
+                self.choices[key] = found[0]
+        return self.choices[key]
+
+    def decide(self, question: str, measure: Callable[[], bool]) -> bool:
+        """The answer to a question that measuring decides."""
+        if question not in self.facts:
+            self.facts[question] = measure()
+            self._new = True
+        return self.facts[question]
+
+    def save(self) -> None:
+        """Write what was measured since, beside what others wrote meanwhile."""
+        if self.key and self.measure and self._new:
+            self._read()
+            choices = {name: asdict(choice) for name, choice in self.choices.items()}
+            known.store(self.key, {"choices": choices, "facts": self.facts})
+            self._new = False
+
+    def _read(self) -> None:
+        stored = (known.load(self.key) or {}) if self.key and self.measure else {}
+        choices = {name: Choice(**values) for name, values in stored.get("choices", {}).items()}
+        self.choices, self.facts = choices | self.choices, stored.get("facts", {}) | self.facts
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is measured elsewhere is not for this machine's cache.
+        return {**self.__dict__, "key": ""}
+
+
+def _fastest(problem: Problem, found: list[Choice], around: int) -> Choice:
+    """First every choice a few times, then the good ones in turns, whose medians decide.
+
+    Whatever else the machine does meets all of them, and is not left out: a neighbour that shares the cache takes more
+    from a choice that needs more of it.
+    """
+    others = np.zeros(min(around, MOST_AROUND) // 4, np.float32)
+    least = float("inf")
+    trials: dict[Choice, tuple[float, Trial]] = {}
+    for choice in found:
+        trial = Trial(problem, choice, others)
+        seconds = trial.seconds(least)
+        least = min(least, seconds)
+        trials[choice] = (seconds, trial)
+        # Packed weights are large: those that are out of the race go.
+        trials = {key: value for key, value in trials.items() if value[0] <= CLOSE * least}
+    finalists = sorted(trials, key=lambda choice: trials[choice][0])[:FINALISTS]
+    if len(finalists) == 1:
+        return finalists[0]
+    rounds = [[trials[choice][1].turn() for choice in finalists] for _ in range(ROUNDS)]
+    return finalists[int(np.median(rounds, axis=0).argmin())]
