@@ -106,7 +106,7 @@ def test_a_residual_network_needs_little_more_than_its_first_stage(size, tmp_pat
         for batch in (x, x[:1], 10 * torch.randn(2, 3, size, size)):
             expected = model(batch)
             torch.testing.assert_close(fast(batch), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
-    (region,) = fast._regions.values()
+    (region,) = fast.regions
     plan = region.plan_for(3)
     stage = 4 * 16 * size * size
     assert 4 * plan.floats < 6 * stage and fast.report.nbytes >= 4 * plan.floats

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,29 +17,32 @@ from mirrormask.checks import check_known
 from mirrormask.machine.cache import processor_name
 from mirrormask.machine.targets import Target, best_target, fp16_target
 from mirrormask.machine.timing import in_turns, own_time
+from mirrormask.matrices import default_weights
 from mirrormask.runtime.graph import known
 from mirrormask.runtime.graph.blueprint import Blueprint
-from mirrormask.runtime.graph.capture import Capture, capture, from_blueprint
+from mirrormask.runtime.graph.capture import Capture, from_blueprint
+from mirrormask.runtime.graph.export import Arguments, Refused, private_copy, signature_of
 from mirrormask.runtime.graph.structure import structure_key
+from mirrormask.runtime.model.accuracy import acceptable, difference
 from mirrormask.runtime.model.compiled import CompiledModel
-from mirrormask.runtime.model.half import make_region
 from mirrormask.runtime.model.measure import layer_reports
+from mirrormask.runtime.model.piece import Captured, Piece, Tools, own_tensors, working
 from mirrormask.runtime.model.ranges import RangeFinder
 from mirrormask.runtime.model.region import Region
 from mirrormask.runtime.model.report import LayerReport, Report
+from mirrormask.runtime.model.snapshot import Snapshot
 from mirrormask.runtime.schedule.tune import Tuner
 
 __all__ = ["compile"]
 
 PRECISIONS = ("auto", "fp16", "fp32")
-#: A plan whose output differs more than this from eager PyTorch, relative to the largest output, is not used.
-TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
 
 
 def compile(
     model: nn.Module,
-    example_input: Tensor | tuple[Tensor, ...],
+    example_input: Any = (),
     *,
+    example_kwargs: Mapping[str, Any] | None = None,
     precision: str = "fp32",
     instruction_set: str | None = None,
     tune: bool = True,
@@ -52,8 +56,12 @@ def compile(
     folder), so that the next build is quick. What the runtime does not know stays in PyTorch.
 
     Args:
-        model: a module in eval mode, float32, on the CPU; it is not changed.
-        example_input: one input (or a tuple of them); any first dimension works later, another shape makes a new plan.
+        model: a module in eval mode, float32, on the CPU; it is not changed. The compiled model keeps the weights that
+            it has now.
+        example_input: what the model is called with: a tuple of arguments by position, a mapping of arguments by name,
+            or the one argument. Arguments may be tensors, numbers, strings, ``None``, and lists, tuples and dicts of
+            them. Sizes that the model leaves open may be others later; a call that does not fit makes a new capture.
+        example_kwargs: arguments by name beside those of ``example_input``.
         precision: ``"fp32"``; ``"fp16"``, on a processor with AVX512-FP16: half precision, but for the layers in which
             a sum may pass 65,504 for the example, which stay in fp32; and if the output for the example then still
             differs by more than 2% of its largest element, all of the plan does; ``"auto"``: ``"fp16"`` where the
@@ -67,13 +75,13 @@ def compile(
 
     Returns:
         A :class:`CompiledModel`: called like ``model``, equal to it to about 1e-6 of the largest output, with a
-        ``report``. NaN and infinity reach every output that a nonzero weight connects them to; what meets only zeros
-        stays finite.
+        ``report``, which says what stays in PyTorch and why. NaN and infinity reach every output that a nonzero weight
+        connects them to; what meets only zeros stays finite.
 
     Raises:
-        TypeError: ``model`` is not a module, or an input not a float32 tensor.
-        ValueError: the model is in training mode, not on the CPU or cannot be captured; an input requires grad; or an
-            option is unknown.
+        TypeError: ``model`` is not a module, or does not take such arguments.
+        ValueError: the model is in training mode, not in float32 or not on the CPU, or it cannot run the example; an
+            input requires grad; or an option is unknown.
 
     Example:
         >>> import torch, mirrormask as mm
@@ -85,23 +93,30 @@ def compile(
     """
     start = time.perf_counter()
     check_known("precision", precision, PRECISIONS)
-    inputs = _check_inputs(example_input)
     _check_model(model)
+    arguments = _arguments(model, example_input, example_kwargs)
     target = best_target(instruction_set)
-    half = fp16_target() if precision != "fp32" and instruction_set is None else None
-    if precision == "fp16" and half is None:
-        raise ValueError(
-            "precision='fp16' needs a processor with AVX512-FP16 (and no other instruction_set), and this one "
-            f"({processor_name()}) runs {target.name}; use 'fp32', or 'auto' to take fp16 where it is there"
-        )
+    half = fp16_target() if precision != "fp32" else None
+    if half is not None and instruction_set not in (None, half.name):
+        half = None
     note = ""
-    with torch.no_grad():
+    if precision != "fp32" and half is None:
+        why = f"this processor ({processor_name()}) runs {target.name}"
+        if instruction_set is not None:
+            why = f"instruction_set={instruction_set!r} has no half precision; leave it out"
+        if precision == "fp16":
+            raise ValueError(
+                "precision='fp16' needs a processor with AVX512-FP16 (and no other instruction_set): "
+                f"{why}; use 'fp32', or 'auto' to take fp16 where it is there"
+            )
+        note = f"in fp32: {why}"
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
         if half is not None:
-            fast = _build(model, inputs, Options(half, tune, force, check_range, start))
+            fast = _build(model, arguments, Options(half, tune, force, check_range, start))
             if fast.report.compiled:
                 return fast
             note = f"in fp32, as in fp16 {fast.report.reason}"
-        return _build(model, inputs, Options(target, tune, force, False, start, note))
+        return _build(model, arguments, Options(target, tune, force, False, start, note))
 
 
 @dataclass(frozen=True)
@@ -116,86 +131,229 @@ class Options:
     note: str = ""
 
 
-def _build(model: nn.Module, inputs: tuple[Tensor, ...], options: Options) -> CompiledModel:
-    """From the structure that the cache holds for such a model, if its output is right; else from a new capture."""
-    key, tolerance = structure_key(model, inputs, _versions()), TOLERANCE[options.target.precision]
+@dataclass
+class Part:
+    """A module of the model that is captured: the model itself, or the largest submodules that can be.
+
+    Attributes:
+        path: its name in the model.
+        arguments: what the example calls it with.
+        facts: what its plans depend on besides their graphs.
+        peaks: (layer, how large its sums may become) of what stays in fp32.
+    """
+
+    path: str
+    module: nn.Module
+    arguments: Arguments
+    captured: Capture
+    regions: dict[str, Region]
+    at_work: Captured
+    tools: dict[str, Tools]
+    facts: tuple[Any, ...]
+    peaks: dict[str, float] = field(default_factory=dict)
+
+
+def _build(model: nn.Module, arguments: Arguments, options: Options) -> CompiledModel:
+    """The model's own results, captures of the model or of its parts, the check of what they give, the race."""
+    snapshot = Snapshot(model)
+    expected = _expected(model, arguments)
+    parts, left, around = _parts(model, arguments, options)
+    regions = [region for part in parts for region in part.regions.values()]
+    body = _body(model, parts, around, snapshot)
+    plan = body if isinstance(body, Piece) else _Call(body, arguments)
+    call: Callable[[], Any] = (lambda: body.run(arguments)) if isinstance(body, Piece) else plan  # type: ignore[assignment]
+    rows: list[LayerReport] = []
+    error, reason, eager, seconds, cached = 0.0, "", 0.0, 0.0, False
+    if not regions:
+        reason = f"it cannot be captured: {left[0][1]}" if left else "it holds no layer that the runtime knows"
+    elif difference(model(*arguments.args, **arguments.kwargs), expected) > 0.0:
+        reason = "it gives another result at every call: it draws random numbers or keeps a state"
+    else:
+        result = call()
+        error = difference(result, expected)
+        if not acceptable(error, options.target.half, model, arguments, expected, result):
+            reason = f"its output would differ by {error:.1e}"
+        rows, eager, seconds, cached = _measured(model, parts, regions, call, arguments, options)
+        if not reason and seconds >= eager and not options.force:
+            reason = f"the plan takes {1e3 * seconds:.3f} ms where eager PyTorch takes {1e3 * eager:.3f} ms"
+    report = Report(
+        compiled=not reason,
+        reason=reason or options.note,
+        layers=tuple(rows),
+        wide=tuple(sorted(pair for part in parts for pair in part.peaks.items())),
+        left=(*left, *(row for part in parts for row in part.captured.left)),
+        regions=len(regions),
+        eager_seconds=eager,
+        seconds=eager if reason else seconds,
+        error=error,
+        nbytes=sum(region.nbytes for region in regions),
+        build_seconds=time.perf_counter() - options.start,
+        cached=cached,
+        instruction_set=options.target.name,
+        precision=options.target.precision,
+        threads=torch.get_num_threads(),
+        processor=processor_name(),
+    )
+    return CompiledModel(_own_copy(model) if reason else body, arguments.signature, snapshot, report)
+
+
+# -- capturing ------------------------------------------------------------------------------------------------------
+
+
+def _parts(
+    model: nn.Module, arguments: Arguments, options: Options
+) -> tuple[list[Part], list[tuple[str, str]], nn.Module | None]:
+    """The model as one part, or its largest submodules that can be captured; why others cannot; a copy around them."""
+    try:
+        return [_part("", model, arguments, options)], [], None
+    except Refused as error:
+        left = [(type(model).__name__, _short(error))]
+    around = private_copy(model)
+    if around is model:
+        return [], left, None
+    calls = _calls_of(around, arguments)
+    parts: list[Part] = []
+
+    def descend(module: nn.Module, path: str) -> None:
+        for name, child in module.named_children():
+            inner = f"{path}.{name}".lstrip(".")
+            if not default_weights(child, frozen=True):
+                continue
+            if child not in calls:
+                descend(child, inner)
+                continue
+            try:
+                parts.append(_part(inner, child, calls[child], options))
+            except Refused as error:
+                left.append((inner, _short(error)))
+                descend(child, inner)
+
+    descend(around, "")
+    return parts, left, around
+
+
+def _short(error: Exception) -> str:
+    return str(error).partition("\n")[0][:300]
+
+
+def _calls_of(model: nn.Module, arguments: Arguments) -> dict[nn.Module, Arguments]:
+    """What the example calls each submodule with, the first time."""
+    calls: dict[nn.Module, Arguments] = {}
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        with contextlib.suppress(TypeError):
+            calls.setdefault(module, Arguments.of(signature_of(module), args, kwargs))
+
+    hooks = [m.register_forward_pre_hook(note, with_kwargs=True) for m in model.modules()]  # type: ignore[arg-type]
+    model(*arguments.args, **arguments.kwargs)
+    for hook in hooks:
+        hook.remove()
+    return calls
+
+
+def _part(path: str, module: nn.Module, arguments: Arguments, options: Options) -> Part:
+    """From the structure that the cache holds for such a module, if its output is right; else from a new capture.
+
+    Raises:
+        Refused: it cannot be captured.
+    """
+    plain = not arguments.kwargs and all(isinstance(x, Tensor) for x in arguments.args)
+    key = structure_key(module, tuple(arguments.tensors), _versions()) if plain else None
     stored = None if key is None else known.load(key)
     if stored is not None:
         # Nothing in a wrong file may do more harm than the time that this takes.
         with contextlib.suppress(
             ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError
         ):
-            captured = from_blueprint(Blueprint.from_plain(stored), model)
-            fast = _built(model, captured, inputs, options)
-            if fast.report.error <= tolerance:
-                return fast
-    captured = capture(model, inputs)
-    fast = _built(model, captured, inputs, options)
-    if key is not None and captured.blueprint is not None and fast.report.error <= tolerance:
-        known.store(key, captured.blueprint.as_plain())
-    return fast
+            first = from_blueprint(Blueprint.from_plain(stored), module)
+            part, result = _at_work(path, module, arguments, options, first)
+            expected = module(*arguments.args, **arguments.kwargs)
+            if acceptable(difference(result, expected), options.target.half, module, arguments, expected, result):
+                return part
+    part, _ = _at_work(path, module, arguments, options)
+    if key is not None and part.captured.blueprint is not None and part.regions:
+        known.store(key, part.captured.blueprint.as_plain())
+    return part
 
 
-def _built(model: nn.Module, captured: Capture, inputs: tuple[Tensor, ...], options: Options) -> CompiledModel:
-    graphs, target = list(captured.regions.values()), options.target
-    shapes = [tuple(x.shape) for x in inputs]
-    weights = known.weights_key(graphs, _versions(), target.name)
-    wide, peaks = _wide(captured, inputs) if target.half else ({}, {})
-    settings = (torch.get_num_threads(), options.tune, sorted(peaks), options.check_range)
-    key = known.graph_key(graphs, weights, shapes, *settings)
-    found = known.load(key) or {}
-    around = sum(node.weight.nbytes for graph in graphs for node in graph.layers() if node.weight is not None)
-    tuner = Tuner(weights, measure=options.tune, around=around)
-    regions = {
-        name: make_region(graph, target, tuner, wide.get(name, ()), options.check_range)
-        for name, graph in captured.regions.items()
-    }
-    for name, region in regions.items():
-        captured.module.set_submodule(name, region)
-    # A model that is one region is called without the captured module around it, as CompiledModel will.
-    plan = regions[captured.whole].forward if captured.whole in regions else captured.module
-    error = _error(plan(*inputs), model(*inputs))
-    if "layers" in found:
-        eager, seconds = float(found["eager"]), float(found["seconds"])
-        layers = [LayerReport(**{**row, "shape": tuple(row["shape"])}) for row in found["layers"]]
-    else:
-        eager, seconds = _race(model, plan, inputs)
-        layers = _layers(plan, regions, inputs)
-        known.store(key, {"eager": eager, "seconds": seconds, "layers": [asdict(row) for row in layers]})
-    reason = ""
-    if not graphs:
-        reason = "it holds no layer that the runtime knows"
-    elif not error <= TOLERANCE[target.precision]:
-        reason = f"its output would differ by {error:.1e}"
-    elif seconds >= eager and not options.force:
-        reason = f"the plan takes {1e3 * seconds:.3f} ms where eager PyTorch takes {1e3 * eager:.3f} ms"
-    report = Report(
-        compiled=not reason,
-        reason=reason or options.note,
-        layers=tuple(layers),
-        wide=tuple(sorted(peaks.items())),
-        left=tuple(captured.left),
-        eager_seconds=eager,
-        seconds=eager if reason else seconds,
-        error=error,
-        nbytes=sum(region.nbytes for region in regions.values()),
-        build_seconds=time.perf_counter() - options.start,
-        cached="layers" in found,
-        instruction_set=target.name,
-        precision=target.precision,
-        threads=torch.get_num_threads(),
-        processor=processor_name(),
-    )
-    return CompiledModel(None if reason else captured, model, inputs, report)
+def _at_work(
+    path: str, module: nn.Module, arguments: Arguments, options: Options, first: Capture | None = None
+) -> tuple[Part, Any]:
+    """A capture with regions that run, and what it makes of the example."""
+    target = options.target
+    made: dict[str, Any] = {}
+
+    def tools(captured: Capture) -> dict[str, Tools]:
+        graphs = list(captured.regions.values())
+        weights = known.weights_key(graphs, _versions(), target.name)
+        wide, peaks = _wide(captured, arguments) if target.half else ({}, {})
+        around = sum(node.weight.nbytes for graph in graphs for node in graph.layers() if node.weight is not None)
+        tuner = Tuner(weights, measure=options.tune, around=around)
+        made["facts"] = (weights, torch.get_num_threads(), options.tune, sorted(peaks), options.check_range)
+        made["peaks"] = peaks
+        made["tools"] = {
+            name: (target, tuner, frozenset(wide.get(name, ())), options.check_range) for name in captured.regions
+        }
+        return made["tools"]  # type: ignore[no-any-return]
+
+    captured, regions, at_work, result = working(module, arguments, tools, first)
+    for _, tuner, _, _ in made["tools"].values():
+        tuner.measure = False  # shapes that come later are not made to wait
+    _compare_small(at_work, module, arguments)
+    part = Part(path, module, arguments, captured, regions, at_work, made["tools"], made["facts"], made["peaks"])
+    return part, result
 
 
-def _wide(captured: Capture, inputs: tuple[Tensor, ...]) -> tuple[dict[str, set[str]], dict[str, float]]:
+def _compare_small(at_work: Captured, module: nn.Module, arguments: Arguments) -> None:
+    """Whether a batch of one, and an empty one, are as they should be: guards leave that open."""
+    batch = next((x.shape[0] for x in arguments.tensors if x.dim()), 0)
+    for size in (1, 0):
+        if size > batch:
+            continue
+        few = arguments.with_tensors(lambda x, n=size: x[:n] if x.dim() and x.shape[0] == batch else x)  # type: ignore[misc]
+        if at_work.guards.hold(few.named()) and at_work.guards.small(few.shapes):
+            with contextlib.suppress(Exception):  # what the model does not take
+                at_work.compare(module, few)
+
+
+def _body(model: nn.Module, parts: list[Part], around: nn.Module | None, snapshot: Snapshot) -> nn.Module:
+    """What runs instead of the model: a piece, or a copy of the model with pieces in it."""
+    for part in parts:
+        if part.at_work.module is not None:
+            own_tensors(part.at_work.module)
+    if around is None:
+        if not parts:
+            return model
+        (part,) = parts
+        return Piece(model, snapshot, part.at_work, part.tools, part.arguments.signature)
+    for part in parts:
+        if part.regions:
+            piece = Piece(
+                part.module, Snapshot(part.module), part.at_work, part.tools, part.arguments.signature, keep=True
+            )
+            around.set_submodule(part.path, piece)
+    own_tensors(around)
+    return around
+
+
+def _own_copy(model: nn.Module) -> nn.Module:
+    """The model with the weights that it has now; the model itself where it cannot be copied."""
+    try:
+        return copy.deepcopy(model)
+    except Exception:  # whatever a stranger's attributes raise
+        return model
+
+
+def _wide(captured: Capture, arguments: Arguments) -> tuple[dict[str, set[str]], dict[str, float]]:
     """The nodes of each region that leave half precision's range for the example, and the layers' sums."""
     finders = {name: RangeFinder(graph) for name, graph in captured.regions.items()}
     for name, finder in finders.items():
         captured.module.set_submodule(name, finder)
     whole = finders.get(captured.whole)
-    (captured.module if whole is None else whole)(*inputs)
+    if whole is None:
+        captured.module(*arguments.args, **arguments.kwargs)
+    else:
+        whole(*arguments.tensors)
     peaks = {
         finder.graph.node(node).layer or node: peak
         for finder in finders.values()
@@ -213,69 +371,107 @@ def _versions() -> tuple[str, ...]:
     return (mirrormask.__version__, torch.__version__, llvmlite.__version__, processor_name())
 
 
-def _race(model: nn.Module, plan: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tuple[float, float]:
+# -- measuring ------------------------------------------------------------------------------------------------------
+
+
+class _Call:
+    """A call of the example."""
+
+    def __init__(self, module: nn.Module, arguments: Arguments) -> None:
+        self.module, self.arguments = module, arguments
+
+    def __call__(self) -> Any:
+        return self.module(*self.arguments.args, **self.arguments.kwargs)
+
+
+def _measured(
+    model: nn.Module,
+    parts: list[Part],
+    regions: list[Region],
+    call: Callable[[], Any],
+    arguments: Arguments,
+    options: Options,
+) -> tuple[list[LayerReport], float, float, bool]:
+    """The steps of all regions, the seconds of a call before and after, and whether the cache knew them."""
+    facts = [part.facts for part in parts]
+    key = known.graph_key([region.graph for region in regions], facts, arguments.shapes)
+    stored = known.load(key) or {}
+    if "layers" in stored:
+        rows = [LayerReport(**{**row, "shape": tuple(row["shape"])}) for row in stored["layers"]]
+        return rows, float(stored["eager"]), float(stored["seconds"]), True
+    whole = parts[0].at_work.region if len(parts) == 1 and not parts[0].path else None
+    if whole is not None:
+        inputs = arguments.tensors  # a model that is one region is called without anything around it
+        call = lambda: whole.forward(*inputs)  # noqa: E731
+    eager, seconds = _race(_Call(model, arguments), call)
+    rows = _layers(call, regions, {whole: tuple(arguments.tensors)} if whole is not None else {})
+    known.store(key, {"eager": eager, "seconds": seconds, "layers": [asdict(row) for row in rows]})
+    return rows, eager, seconds, False
+
+
+def _race(eager: Callable[[], Any], plan: Callable[[], Any]) -> tuple[float, float]:
     """Median seconds of both, taken in turns so that a busy moment hits both."""
     clock = own_time if torch.get_num_threads() == 1 else time.perf_counter
-    calls = {"eager": lambda: model(*inputs), "plan": lambda: plan(*inputs)}
-    turns = in_turns(calls, rounds=3, budget=0.01, clock=clock, limit=2.0)
+    turns = in_turns({"eager": eager, "plan": plan}, rounds=3, budget=0.01, clock=clock, limit=2.0)
     return statistics.median(turns["eager"]), statistics.median(turns["plan"])
 
 
-def _layers(plan: Callable[..., Any], regions: dict[str, Region], inputs: tuple[Tensor, ...]) -> list[LayerReport]:
+def _layers(
+    call: Callable[[], Any], regions: list[Region], seen: dict[Region | None, tuple[Tensor, ...]]
+) -> list[LayerReport]:
     """The steps of every region, on the tensors that the example brings to it."""
-    if len(regions) == 1 and plan == next(iter(regions.values())).forward:
-        seen = dict.fromkeys(regions, inputs)
-    else:
-        seen = _inputs_of(plan, regions, inputs)
-    rows = [row for name, region in regions.items() for row in layer_reports(region, seen[name], {})]
+    if not seen:
+        hooks = [r.register_forward_pre_hook(lambda region, given: seen.setdefault(region, given)) for r in regions]  # type: ignore[arg-type, func-returns-value]
+        call()
+        for hook in hooks:
+            hook.remove()
+    rows = [row for region in regions if region in seen for row in layer_reports(region, seen[region], {})]
     total = sum(row.seconds for row in rows) or 1.0
     return [replace(row, share=row.seconds / total) for row in rows]
 
 
-def _inputs_of(
-    plan: Callable[..., Any], regions: dict[str, Region], inputs: tuple[Tensor, ...]
-) -> dict[str, tuple[Tensor, ...]]:
-    """What each region is called with."""
-    seen: dict[str, tuple[Tensor, ...]] = {}
-    hooks = [
-        region.register_forward_pre_hook(lambda _, given, name=name: seen.__setitem__(name, given))  # type: ignore[misc]
-        for name, region in regions.items()
-    ]
-    plan(*inputs)
-    for hook in hooks:
-        hook.remove()
-    return seen
+# -- what is asked for ----------------------------------------------------------------------------------------------
 
 
-def _error(result: Any, expected: Any) -> float:
-    """The largest difference over the largest expected element, over all output tensors."""
-    pairs = zip(_tensors(result), _tensors(expected), strict=True)
-    worst = 0.0
-    for got, want in pairs:
-        if got.shape != want.shape or not torch.equal(got.isfinite(), want.isfinite()):
-            return float("inf")
-        got, want = got[want.isfinite()], want[want.isfinite()]
-        scale = float(want.abs().max()) if want.numel() else 1.0
-        difference = float((got - want).abs().max()) if want.numel() else 0.0
-        worst = max(worst, difference / scale if scale else difference)
-    return worst
+def _arguments(model: nn.Module, example: Any, kwargs: Mapping[str, Any] | None) -> Arguments:
+    """The example's arguments.
 
-
-def _tensors(value: Any) -> list[Tensor]:
-    leaves = torch.utils._pytree.tree_leaves(value)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-
-def _check_inputs(example: Any) -> tuple[Tensor, ...]:
-    inputs = example if isinstance(example, tuple) else (example,)
-    for x in inputs:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"example_input holds a {type(x).__name__}; pass a tensor or a tuple of tensors")
+    Raises:
+        TypeError: the model does not take such.
+        ValueError: a tensor is not on the CPU, or requires grad.
+    """
+    named = dict(kwargs or {})
+    args: tuple[Any, ...] = example if isinstance(example, tuple) else (example,)
+    if isinstance(example, Mapping):
+        args, named = (), {**example, **named}
+    try:
+        arguments = Arguments.of(signature_of(model), args, named)
+    except TypeError as error:
+        raise TypeError(f"{type(model).__name__}.forward does not take the example: {error}") from None
+    for x in arguments.tensors:
         if x.device.type != "cpu":
             raise ValueError(f"example_input is on {x.device}, and the runtime is for the CPU; pass x.cpu()")
         if x.requires_grad:
             raise ValueError("example_input requires grad, and a compiled model computes none; pass x.detach()")
-    return inputs
+    if not arguments.tensors:
+        raise TypeError(f"example_input holds no tensor: {example!r}")
+    return arguments
+
+
+def _expected(model: nn.Module, arguments: Arguments) -> Any:
+    """What the model gives for the example.
+
+    Raises:
+        ValueError: it cannot run it.
+    """
+    try:
+        return model(*arguments.args, **arguments.kwargs)
+    except Exception as error:
+        shapes = [tuple(x.shape) for x in arguments.tensors]
+        raise ValueError(
+            f"{type(model).__name__} cannot run the example, of shapes {shapes}: {type(error).__name__}: "
+            f"{_short(error)}; pass an example that model(*example) takes"
+        ) from error
 
 
 def _check_model(model: Any) -> None:

@@ -14,6 +14,7 @@ __all__ = [
     "argument",
     "item_shape",
     "one_dimensional",
+    "open_shape",
     "pair",
     "shape_of",
     "source_of",
@@ -56,7 +57,24 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
         raise Unsupported("it does not make a single tensor")
     if value.dtype != torch.float32:
         raise Unsupported(f"it makes {str(value.dtype).removeprefix('torch.')}, not float32")
-    return tuple(int(size) for size in value.shape)
+    return tuple(size_of(size) for size in value.shape)
+
+
+def size_of(size: Any) -> int:
+    """A size as the example had it, where the capture leaves it open."""
+    if isinstance(size, torch.SymInt):
+        if size.node.hint is None:
+            raise Unsupported("a size depends on the data")
+        return int(size.node.hint)
+    return int(size)
+
+
+def open_shape(node: fx.Node) -> tuple[str, ...]:
+    """The sizes of the tensor that a node makes, those that are left open by their names."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        raise Unsupported("it does not make a single tensor")
+    return tuple(str(size.node.expr) if isinstance(size, torch.SymInt) else str(int(size)) for size in value.shape)
 
 
 def item_shape(context: Context, node: fx.Node) -> tuple[int, ...]:

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import operator
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
-
+from mirrormask.runtime.graph.guards import Guards
 from mirrormask.runtime.graph.ir import Graph
 
-__all__ = ["Blueprint", "Unstorable", "program_of"]
-
-#: Of the operations of a program, all but these are PyTorch's registered ones.
-OTHERS = {"getitem": operator.getitem}
-#: What an argument's name under ``torch`` stands for.
-NAMED = (torch.dtype, torch.layout, torch.memory_format)
-
-
-class Unstorable(Exception):
-    """Something that plain values cannot name."""
+__all__ = ["Blueprint"]
 
 
 @dataclass
@@ -33,6 +19,7 @@ class Blueprint:
         regions: the graphs that plans take over, without weights, by name.
         whole: the name of the region that is the entire model, or ``""``.
         left: (operation, why) of what stays in PyTorch.
+        guards: for which arguments it holds.
         program: (kind, name, target, arguments, keyword arguments) of each step of the model around its regions, as
             ``fx`` has them, in plain values; empty for a model that is one region.
     """
@@ -40,12 +27,19 @@ class Blueprint:
     regions: dict[str, Graph]
     whole: str
     left: list[tuple[str, str]]
+    guards: Guards
     program: list[list[Any]]
 
     def as_plain(self) -> dict[str, Any]:
         """Plain values, for JSON; :meth:`from_plain` reads them."""
         regions = {name: graph.as_plain() for name, graph in self.regions.items()}
-        return {"regions": regions, "whole": self.whole, "left": self.left, "program": self.program}
+        return {
+            "regions": regions,
+            "whole": self.whole,
+            "left": self.left,
+            "guards": self.guards.as_plain(),
+            "program": self.program,
+        }
 
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> Blueprint:
@@ -56,89 +50,4 @@ class Blueprint:
         """
         regions = {name: Graph.from_plain(graph) for name, graph in values["regions"].items()}
         left = [(name, why) for name, why in values["left"]]
-        return cls(regions, values["whole"], left, values["program"])
-
-    def module(self, tensors: Mapping[str, Tensor]) -> nn.Module:
-        """The model around its regions, which are empty modules, with these parameters and buffers.
-
-        Raises:
-            AttributeError, KeyError: there is no such operation or tensor.
-        """
-        if not self.program:
-            return nn.Module()
-        graph, nodes = fx.Graph(), dict[str, fx.Node]()
-        attributes: dict[str, Any] = {name: nn.Module() for name in self.regions}
-        for kind, name, target, args, kwargs in self.program:
-            if kind == "get_attr":
-                attributes[target] = tensors[target]
-            function = _operation(target) if kind == "call_function" else target
-            nodes[name] = graph.create_node(kind, function, _read(args, nodes), _read(kwargs, nodes), name)
-        return fx.GraphModule(attributes, graph)
-
-
-def program_of(module: fx.GraphModule) -> list[list[Any]]:
-    """The program of a captured module that takes tensors alone; its result may be tuples, lists and dicts of tensors.
-
-    Raises:
-        Unstorable: some step is not a registered operation, or some value has no plain form.
-    """
-    spec = getattr(module.graph._codegen, "pytree_info", None)
-    if spec is None or any(child.num_children for child in spec.in_spec.child(0).children()):
-        raise Unstorable("it does not take tensors alone")
-    steps = []
-    for node in module.graph.nodes:
-        target, args = node.target, node.args
-        if node.op == "call_function":
-            target = _name(target)
-        elif node.op == "output":
-            # The export returns a flat tuple, which its code makes the model's own structure of.
-            args = (torch.utils._pytree.tree_unflatten(list(args[0]), spec.out_spec),)
-        steps.append([node.op, node.name, target, _plain(args), _plain(dict(node.kwargs))])
-    return steps
-
-
-def _name(target: Any) -> str:
-    if isinstance(target, torch._ops.OpOverload):
-        return str(target)
-    for name, function in OTHERS.items():
-        if target is function:
-            return name
-    raise Unstorable(target)
-
-
-def _operation(name: str) -> Any:
-    return OTHERS[name] if name in OTHERS else functools.reduce(getattr, name.split("."), torch.ops)
-
-
-def _plain(value: Any) -> Any:
-    """Plain values that :func:`_read` makes the same arguments of."""
-    if isinstance(value, fx.Node):
-        return {"node": value.name}
-    if type(value) is tuple:
-        return {"tuple": [_plain(item) for item in value]}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if type(value) is dict and all(isinstance(key, str) for key in value):
-        return {"dict": {key: _plain(item) for key, item in value.items()}}
-    if isinstance(value, NAMED):
-        return {"torch": str(value).removeprefix("torch.")}
-    if isinstance(value, torch.device):
-        return {"device": str(value)}
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    raise Unstorable(value)
-
-
-def _read(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
-    if isinstance(value, list):
-        return [_read(item, nodes) for item in value]
-    if not isinstance(value, dict):
-        return value
-    ((kind, content),) = value.items()
-    if kind == "node":
-        return nodes[content]
-    if kind == "tuple":
-        return tuple(_read(item, nodes) for item in content)
-    if kind == "dict":
-        return {key: _read(item, nodes) for key, item in content.items()}
-    return torch.device(content) if kind == "device" else getattr(torch, content)
+        return cls(regions, values["whole"], left, Guards.from_plain(values["guards"]), values["program"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,11 +12,16 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
 from torch.fx.passes.operator_support import OperatorSupportBase
 
-from mirrormask.runtime.graph.aten import Context
+from mirrormask.checks import few
+from mirrormask.runtime.graph.aten import Context, Unsupported, open_shape
 from mirrormask.runtime.graph.bind import bind, names_in, tensors_of
-from mirrormask.runtime.graph.blueprint import Blueprint, Unstorable, program_of
+from mirrormask.runtime.graph.blueprint import Blueprint
 from mirrormask.runtime.graph.convert import CONVERTERS, aten, convert, why_not
+from mirrormask.runtime.graph.export import LOCK, Arguments, Refused, export, private_copy, signature_of
+from mirrormask.runtime.graph.guards import Guards
 from mirrormask.runtime.graph.ir import Graph
+from mirrormask.runtime.graph.passes import out_of_place, without_identities
+from mirrormask.runtime.graph.program import Unstorable, module_of, program_of
 
 __all__ = ["Capture", "capture", "from_blueprint"]
 
@@ -23,7 +30,7 @@ WEIGHTED = {aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.
 FLATTENS = {aten.flatten.using_ints, aten.view.default, aten.reshape.default}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Capture:
     """What became of a model.
 
@@ -31,8 +38,10 @@ class Capture:
         module: the model as operations; ``call_module`` nodes stand for the regions. Empty for a model of a single
             region that came from the cache.
         regions: name of the ``call_module`` target -> its graph.
-        left: (operation, why) of what stays in PyTorch.
+        left: (operations, why) of what stays in PyTorch.
         whole: the name of the region that is the entire model, or ``""``.
+        guards: for which arguments it holds.
+        nodes: names of the operations in each region.
         blueprint: the same without weights, when plain values can hold it and the model's own tensors can fill it.
     """
 
@@ -40,52 +49,97 @@ class Capture:
     regions: dict[str, Graph]
     left: list[tuple[str, str]]
     whole: str
+    guards: Guards
+    nodes: dict[str, frozenset[str]] = field(default_factory=dict)
     blueprint: Blueprint | None = None
 
 
-def capture(model: nn.Module, inputs: tuple[Tensor, ...]) -> Capture:
+def capture(
+    model: nn.Module, arguments: Arguments | tuple[Any, ...], without: Mapping[str, str] | None = None
+) -> Capture:
     """Export ``model`` and cut it into regions.
 
+    Args:
+        arguments: an example of what it is called with.
+        without: operations that must stay in PyTorch, by name, and why.
+
     Raises:
-        ValueError: ``torch.export`` cannot capture the model.
+        Refused: ``torch.export`` cannot capture the model, or a call of it changes the model.
     """
-    try:
-        module = torch.export.export(model, inputs, strict=False).module(check_guards=False)
-    except Exception as error:
-        first = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"{type(model).__name__} cannot be captured: {type(error).__name__}: {first}; compile the submodules that "
-            "can be (mm.compile(model.backbone, example)), or rewrite the part that torch.export refuses"
-        ) from error
-    assert isinstance(module, fx.GraphModule)
-    nodes = list(module.graph.nodes)
+    if not isinstance(arguments, Arguments):
+        arguments = Arguments.of(signature_of(model), arguments, {})
+    with LOCK:
+        exported = export(private_copy(model), arguments)
+    if exported.writes:
+        raise Refused(f"a call changes its {', '.join(exported.writes)}, which a plan would not")
+    module = exported.module
+    out_of_place(module.graph)
+    without_identities(module.graph)
     constants, constant_names = _constants(module)
     tensors = {constant_names[node]: tensor for node, tensor in constants.items()}
     reasons: dict[str, str] = {}
     regions: dict[str, Graph] = {}
-    has_maps = any(n.target in WEIGHTED and n.target is not aten.linear.default for n in nodes)
+    members: dict[str, frozenset[str]] = {}
+    has_maps = any(n.target in WEIGHTED and n.target is not aten.linear.default for n in module.graph.nodes)
     # First the images (with the linear layers of their heads), then the linear layers over rows of what is left.
     for rows in (False, True) if has_maps else (True,):
-        context = Context(module, *_constants(module), rows)
-        for graph_module in _fuse(module, context, reasons):
-            target = str(graph_module.target)
-            inner = module.get_submodule(target)
-            assert isinstance(inner, fx.GraphModule)
-            regions[target] = _region(inner, graph_module, module, rows)
-            if rows and _take_over_flatten(graph_module):
-                regions[target].flattens = True
+        for leading in _leadings(module, rows):
+            context = Context(module, *_constants(module), rows)
+            support = _Support(context, leading, without or {}, reasons)
+            for graph_module in _fuse(module, support, f"{'rows' if rows else 'maps'}_{len(regions)}_"):
+                target = str(graph_module.target)
+                inner = module.get_submodule(target)
+                assert isinstance(inner, fx.GraphModule)
+                names = frozenset(n.name for n in inner.graph.nodes if n.op == "call_function")
+                graph = _region(inner, graph_module, module, rows)
+                regions[target], members[target] = graph, names
+                if rows and _take_over_flatten(graph_module):
+                    regions[target] = replace(graph, flattens=True)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
-    left = [
-        (f"{n.name} ({n.target})", reasons[n.name])
-        for n in module.graph.nodes
-        if n.op == "call_function" and n.name in reasons
-    ]
+    left = _left(module, reasons)
     whole = _whole(module, regions)
-    blueprint = _blueprint(module, regions, whole, left, tensors, tensors_of(model))
+    blueprint = _blueprint(module, regions, whole, left, exported.guards, tensors, tensors_of(model))
     bound = {name: bind(graph, tensors) for name, graph in regions.items()}
-    return Capture(module, bound, left, whole, blueprint)
+    return Capture(module, bound, left, whole, exported.guards, members, blueprint)
+
+
+def _leadings(module: fx.GraphModule, rows: bool) -> list[tuple[str, ...]]:
+    """The leading dimensions that layers have: each makes regions of its own, as a plan counts items by them."""
+    found = []
+    for node in module.graph.nodes:
+        if node.target in WEIGHTED and (rows or node.target is not aten.linear.default):
+            with contextlib.suppress(Unsupported):
+                found.append(_leading(node, rows))
+    return list(dict.fromkeys(found))
+
+
+def _leading(node: fx.Node, rows: bool) -> tuple[str, ...]:
+    shape = open_shape(node)
+    return shape[:-1] if rows else shape[:1]
+
+
+def _left(module: fx.GraphModule, reasons: dict[str, str]) -> list[tuple[str, str]]:
+    """What stays in PyTorch, as a reader of the model's code would name it: an operation, where it is, and why."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for node in module.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(node.target, torch._ops.OpOverload) and node.name in reasons and isinstance(value, Tensor):
+            name = str(node.target).removeprefix("aten.").partition(".")[0]
+            found.setdefault((name, reasons[node.name]), []).append(_owner(node))
+    rows = []
+    for (name, why), owners in found.items():
+        places = list(dict.fromkeys(owner for owner in owners if owner))
+        rows.append((f"{name} in {few(places)}" if places else name, why))
+    return rows
+
+
+def _owner(node: fx.Node) -> str:
+    """The name of the module whose code an operation is in."""
+    stack = node.meta.get("nn_module_stack") or {}
+    names = [str(name) for name, _ in stack.values()] if isinstance(stack, dict) else []
+    return names[-1].removeprefix("L['self'].").replace("L['self']", "") if names else ""
 
 
 def from_blueprint(blueprint: Blueprint, model: nn.Module) -> Capture:
@@ -97,7 +151,8 @@ def from_blueprint(blueprint: Blueprint, model: nn.Module) -> Capture:
     """
     tensors = tensors_of(model)
     bound = {name: bind(graph, tensors) for name, graph in blueprint.regions.items()}
-    return Capture(blueprint.module(tensors), bound, blueprint.left, blueprint.whole, blueprint)
+    module = module_of(blueprint, tensors)
+    return Capture(module, bound, blueprint.left, blueprint.whole, blueprint.guards, {}, blueprint)
 
 
 def _blueprint(
@@ -105,6 +160,7 @@ def _blueprint(
     regions: dict[str, Graph],
     whole: str,
     left: list[tuple[str, str]],
+    guards: Guards,
     tensors: dict[str, Tensor],
     own: dict[str, Tensor],
 ) -> Blueprint | None:
@@ -113,7 +169,7 @@ def _blueprint(
     if not all(_same(tensors, own, name) for name in names):
         return None  # it holds tensors that only the export has names for
     try:
-        return Blueprint(regions, whole, left, [] if whole else program_of(module))
+        return Blueprint(regions, whole, left, guards, program_of(module, steps=not whole))
     except Unstorable:
         return None
 
@@ -140,7 +196,7 @@ def _whole(module: fx.GraphModule, regions: dict[str, Graph]) -> str:
     name = str(calls[0].target)
     graph = regions[name]
     names = dict(zip(calls[0].args, graph.inputs, strict=True))
-    graph.inputs = [names[n] for n in inputs]
+    regions[name] = replace(graph, inputs=[names[n] for n in inputs])
     calls[0].args = tuple(inputs)
     module.recompile()
     return name
@@ -160,29 +216,42 @@ def _constants(module: fx.GraphModule) -> tuple[dict[fx.Node, Tensor], dict[fx.N
 
 
 class _Support(OperatorSupportBase):
-    def __init__(self, context: Context, reasons: dict[str, str]) -> None:
-        self.context, self.reasons = context, reasons
+    """Which operations a plan takes over, among those with these leading dimensions."""
+
+    def __init__(
+        self, context: Context, leading: tuple[str, ...], without: Mapping[str, str], reasons: dict[str, str]
+    ) -> None:
+        self.context, self.leading, self.without, self.reasons = context, leading, without, reasons
 
     def is_node_supported(self, submodules: Any, node: fx.Node) -> bool:
-        if node.op != "call_function" or node.target not in CONVERTERS:
-            if node.op == "call_function":
-                self.reasons[node.name] = "the runtime does not know this operation"
+        if node.op != "call_function":
             return False
-        reason = why_not(self.context, node)
+        reason = self._why_not(node)
         if reason:
-            self.reasons[node.name] = reason
+            self.reasons.setdefault(node.name, reason)
         return not reason
 
+    def _why_not(self, node: fx.Node) -> str:
+        if node.name in self.without:
+            return self.without[node.name]
+        if node.target not in CONVERTERS:
+            return "the runtime does not know this operation"
+        try:
+            tensors = [node, *(n for n in node.all_input_nodes if n not in self.context.constants)]
+            if any(_leading(n, self.context.rows) != self.leading for n in tensors):
+                return "no layer with such leading dimensions is near it"
+        except Unsupported as reason:
+            return str(reason)
+        return why_not(self.context, node)
 
-def _fuse(module: fx.GraphModule, context: Context, reasons: dict[str, str]) -> list[fx.Node]:
+
+def _fuse(module: fx.GraphModule, support: _Support, prefix: str) -> list[fx.Node]:
     """Replace the largest supported subgraphs that hold a weight by submodules; returns the new nodes."""
-    support = _Support(context, reasons)
     partitioner = CapabilityBasedPartitioner(module, support, allows_single_node_partition=True)
     found = [p for p in partitioner.propose_partitions() if any(n.target in WEIGHTED for n in p.nodes)]
     for partition in found:
         for node in partition.nodes:
-            reasons.pop(node.name, None)
-    prefix = "rows_" if context.rows else "maps_"
+            support.reasons.pop(node.name, None)
     partitioner.fuse_partitions(found, prefix=prefix)
     return [n for n in module.graph.nodes if n.op == "call_module" and str(n.target).startswith(prefix)]
 
@@ -199,7 +268,9 @@ def _take_over_flatten(call: fx.Node) -> bool:
     value, made = (node.meta.get("val") for node in (source, before) if isinstance(node, fx.Node))
     if not (isinstance(value, Tensor) and isinstance(made, Tensor)):
         return False
-    if made.dim() != 2 or value.dim() < 2 or made.shape[0] != value.shape[0] or len(before.users) > 1:
+    if not isinstance(source, fx.Node) or made.dim() != 2 or value.dim() < 2:
+        return False
+    if open_shape(before)[0] != open_shape(source)[0] or len(before.users) > 1:
         return False
     call.args = (source,)
     return True

@@ -15,13 +15,14 @@ from mirrormask.runtime.graph.aten import (
     argument,
     item_shape,
     one_dimensional,
+    open_shape,
     pair,
     shape_of,
     source_of,
 )
 from mirrormask.runtime.graph.ir import Graph, Node, Origin
 
-__all__ = ["CONVERTERS", "convert", "why_not"]
+__all__ = ["CONVERTERS", "convert", "why_not", "writes_in_place"]
 
 aten = torch.ops.aten
 
@@ -110,7 +111,7 @@ def _add(context: Context, node: fx.Node) -> Node:
     a, b = argument(node, 0, "self"), argument(node, 1, "other")
     if not (isinstance(a, fx.Node) and isinstance(b, fx.Node)) or node.kwargs.get("alpha", 1) != 1:
         raise Unsupported("it adds a number, or a multiple")
-    if shape_of(a) != shape_of(b) or a in context.constants or b in context.constants:
+    if open_shape(a) != open_shape(b) or a in context.constants or b in context.constants:
         raise Unsupported("it adds tensors of different shapes, or a constant")
     return Node("add", node.name, [a.name, b.name], item_shape(context, node), layer=node.name)
 
@@ -158,7 +159,15 @@ def _adaptive(context: Context, node: fx.Node) -> Node:
         raise Unsupported("its windows have different sizes")
     step = (source[1] // shape[1], source[2] // shape[2])
     return Node(
-        "pool", node.name, [source_of(node).name], shape, layer=node.name, kind="mean", kernel=step, stride=step
+        "pool",
+        node.name,
+        [source_of(node).name],
+        shape,
+        layer=node.name,
+        kind="mean",
+        kernel=step,
+        stride=step,
+        fixed=True,  # another size has other windows
     )
 
 
@@ -233,6 +242,11 @@ ROW_OPERATIONS = {
 }
 
 
+def writes_in_place(node: fx.Node) -> bool:
+    """Whether an operation changes its input: by the naming of PyTorch."""
+    return str(node.target).partition(".")[2].partition(".")[0].endswith("_")
+
+
 def convert_node(context: Context, node: fx.Node) -> Node:
     """The node that an ATen operation becomes.
 
@@ -242,10 +256,8 @@ def convert_node(context: Context, node: fx.Node) -> Node:
     converter = CONVERTERS.get(node.target)
     if node.op != "call_function" or converter is None:
         raise Unsupported(f"the operation {node.target} is not known to the runtime")
-    if str(node.target).partition(".")[2].partition(".")[0].endswith("_"):
-        source = source_of(node)
-        if len(source.users) > 1 or source.op != "call_function":
-            raise Unsupported("it works in place on a tensor that others read")
+    if writes_in_place(node):
+        raise Unsupported("it works in place on a tensor that others read")
     if context.rows and node.target not in ROW_OPERATIONS:
         raise Unsupported("no convolution is near it")
     made = converter(context, node)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Graph", "Node", "Origin", "Weight"]
+__all__ = ["Graph", "Node", "Origin", "Unfit", "Weight"]
 
 Floats = npt.NDArray[np.float32]
+
+
+class Unfit(ValueError):
+    """Shapes that a graph cannot be used for; the message says which operation is in the way."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Origin:
     eps: float = 0.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Node:
     """One operation.
 
@@ -119,7 +123,7 @@ class Node:
     origin: Origin | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Graph:
     """A region: its nodes in order of execution.
 
@@ -158,6 +162,11 @@ class Graph:
         """Multiplications per row of a region over rows: its nonzero weights."""
         return sum(node.weight.nonzeros for node in self.layers() if node.weight is not None)
 
+    def holding(self, weights: Mapping[str, Weight]) -> Graph:
+        """The same graph with these weights, by node, in another form."""
+        nodes = [replace(node, weight=weights[node.name]) if node.name in weights else node for node in self.nodes]
+        return replace(self, nodes=nodes) if weights else self
+
     def as_plain(self) -> dict[str, Any]:
         """A graph without weights as plain values, for JSON; :meth:`from_plain` reads them."""
         return asdict(self)
@@ -182,7 +191,7 @@ class Graph:
         """The same operations for inputs of other shapes per item, as a tensor has them.
 
         Raises:
-            ValueError: an operation does not fit them; its message names it.
+            Unfit: an operation does not fit them; its message names it.
         """
         nodes: dict[str, Node] = {}
         for node in self.nodes:
@@ -190,11 +199,13 @@ class Graph:
                 shape = shapes[self.inputs.index(node.name)]
                 shape = (shape[0], 1, shape[1]) if len(shape) == 2 else shape
                 if len(shape) != len(node.shape) or shape[0] != node.shape[0]:
-                    raise ValueError(f"the input has shape {shape} per item where {node.shape} was captured")
+                    raise Unfit(f"the input has shape {shape} per item where {node.shape} was captured")
             else:
-                shape = _shape_after(node, nodes[node.inputs[0]].shape)
+                source = nodes[node.inputs[0]].shape
+                same = source == self.node(node.inputs[0]).shape
+                shape = node.shape if same else _shape_after(node, source)
                 if node.op == "add" and nodes[node.inputs[1]].shape != shape:
-                    raise ValueError(f"{node.layer!r} adds tensors of different shapes")
+                    raise Unfit(f"{node.layer!r} adds tensors of different shapes")
             nodes[node.name] = replace(node, shape=shape)
         outer = dict(zip(self.inputs, shapes, strict=True))
         for name in self.outputs:
@@ -205,18 +216,18 @@ class Graph:
 
 def _shape_after(node: Node, source: tuple[int, ...]) -> tuple[int, ...]:
     """The shape that an operation makes of ``source``."""
-    if node.fixed and source != node.shape:
-        raise ValueError(f"{node.layer!r} was captured for another size")
+    if node.fixed:
+        raise Unfit(f"{node.layer!r} was captured for another size")
     if node.op in ("conv", "pool"):
         settings = zip(source[1:], node.kernel, node.stride, node.padding, node.dilation, strict=True)
         sizes = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in settings]
         if min(sizes) < 1:
-            raise ValueError(f"{node.layer!r} has nothing left to read of a map of {source[1:]}")
+            raise Unfit(f"{node.layer!r} has nothing left to read of a map of {source[1:]}")
         return (node.shape[0], *sizes)
     if node.op == "linear":
         assert node.weight is not None
         if source != (node.weight.shape[1],):
-            raise ValueError(f"{node.layer!r} takes {node.weight.shape[1]} features, not {source}")
+            raise Unfit(f"{node.layer!r} takes {node.weight.shape[1]} features, not {source}")
         return node.shape
     if node.op == "mean":
         return node.shape

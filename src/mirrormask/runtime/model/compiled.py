@@ -1,67 +1,67 @@
-"""A compiled model: checks its inputs, and hands them to the plan made for their shapes."""
+"""A compiled model: checks its inputs, and hands them to what was made for their shapes."""
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, empty_strided, float32, get_num_threads, nn
+from torch.utils import _pytree as pytree
 
-from mirrormask.machine.targets import Target
-from mirrormask.runtime.graph.capture import Capture, capture
-from mirrormask.runtime.model.half import make_region
+from mirrormask.runtime.graph.export import Arguments
+from mirrormask.runtime.model.piece import Piece
 from mirrormask.runtime.model.region import Quick, Region
 from mirrormask.runtime.model.report import Report
-from mirrormask.runtime.schedule.tune import Tuner
+from mirrormask.runtime.model.snapshot import Snapshot
 
 __all__ = ["CompiledModel"]
 
-#: Input shapes whose plans a compiled model keeps; the oldest goes.
+#: Input shapes whose short way a compiled model keeps; the oldest goes.
 MOST_SHAPES = 32
-
-
-def _keys(inputs: tuple[Tensor, ...]) -> tuple[torch.Size, ...]:
-    """What a region is made for: the shapes, the first dimension left out (of a vector it is the only one)."""
-    return tuple(x.shape[1:] if x.dim() > 1 else x.shape for x in inputs)
 
 
 class CompiledModel(nn.Module):
     """A model compiled by :func:`compile`; call it as the model was called.
+
+    It keeps the weights that the model had when it was compiled: see :meth:`stale`. Any number of threads may call it.
 
     Attributes:
         report: what was chosen for each layer, and the times. ``print(fast.report)``.
     """
 
     report: Report
-    _model: Any
-    _examples: list[tuple[tuple[int, ...], torch.dtype]]
-    _regions: dict[tuple[torch.Size, ...], Region]
-    _partial: dict[tuple[tuple[int, ...], ...], nn.Module]
+    _body: nn.Module
+    _signature: inspect.Signature | None
+    _snapshot: Snapshot
     _quick: dict[torch.Size, Quick]
-    _tools: dict[str, tuple[Target, Tuner, frozenset[str], bool]]
 
     def __init__(
-        self, captured: Capture | None, model: nn.Module, examples: tuple[Tensor, ...], report: Report
+        self, body: nn.Module, signature: inspect.Signature | None, snapshot: Snapshot, report: Report
     ) -> None:
         super().__init__()
         self.training = False
         self.report = report
-        self._examples = [(tuple(x.shape), x.dtype) for x in examples]
-        whole = captured.module.get_submodule(captured.whole) if captured is not None and captured.whole else None
-        region = whole if isinstance(whole, Region) else None
-        # Kept out of the submodules: what is in them is not this module's to train or to move. A model that is one
-        # region needs its dense weights no more.
-        self.__dict__["_model"] = model if region is None else None
-        self.__dict__["_regions"] = {} if region is None else {_keys(examples): region}
-        self.__dict__["_partial"], self.__dict__["_quick"] = {}, {}
-        if captured is not None and region is None:
-            self.__dict__["_tools"] = {n: m.tools for n, m in captured.module.named_modules() if isinstance(m, Region)}
-            self._partial[tuple(shape for shape, _ in self._examples)] = captured.module
+        # Kept out of the submodules: what is in them is not this module's to train or to move.
+        self.__dict__["_body"] = body
+        self._signature, self._snapshot = signature, snapshot
+        self.__dict__["_quick"] = {}
 
-    def __call__(self, *inputs: Tensor) -> Any:
-        """Run the model without recording gradients."""
-        x = inputs[0] if inputs else None
-        if type(x) is Tensor and len(inputs) == 1:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model without recording gradients.
+
+        Under autocast too it computes in the precision that it was compiled for.
+
+        Raises:
+            TypeError: the model does not take such arguments.
+            ValueError: a tensor is not on the CPU, or requires grad; or the call needs a new capture, and the model is
+                gone.
+            RuntimeError: the call needs a new capture, and the model has other weights by now.
+            Exception: what the model itself says of a call that it does not take.
+        """
+        x = args[0] if args else None
+        if type(x) is Tensor and len(args) == 1 and not kwargs:
             # Small models take microseconds: one look-up, and the call without another layer between.
             quick = self._quick.get(x.shape)
             if (
@@ -78,83 +78,94 @@ class CompiledModel(nn.Module):
                     quick.function(quick.words)
                     spread = quick.spreads and quick.lower_flag()
                 return quick.direct().forward(x) if spread else result
-        self._check(inputs)
-        with torch.no_grad():
-            if self._regions:
-                region = self._region_for(inputs)
-                result = region.forward(*inputs)
-                self._remember(region, inputs)
-                return result
-            return self._partial_for(inputs)(*inputs) if self.report.compiled else self._model(*inputs)
+        try:
+            arguments = Arguments.of(self._signature, args, kwargs)
+        except TypeError as error:
+            raise TypeError(f"the compiled model is called as its model was, {self._signature}: {error}") from None
+        for tensor in arguments.tensors:
+            _check(tensor)
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            if not isinstance(self._body, Piece):
+                return self._body(*arguments.args, **arguments.kwargs)
+            result = self._body.run(arguments)
+        if len(args) == 1 and not kwargs and type(x) is Tensor:
+            self._remember(x)
+        return _strided_as(arguments, result)
 
-    def _remember(self, region: Region, inputs: tuple[Tensor, ...]) -> None:
+    def _remember(self, x: Tensor) -> None:
         """Let calls of this shape take the short way from now on, if there is one."""
-        quick = region.quick(inputs[0].shape) if len(inputs) == 1 else None
-        if quick is not None:
-            self._quick[inputs[0].shape] = quick
-            while len(self._quick) > MOST_SHAPES:
-                self._quick.pop(next(iter(self._quick)))
+        region = self._region(x)
+        quick = None if region is None else region.quick(x.shape)
+        if quick is not None and x.shape not in self._quick:
+            known = {**self._quick, x.shape: quick}  # others may be looking into the old one
+            while len(known) > MOST_SHAPES:
+                known.pop(next(iter(known)))
+            self.__dict__["_quick"] = known
 
-    def _region_for(self, inputs: tuple[Tensor, ...]) -> Region:
-        """The region for these shapes; a new one for shapes not seen before."""
-        region: Region
-        key = _keys(inputs)
-        rows = next(iter(self._regions.values())).graph.rows
-        leading = [x.shape[:-1] if rows else x.shape[:1] for x in inputs]
-        if len(set(leading)) > 1:
-            raise ValueError(f"the inputs have shapes {[tuple(x.shape) for x in inputs]}; they must have equal batches")
-        if key not in self._regions:
-            region = next(iter(self._regions.values()))
-            try:
-                self._regions[key] = region.resized([tuple(shape) for shape in key])
-            except ValueError as error:
-                raise ValueError(
-                    f"the input has shape {tuple(inputs[0].shape)}, and the model was compiled for "
-                    f"{self._examples[0][0]} (any first dimension): {error}; compile it again with such an example"
-                ) from error
-        region = self._regions[key]
-        while len(self._regions) > MOST_SHAPES:
-            self._regions.pop(next(iter(self._regions)))
-        return region
+    def _region(self, x: Tensor) -> Region | None:
+        """The region that is the whole model, for this input."""
+        assert isinstance(self._body, Piece)
+        captured = self._body.capture_for(Arguments.of(self._signature, (x,), {}))
+        return None if captured is None else captured.region
 
-    def _partial_for(self, inputs: tuple[Tensor, ...]) -> nn.Module:
-        """The captured model for these shapes, of which parts stay in PyTorch: batch sizes may be baked in there."""
-        module: nn.Module
-        shapes = tuple(tuple(x.shape) for x in inputs)
-        if shapes not in self._partial:
-            captured = capture(self._model, inputs)
-            for name, graph in captured.regions.items():
-                tools = self._tools.get(name) or next(iter(self._tools.values()))
-                captured.module.set_submodule(name, make_region(graph, *tools))
-            self._partial[shapes] = captured.module
-        module = self._partial[shapes]
-        while len(self._partial) > MOST_SHAPES:
-            self._partial.pop(next(iter(self._partial)))
-        return module
+    @property
+    def regions(self) -> list[Region]:
+        """The parts that run natively."""
+        pieces = [m for m in self._body.modules() if isinstance(m, Piece)]
+        found = [c.region for piece in pieces for c in piece.captures if c.region is not None]
+        inner = [c.module for piece in pieces for c in piece.captures if c.module is not None]
+        return found + [m for module in inner for m in module.modules() if isinstance(m, Region)]
 
-    def _check(self, inputs: tuple[Tensor, ...]) -> None:
-        if len(inputs) != len(self._examples):
-            raise TypeError(
-                f"the compiled model takes {len(self._examples)} tensors, as its example, not {len(inputs)}"
-            )
-        for x, (shape, dtype) in zip(inputs, self._examples, strict=True):
-            if not isinstance(x, Tensor):
-                raise TypeError(f"the input is a {type(x).__name__}, not a tensor")
-            if not x.is_cpu:
-                raise ValueError(f"the input is on {x.device}, and the compiled model runs on the CPU; pass x.cpu()")
-            if x.dtype != dtype:
-                raise TypeError(f"the input is {x.dtype}, and the model was compiled for {dtype}; pass x.to({dtype})")
-            if x.requires_grad:
-                raise ValueError("the input requires grad, and a compiled model computes none; pass x.detach()")
-            if x.dim() != len(shape):
-                raise ValueError(f"the input has {x.dim()} dimensions, and the model was compiled for {shape}")
+    def stale(self) -> list[str]:
+        """The parameters and buffers of the model that changed since it was compiled; all, if the model is gone.
+
+        The compiled model keeps the weights that it was made of. To follow the model, compile it again.
+
+        Example:
+            >>> import torch, mirrormask as mm
+            >>> model = torch.nn.Linear(8, 4).eval()
+            >>> fast = mm.compile(model, torch.randn(2, 8))
+            >>> fast.stale()
+            []
+            >>> _ = model.weight.data.mul_(2)
+            >>> fast.stale()
+            ['weight']
+        """
+        return self._snapshot.changed()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Captured modules are made anew from the model when they are needed.
-        return {**self.__dict__, "_partial": {}, "_quick": {}}
+        return {**self.__dict__, "_quick": {}}
 
     def train(self, mode: bool = True) -> CompiledModel:
-        """A compiled model is for inference: only ``train(False)`` is allowed."""
+        """A compiled model stays in evaluation: a parent's ``train()`` leaves it as it is, with a warning."""
         if mode:
-            raise ValueError("a compiled model cannot be trained; train the original and compile it again")
+            warnings.warn(
+                "a compiled model stays in evaluation; train the original, and compile it again", stacklevel=2
+            )
         return self
+
+    def _no_hooks(self, *_: Any, **__: Any) -> Any:
+        raise RuntimeError(
+            "hooks on a compiled model, or on a part of it, would not run; register them on a module that holds it"
+        )
+
+    register_forward_hook = register_forward_pre_hook = _no_hooks
+    register_full_backward_hook = register_full_backward_pre_hook = register_backward_hook = _no_hooks
+
+
+def _check(x: Tensor) -> None:
+    if not x.is_cpu:
+        raise ValueError(f"an input is on {x.device}, and the compiled model runs on the CPU; pass x.cpu()")
+    if x.requires_grad:
+        raise ValueError("an input requires grad, and a compiled model computes none; pass x.detach()")
+
+
+def _strided_as(arguments: Arguments, result: Any) -> Any:
+    """Images come out in the order of memory in which they came in, as from PyTorch's convolutions."""
+    last = torch.channels_last
+    images = [x for x in arguments.tensors if x.dim() == 4 and not x.is_contiguous()]
+    if not any(x.is_contiguous(memory_format=last) for x in images):
+        return result
+    return pytree.tree_map_only(
+        Tensor, lambda x: x.contiguous(memory_format=last) if x.dim() == 4 and x.is_contiguous() else x, result
+    )

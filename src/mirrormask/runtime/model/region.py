@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import threading
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from mirrormask.machine.targets import Target, available_targets, best_target, fp16_target
 from mirrormask.machine.timing import in_turns
-from mirrormask.runtime.graph.ir import Graph
+from mirrormask.runtime.graph.ir import Graph, Unfit
 from mirrormask.runtime.kernels.driver import MAX_THREADS
 from mirrormask.runtime.schedule.lower import lower
 from mirrormask.runtime.schedule.plan import Plan
@@ -28,8 +29,8 @@ MOST_VECTORS, MOST_TOKENS = 8, 128
 LEAST_GAIN = 5e-5
 #: Products from which on threads take rows of their own: about twice :data:`LEAST_GAIN` on one thread.
 LEAST_WORK = 4e6
-#: Input shapes whose calls are kept prepared.
-MOST_CALLS = 64
+#: Input shapes whose calls are kept prepared, and shapes per item whose plans are kept; the oldest go.
+MOST_CALLS, MOST_SHAPES = 64, 32
 
 
 class Region(nn.Module):
@@ -43,27 +44,41 @@ class Region(nn.Module):
         super().__init__()
         self.graph, self.target, self.tuner = graph, target, tuner
         self._plans: dict[tuple[int, int], Plan] = {}
-        self._calls: dict[tuple[torch.Size, int], _Call] = {}
+        self._calls: dict[tuple[Any, ...], _Call] = {}
         self._direct: list[DirectRegion] = []
+        self._sized: dict[tuple[tuple[int, ...], ...], Region] = {}
+        self._lock = threading.RLock()
+        self.failed = ""
+        """Why no plan could be made of it."""
 
     def __getstate__(self) -> dict[str, Any]:
         # Plans hold addresses of this process; they are made anew where the region goes.
-        return {**self.__dict__, "_plans": {}, "_calls": {}, "_direct": []}
+        state = {**self.__dict__, "_plans": {}, "_calls": {}, "_direct": [], "_sized": {}}
+        del state["_lock"]
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._lock = threading.RLock()
         runs = fp16_target() is not None if self.target.half else self.target in available_targets()
         if not runs:
             self.target, self.tuner = best_target(), Tuner("", measure=self.tuner.measure, around=self.tuner.around)
 
-    def resized(self, shapes: list[tuple[int, ...]]) -> Region:
-        """The same region for inputs of other shapes, the first dimension left out."""
-        if self.graph.rows:
-            # Rows are rows, whatever the dimensions before them; only their length counts.
-            flat = self.graph.flattens
-            self.graph.resized([(math.prod(shape),) if flat else shape[-1:] for shape in shapes])
-            return self
-        return self.remade(self.graph.resized(shapes))
+    def sized(self, shapes: tuple[tuple[int, ...], ...]) -> Region:
+        """The same region for inputs of other shapes per item.
+
+        Raises:
+            Unfit: an operation does not fit them; its message names it.
+        """
+        graph = self.graph
+        if graph.rows:
+            raise Unfit(f"it takes rows of {[graph.shapes[name] for name in graph.inputs]}, not {list(shapes)}")
+        with self._lock:
+            if shapes not in self._sized:
+                self._sized[shapes] = self.remade(graph.resized(list(shapes)))
+                while len(self._sized) > MOST_SHAPES:
+                    self._sized.pop(next(iter(self._sized)))
+            return self._sized[shapes]
 
     def remade(self, graph: Graph) -> Region:
         """Such a region for another graph."""
@@ -71,23 +86,27 @@ class Region(nn.Module):
 
     def plan_for(self, items: int) -> Plan:
         """The plan for a call with so many images or rows."""
-        key = (min(torch.get_num_threads(), MAX_THREADS), self.tokens(items))
-        if key not in self._plans:
-            plan = lower(self.graph, self.target, key[0], self._choose, key[1])
-            question = f"a team may share {key} {self.graph.shapes}"
-            plan.shares = plan.threads > 1 and self.tuner.decide(question, lambda: _sharing_pays(plan))
-            self._plans[key] = plan
-            self.tuner.save()
-        return self._plans[key]
+        with self._lock:
+            key = (min(torch.get_num_threads(), MAX_THREADS), self.tokens(items))
+            if key not in self._plans:
+                plan = lower(self.graph, self.target, key[0], self._choose, key[1])
+                question = f"a team may share {key} {self.graph.shapes}"
+                plan.shares = plan.threads > 1 and self.tuner.decide(question, lambda: _sharing_pays(plan))
+                self._plans[key] = plan
+                # Dense weights are kept once, as the plan reads them.
+                self.graph = self.graph.holding(plan.panels)
+                self.tuner.save()
+            return self._plans[key]
 
     def _choose(self, problem: Problem) -> Choice:
         return self.tuner(problem)
 
     def direct(self) -> Region:
         """The region for inputs with numbers that are not finite, which some kernels spread."""
-        if not self._direct:
-            self._direct.append(DirectRegion(self.graph, self.target, self.tuner))
-        return self._direct[0]
+        with self._lock:
+            if not self._direct:
+                self._direct.append(DirectRegion(self.graph, self.target, self.tuner))
+            return self._direct[0]
 
     @property
     def tools(self) -> tuple[Target, Tuner, frozenset[str], bool]:
@@ -113,7 +132,13 @@ class Region(nn.Module):
         lanes, threads = self.target.lanes, min(torch.get_num_threads(), MAX_THREADS)
         if rows >= threads * lanes and rows * self.graph.products >= LEAST_WORK:
             rows = -(-rows // threads)
-        return max(lanes, 2) if rows < lanes else min(self.most_tokens, -(-rows // lanes) * lanes)
+        if rows < lanes:
+            return max(lanes, 2)
+        exact = min(self.most_tokens, -(-rows // lanes) * lanes)
+        if not self._plans or (threads, exact) in self._plans:
+            return exact
+        # Numbers of rows that come later share few plans, however many there are.
+        return min(self.most_tokens, lanes << (-(-rows // lanes) - 1).bit_length())
 
     @property
     def most_tokens(self) -> int:
@@ -135,14 +160,50 @@ class Region(nn.Module):
         return None if call is None or not call.simple else Quick(call)
 
     def forward(self, *inputs: Tensor) -> Any:
-        """Run the region on float32 tensors of the captured shapes (any batch size)."""
-        key = (inputs[0].shape, torch.get_num_threads())
+        """Run the region on float32 tensors of the captured shapes (any batch size), or of others that fit it.
+
+        Raises:
+            TypeError: an input is not a float32 tensor on the CPU.
+            ValueError: the inputs do not fit the region or each other.
+        """
+        key = (*[x.shape for x in inputs], torch.get_num_threads())
         call = self._calls.get(key)
         if call is None:
-            call = self._calls[key] = _Call(self, inputs[0].shape)
-            while len(self._calls) > MOST_CALLS:
-                self._calls.pop(next(iter(self._calls)))
+            call = self._call_for(inputs, key)
+        for x in inputs:
+            if x.dtype is not torch.float32 or not x.is_cpu or x.layout is not torch.strided:
+                raise TypeError(f"a region takes dense float32 tensors on the CPU, not {x.dtype} on {x.device}")
         return call(inputs)
+
+    def _call_for(self, inputs: tuple[Tensor, ...], key: tuple[Any, ...]) -> _Call:
+        """A call for inputs of shapes that were not seen before, or not lately."""
+        with self._lock:
+            region = self._region_for(inputs)
+            try:
+                call = _Call(region, inputs[0].shape)
+            except Exception as error:
+                self.failed = f"no plan could be made: {error}"
+                raise
+            calls = dict(self._calls)  # others may be looking into the old one
+            calls[key] = call
+            while len(calls) > MOST_CALLS:
+                calls.pop(next(iter(calls)))
+            self._calls = calls
+            return call
+
+    def _region_for(self, inputs: tuple[Tensor, ...]) -> Region:
+        """This region, or the one of it for other shapes per item."""
+        graph = self.graph
+        wanted = [graph.shapes[name] for name in graph.inputs]
+        if len(inputs) != len(wanted):
+            raise ValueError(f"the region takes {len(wanted)} tensors, not {len(inputs)}")
+        if graph.flattens:
+            found: list[tuple[int, ...]] = [(math.prod(x.shape[1:]),) for x in inputs]
+        else:
+            found = [tuple(x.shape[-1:] if graph.rows else x.shape[1:]) for x in inputs]
+        if len({graph.leading(x.shape) for x in inputs}) > 1:
+            raise Unfit(f"the inputs have shapes {[tuple(x.shape) for x in inputs]}; they must have equal batches")
+        return self if found == wanted else self.sized(tuple(found))
 
 
 class DirectRegion(Region):
@@ -171,7 +232,7 @@ class _Call:
         self.simple = self.run.function is not None and self.inner == self.outer and len(self.plan.strides) == 2
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> Any:
-        tensors = [x if x.is_contiguous() else x.contiguous() for x in inputs]
+        tensors = [x.contiguous() for x in inputs]
         if self.padded != self.items:
             tensors = [_pad(x.reshape(self.items, -1), self.padded) for x in tensors]
         results = [torch.empty(shape) for shape in self.inner]

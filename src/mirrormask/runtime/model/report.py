@@ -40,7 +40,8 @@ class Report:
         reason: why not, or what else there is to say.
         layers: the steps of the plan.
         wide: (layer, how large its sums may become) of what stays in fp32 in a plan in half precision.
-        left: (operation, why) of what stays in PyTorch.
+        left: (operations and where they are, why) of what stays in PyTorch.
+        regions: how many parts of the model run natively, each by one call.
         eager_seconds, seconds: one call on the example before and after, with the threads of the build.
         error: the largest difference from eager PyTorch over the largest output.
         nbytes: memory of the plan: constants, activations (at their peak), the table of calls, and the weights that
@@ -55,6 +56,7 @@ class Report:
     layers: tuple[LayerReport, ...]
     wide: tuple[tuple[str, float], ...]
     left: tuple[tuple[str, str], ...]
+    regions: int
     eager_seconds: float
     seconds: float
     error: float

@@ -65,6 +65,7 @@ class _Lowering:
         self.users = {node.name: graph.users(node.name) for node in graph.nodes}
         self.outputs = set(graph.outputs)
         self.alias: dict[str, str] = {}
+        self.panels: dict[str, Weight] = {}
         self.needs = self._needs()
 
     def plan(self) -> Plan:
@@ -86,7 +87,8 @@ class _Lowering:
             strides.append(int(np.prod(self._shape(name))))
         self._clear_disturbed()
         shapes = [graph.shapes[name] for name in graph.outputs]
-        return Plan(self.ops, self.memory.size + 4096, strides, shapes, self.threads, self.target.dtype)
+        numbers = self.memory.size + 4096
+        return Plan(self.ops, numbers, strides, shapes, self.threads, self.target.dtype, self.panels)
 
     # -- shapes and layouts -----------------------------------------------------------------------------------------
 
@@ -168,13 +170,16 @@ class _Lowering:
 
     def _export(self, name: str, number: int) -> None:
         value = self.values[self._resolve(name)]
+        if value.external is not None:  # an input that is given back: rows stay rows
+            whole = plain_layout(1, 1, int(np.prod(value.shape)))
+            spec = RelayoutSpec(self.target, whole, whole, True, True)
+            self.ops.append(Op(RELAYOUT, spec, {"x": value.external, "out": number}, 1, name))
+            return
         source, held = self._source(value)
         shape = self._shape(name)
         transposed = shape[0] if self.graph.rows and self.tokens > 1 else 0
         out = self._plain(shape if len(value.shape) == len(shape) else value.shape)
-        spec = RelayoutSpec(
-            self.target, _one(source), _one(out), value.external is not None, True, transposed=transposed
-        )
+        spec = RelayoutSpec(self.target, _one(source), _one(out), False, True, transposed=transposed)
         self.ops.append(Op(RELAYOUT, spec, {"x": held, "out": number}, max(source.channels, transposed), name))
 
     def _release(self, done: set[str]) -> None:
@@ -277,7 +282,8 @@ class _Lowering:
         op = problem.op(choice, x, place)
         if op.kind == "vector_dense" and not self.target.half:
             # From here on the graph keeps the panels, rather than the same numbers twice.
-            node.weight = Weight(problem.weight.shape, None, op.args["weights"], op.spec.panel * self.target.lanes)
+            panel = op.spec.panel * self.target.lanes
+            self.panels[node.name] = Weight(problem.weight.shape, None, op.args["weights"], panel)
         self.ops.append(op)
 
     def _act(self, node: Node, fused: Fused) -> None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from mirrormask.machine.openmp import openmp
 from mirrormask.machine.workers import run_together
+from mirrormask.runtime.graph.ir import Weight
 from mirrormask.runtime.kernels import code
 from mirrormask.runtime.kernels.base import Op, check_op
 from mirrormask.runtime.kernels.driver import MAX_TENSORS, op_words
@@ -26,11 +27,12 @@ class Plan:
 
     Attributes:
         ops: in order.
-        floats: the size of an arena.
+        floats: the size of an arena, in numbers of ``dtype``.
         strides: floats from one item to the next, per external tensor (inputs, then outputs).
         outputs: shape per item of each output.
         threads: for which the work is shared out.
         dtype: of the arena's numbers.
+        panels: dense weights by node, in the form that the plan reads: whoever holds the graph need not keep another.
     """
 
     ops: list[Op]
@@ -39,6 +41,7 @@ class Plan:
     outputs: list[tuple[int, ...]]
     threads: int
     dtype: np.dtype[Any]
+    panels: dict[str, Weight] = field(default_factory=dict)
     _keep: list[npt.NDArray[np.int64]] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -1,0 +1,119 @@
+"""What is done to an exported program before regions are looked for: operations in place, and those that do nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from mirrormask.runtime.graph.aten import argument, source_of
+from mirrormask.runtime.graph.convert import writes_in_place
+
+__all__ = ["out_of_place", "without_identities"]
+
+aten = torch.ops.aten
+
+#: Operations whose result may share memory with what they read.
+VIEWS = {
+    aten.view.default,
+    aten.reshape.default,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+    aten.transpose.int,
+    aten.permute.default,
+    aten.t.default,
+    aten.expand.default,
+    aten.expand_as.default,
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.narrow.default,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.chunk.default,
+    aten.unbind.int,
+    aten.unsqueeze.default,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.contiguous.default,
+    aten.detach.default,
+    aten.detach_.default,
+    aten.alias.default,
+    aten.dropout.default,
+    aten.feature_dropout.default,
+    aten.to.dtype,
+    aten.to.device,
+    aten.to.dtype_layout,
+    aten.view_as.default,
+    aten.movedim.int,
+    aten.swapaxes.default,
+    aten.diagonal.default,
+    aten.as_strided.default,
+    aten.unfold.default,
+    aten.real.default,
+    aten.imag.default,
+}
+
+
+def out_of_place(graph: fx.Graph) -> None:
+    """Replace operations in place by those that make a new tensor, where nobody can tell the difference.
+
+    That is where no operation after it reads the tensor that it changes, nor any view of its memory.
+    """
+    order = {node: number for number, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        if (
+            node.op != "call_function"
+            or not isinstance(node.target, torch._ops.OpOverload)
+            or not writes_in_place(node)
+        ):
+            continue
+        made = _functional(node.target)
+        source = node.args[0] if node.args else None
+        if made is None or not isinstance(source, fx.Node) or not _fresh(source):
+            continue
+        if any(order[user] > order[node] or _views(user) for user in source.users if user is not node):
+            continue
+        node.target = made
+
+
+def _functional(target: torch._ops.OpOverload) -> Any:
+    packet = getattr(aten, target._schema.name.partition("::")[2].removesuffix("_"), None)
+    return getattr(packet, target._overloadname, None) if packet is not None else None
+
+
+def _fresh(node: fx.Node) -> bool:
+    """Whether a node makes a tensor of its own."""
+    return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and not _views(node)
+
+
+def _views(node: fx.Node) -> bool:
+    return node.target in VIEWS or not isinstance(node.target, torch._ops.OpOverload)
+
+
+def without_identities(graph: fx.Graph) -> None:
+    """Leave out what gives its input back: dropout in evaluation, ``detach``, copies that nothing writes into."""
+    written = any(_in_place(node) for node in graph.nodes)
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    for node in list(graph.nodes):
+        if (
+            node.op != "call_function"
+            or not _identity(node, written)
+            or (output in node.users and node.target is aten.clone.default)
+        ):
+            continue
+        node.replace_all_uses_with(source_of(node))
+        graph.erase_node(node)
+
+
+def _in_place(node: fx.Node) -> bool:
+    return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and writes_in_place(node)
+
+
+def _identity(node: fx.Node, written: bool) -> bool:
+    if node.target in (aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default):
+        return not argument(node, 2, "train", True)
+    if node.target in (aten.detach.default, aten.detach_.default, aten.alias.default):
+        return True
+    return node.target is aten.clone.default and not written

@@ -1,0 +1,60 @@
+"""Whether a model still has the weights that it was compiled with."""
+
+from __future__ import annotations
+
+import weakref
+import zlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mirrormask.runtime.graph.bind import tensors_of
+
+__all__ = ["Snapshot"]
+
+
+class Snapshot:
+    """What a model's parameters and buffers were, as far as telling a change needs it.
+
+    Attributes:
+        sums: name -> checksum of each tensor's bytes.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.sums = {name: _checksum(tensor) for name, tensor in tensors_of(model).items()}
+        self._model = weakref.ref(model)
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The model, as long as its owner keeps it."""
+        return self._model()
+
+    def changed(self) -> list[str]:
+        """The tensors that are no longer what they were; all of them, if the model is gone."""
+        model = self.model
+        if model is None:
+            return list(self.sums)
+        now = tensors_of(model)
+        found = [name for name in now if name not in self.sums]
+        for name, total in self.sums.items():
+            tensor = now.get(name)
+            if tensor is None or _checksum(tensor) != total:
+                found.append(name)
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"sums": self.sums}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._model = _gone  # type: ignore[assignment]
+
+
+def _gone() -> None:
+    return None
+
+
+def _checksum(tensor: Tensor) -> int:
+    data = tensor.detach().cpu().contiguous()
+    return zlib.crc32(data.view(-1).view(torch.uint8).numpy().data) if data.numel() else 0
