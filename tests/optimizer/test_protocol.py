@@ -311,6 +311,13 @@ def test_what_cannot_be_right_is_refused_at_construction_with_a_remedy(call, mes
         call()
 
 
+def test_a_layer_may_have_an_attribute_of_any_name():
+    class Flagged(nn.Linear):
+        sparse = True
+
+    assert list(wrap(Flagged(4, 3)).weights) == ["weight"]
+
+
 def test_a_sparse_gradient_of_a_weight_is_an_error_of_its_name():
     model, optimizer = start("mirror", "sgd")
     backward(model)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mirrormask.checks import few
-from mirrormask.matrices import inputs_elsewhere
+from mirrormask.matrices import EMBEDDINGS, inputs_elsewhere
 from mirrormask.methods import Method
 from mirrormask.optimizer.base_optimizer import Group
 from mirrormask.selection import Weights, select_weights
@@ -80,7 +80,7 @@ def held_weights(
     owners = dict(model.named_modules())
     for name in chosen:
         owner = owners.get(name.rpartition(".")[0])
-        if getattr(owner, "sparse", False):
+        if isinstance(owner, EMBEDDINGS) and owner.sparse:  # not just anything that has an attribute of that name
             raise ValueError(
                 f"{name!r} has sparse gradients; build the {type(owner).__name__} with sparse=False, or leave it out"
             )
