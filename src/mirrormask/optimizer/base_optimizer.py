@@ -196,7 +196,9 @@ class BaseOptimizer:
         trial.state = defaultdict(dict)
         trial.param_groups = [{**group, "params": [stand_in]}]
         try:
-            _bare_step(type(self.torch))(trial)
+            # A base may draw random numbers: looking must not change what the next dropout draws.
+            with torch.random.fork_rng(devices=[held.device] if held.is_cuda else []):
+                _bare_step(type(self.torch))(trial)
         except (RuntimeError, ValueError, TypeError, AssertionError):
             return {}  # one that will not step on zeros, or on this tensor alone
         return dict(trial.state[stand_in])
