@@ -157,7 +157,9 @@ def test_the_state_dict_is_made_of_what_torch_load_reads_without_code(name, base
     model, optimizer = start(name, base)
     train(model, optimizer, 7)
     torch.save(optimizer.state_dict(), tmp_path / "state.pt")
-    start(name, base)[1].load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    other = start(name, base)[1]
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert other.step_count == 7
 
 
 @over_all
