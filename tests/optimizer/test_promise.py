@@ -209,15 +209,8 @@ def test_the_warning_of_skipped_steps_names_the_culprits_once_a_row():
 # -- resume, in any order ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("name", METHODS)
-def test_a_run_resumes_bit_for_bit_in_whatever_order_things_are_loaded(name, order, dtype):
-    straight_model, straight = build(name, dtype=dtype)
-    train(straight_model, straight, 7)
-    weights, state = copy.deepcopy(straight_model.state_dict()), copy.deepcopy(straight.state_dict())
-    before = straight.diagnostics()
-    train(straight_model, straight, STEPS - 7)
+def load(name, order, weights, state, dtype=torch.float32):
+    """Another model with its optimizer, made and loaded in this order."""
     torch.manual_seed(9)
     model = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4)).to(dtype)
     for what in order:
@@ -228,10 +221,44 @@ def test_a_run_resumes_bit_for_bit_in_whatever_order_things_are_loaded(name, ord
             optimizer = mm.sparsify(model, BASES["sgd"](model.parameters()), method, steps=STEPS)
         else:
             optimizer.load_state_dict(state)
+    return model, optimizer
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_resumes_bit_for_bit_in_whatever_order_things_are_loaded(name, order, dtype):
+    straight_model, straight = build(name, dtype=dtype)
+    train(straight_model, straight, 7)
+    weights, state = copy.deepcopy(straight_model.state_dict()), copy.deepcopy(straight.state_dict())
+    before = straight.diagnostics()
+    train(straight_model, straight, STEPS - 7)
+    model, optimizer = load(name, order, weights, state, dtype)
     for key, value in weights.items():
         assert torch.equal(model.state_dict()[key], value)
     assert optimizer.diagnostics() == pytest.approx(before, rel=0, abs=0, nan_ok=True)
     train(model, optimizer, STEPS - 7)
+    for a, b in zip(straight_model.parameters(), model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_weight_that_was_written_into_and_saved_is_not_undone_by_a_load(name, order):
+    straight_model, straight = build(name)
+    train(straight_model, straight, 12)
+    with torch.no_grad():
+        straight_model[0].weight.mul_(0.5)
+    held = copy.deepcopy(straight.state)
+    weights, state = copy.deepcopy(straight_model.state_dict()), copy.deepcopy(straight.state_dict())
+    for before, after in zip(held.values(), straight.state.values(), strict=True):  # to save is not to train
+        assert before.keys() == after.keys()
+        for key, value in before.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(after[key])), key
+    model, optimizer = load(name, order, weights, state)
+    assert torch.equal(model[0].weight, weights["0.weight"])
+    train(straight_model, straight, STEPS - 12)
+    train(model, optimizer, STEPS - 12)
     for a, b in zip(straight_model.parameters(), model.parameters(), strict=True):
         assert torch.equal(a, b)
 

@@ -62,10 +62,10 @@ class StateDict:
         state: defaultdict[Tensor, Entry] = defaultdict(dict)
         fresh: list[list[list[Any]]] = [[] for _ in groups]
         options = self.base.group_holding
-        starts = self._starts()
+        starts, adopted = self._starts(), self.weights.adopted(self.training.clock)
         for index, group in enumerate(groups):
             for position, p in enumerate(group["params"]):
-                entry = {**self._own_entry(p), **starts.get(p, {})}
+                entry = {**self._own_entry(p), **adopted.get(p, {}), **starts.get(p, {})}
                 for prefix, held in self._held(p):
                     inner = self.base.state(held)
                     if all(value is None for value in inner.values()):  # SGD notes that it has no momentum

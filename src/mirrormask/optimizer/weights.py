@@ -150,14 +150,28 @@ class SparseWeights(Mapping[str, nn.Parameter]):
         if not self.geometry.latents:
             return
         geometry = self.geometry.at(clock)
-        for x, seen, is_now in zip(self.values(), self._seen, self._versions(), strict=True):
-            if seen != is_now:
-                latents, mask = self.latents_of(x), self.mask_of(x)
-                changed = self._differs(x, latents, geometry)
-                if mask is not None:
-                    changed &= mask
-                if bool(changed.any()):
-                    geometry.adopt(x.detach(), latents, changed)
+        for x in self._written():
+            latents, changed = self.latents_of(x), self._changed(x, geometry)
+            if changed is not None:
+                geometry.adopt(x.detach(), latents, changed)
+
+    def adopted(self, clock: Clock) -> dict[Tensor, dict[str, Tensor]]:
+        """What :meth:`adopt` would make of latents: copies, of the weights where it would make something else.
+
+        A state that is saved goes with the weights that are saved; to save changes nothing of the training.
+        """
+        if not self.geometry.latents:
+            return {}
+        geometry, result = self.geometry.at(clock), dict[Tensor, dict[str, Tensor]]()
+        for x in self._written():
+            latents = self.latents_of(x)
+            if any(latent.device != x.device for latent in latents.values()):
+                continue  # the model was moved, which the next step refuses
+            changed = self._changed(x, geometry)
+            if changed is not None:
+                result[x] = {name: latent.clone() for name, latent in latents.items()}
+                geometry.adopt(x.detach(), result[x], changed)
+        return result
 
     def restore(self, clock: Clock) -> None:
         """Latents were loaded: write the weights that are not theirs anew, and leave those that are to the last bit."""
@@ -167,6 +181,18 @@ class SparseWeights(Mapping[str, nn.Parameter]):
                 self.push([x], clock)
         self.hold_zeros({x: x for x in self.values()})
         self.note()
+
+    def _written(self) -> list[nn.Parameter]:
+        """The weights that somebody may have written into since :meth:`note`."""
+        pairs = zip(self.values(), self._seen, self._versions(), strict=True)
+        return [x for x, seen, is_now in pairs if seen != is_now]
+
+    def _changed(self, x: Tensor, geometry: Geometry) -> Tensor | None:
+        """Where a living element of x is not what its latents say; None if nowhere."""
+        changed, mask = self._differs(x, self.latents_of(x), geometry), self.mask_of(x)
+        if mask is not None:
+            changed &= mask
+        return changed if bool(changed.any()) else None
 
     def _versions(self) -> list[tuple[int, int]]:
         return [(x._version, x.data_ptr()) for x in self.values()]
