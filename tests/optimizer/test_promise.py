@@ -117,6 +117,37 @@ def test_training_goes_on_from_what_is_written_into_a_weight(name, base):
     torch.testing.assert_close(model[0].weight.detach(), written, rtol=2e-3, atol=2e-5)
 
 
+@pytest.mark.parametrize("gradient", [True, False])
+@pytest.mark.parametrize("when", ["masked", "finalized"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "dense"])
+def test_dense_weights_that_are_written_get_the_mask_at_the_next_step(name, when, gradient):
+    model, optimizer = build(name)
+    train(model, optimizer, STEPS - 1 if when == "masked" else STEPS)
+    if when == "finalized":
+        optimizer.finalize()
+    masks = optimizer.masks
+    with torch.no_grad():
+        model[2].weight.fill_(0.5)
+    model[2].requires_grad_(gradient)
+    for group in optimizer.param_groups:
+        group["lr"] = group["weight_decay"] = 0.0
+    train(model, optimizer, 1)
+    if when == "finalized":
+        torch.testing.assert_close(model[2].weight.detach(), 0.5 * masks["2.weight"])
+    assert not model[2].weight[~optimizer.masks["2.weight"]].any()
+
+
+@pytest.mark.parametrize("name", ["mirror", "cs", "dense"])
+def test_without_a_mask_what_is_written_stays(name):
+    model, optimizer = build(name, steps=100)
+    train(model, optimizer, 2)
+    with torch.no_grad():
+        model[2].weight.fill_(0.5)
+    model[2].requires_grad_(False)
+    train(model, optimizer, 2)
+    torch.testing.assert_close(model[2].weight, torch.full_like(model[2].weight, 0.5), rtol=2e-2, atol=0.0)
+
+
 @pytest.mark.parametrize("name", ["mirror", "gmp"])
 @pytest.mark.parametrize("how", ["assign", "setattr", "to_empty", "half", "another device"])
 def test_parameters_that_are_replaced_are_an_error_at_the_next_step(name, how):

@@ -137,23 +137,23 @@ class SparseWeights(Mapping[str, nn.Parameter]):
     # -- what others write into the weights ----------------------------------------------------------------------
 
     def note(self) -> None:
-        """The weights are what their latents say: whatever writes into one from now on is noticed."""
-        if self.geometry.latents:
-            self._seen = self._versions()
+        """The weights are what their latents and masks say: whatever writes into one from now on is noticed."""
+        self._seen = self._versions()
 
     def adopt(self, clock: Clock) -> None:
-        """Where somebody else has written into a weight since :meth:`note`, let its latents follow.
+        """Where somebody else has written into a weight since :meth:`note`, let its latents follow, under its mask.
 
         Training goes on from what the model holds, as under any torch optimizer: a checkpoint or an average that was
-        loaded, a weight that is clipped after every step.
+        loaded, a weight that is clipped after every step. A step writes only weights that have a gradient, so what the
+        mask removes becomes zero here.
         """
-        if not self.geometry.latents:
-            return
+        written = self._written()
         geometry = self.geometry.at(clock)
-        for x in self._written():
-            latents, changed = self.latents_of(x), self._changed(x, geometry)
+        for x in written if self.geometry.latents else ():
+            changed = self._changed(x, geometry)
             if changed is not None:
-                geometry.adopt(x.detach(), latents, changed)
+                geometry.adopt(x.detach(), self.latents_of(x), changed)
+        self.hold_zeros({x: x for x in written})
 
     def adopted(self, clock: Clock) -> dict[Tensor, dict[str, Tensor]]:
         """What :meth:`adopt` would make of latents: copies, of the weights where it would make something else.
