@@ -294,6 +294,23 @@ def test_a_weight_that_was_written_into_and_saved_is_not_undone_by_a_load(name, 
         assert torch.equal(a, b)
 
 
+def test_a_weight_without_a_gradient_follows_a_map_that_changes():
+    # Continuous sparsification hardens its gates with time, whoever trains; no mask changes in these steps.
+    model, optimizer = build("cs", steps=1000)
+    train(model, optimizer, 70)
+    model[2].requires_grad_(False)
+    before = model[2].weight.detach().clone()
+    train(model, optimizer, 25)
+    state, temperature = optimizer.state[model[2].weight], 200.0 ** (0.095 / 0.75)
+    torch.testing.assert_close(model[2].weight, state["w"] * torch.sigmoid(temperature * state["s"]))
+    assert not torch.equal(model[2].weight, before)
+    held = copy.deepcopy(model.state_dict())
+    other_model, other = build("cs", seed=4, steps=1000)
+    other_model.load_state_dict(held)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert torch.equal(other_model[2].weight, held["2.weight"])
+
+
 def test_what_a_log_says_after_a_resume_is_what_it_said_before():
     model, optimizer = build()
     train(model, optimizer, 5)

@@ -209,6 +209,7 @@ class SparseOptimizer(Optimizer):
         training.decay.take(now.increments)
         dense = self._gradients_for_growth(now)
         step.run(now)
+        parts.weights.push_unstepped(now.clock, zeros_stay=parts.base.zeros_stay)
         parts.base.reflect(self.param_groups)
         training.step += 1
         training.skipped_in_a_row = 0

@@ -111,6 +111,13 @@ class SparseWeights(Mapping[str, nn.Parameter]):
         self.push(list(self.values()), clock)
         self.apply_masks(self.values(), zeros_stay=zeros_stay)
 
+    def push_unstepped(self, before: Clock, *, zeros_stay: bool) -> None:
+        """After the step that began at ``before``: write those without a gradient anew, if the map has changed."""
+        if self.geometry.at(before) != self.geometry.at(before.next):
+            others = [x for x in self.values() if x.grad is None]
+            self.push(others, before.next)
+            self.apply_masks(others, zeros_stay=zeros_stay)
+
     def apply_masks(self, weights: Iterable[Tensor], *, zeros_stay: bool) -> None:
         """Set to zero what the masks remove.
 
