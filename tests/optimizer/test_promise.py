@@ -463,7 +463,11 @@ def test_a_new_optimizer_after_finalize_keeps_the_zeros(base):
     train(model, plain, 1)
     assert nonzeros(model) > KEPT
     with pytest.raises(ValueError, match="no zeros to keep"):
-        mm.keep_zeros(nn.Linear(3, 3), plain)
+        mm.keep_zeros(dense := nn.Linear(3, 3), BASES[base](dense.parameters()))
+    with pytest.raises(ValueError, match=r"holds no parameter of the model.* over model.parameters\(\)"):
+        mm.keep_zeros(copy.deepcopy(model), plain)
+    with pytest.raises(TypeError, match=r"is a SparseOptimizer, not masks by name; pass optimizer\.masks"):
+        mm.apply_masks(model, optimizer)
     with pytest.raises(ValueError, match="keeps its zeros itself"):
         mm.keep_zeros(model, optimizer)
     with pytest.raises(TypeError, match="not a torch optimizer"):

@@ -364,3 +364,21 @@ def test_accelerate_steps_saves_and_loads_the_sparse_optimizer(name, base, order
     other.finalize()
     assert equal(snapshot(model), snapshot(other_model))
     assert mm.sparsity(other_model).nonzeros == 45
+
+
+def test_zeros_are_kept_by_an_optimizer_that_accelerate_has_prepared():
+    accelerate = pytest.importorskip("accelerate")
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = accelerate.Accelerator(cpu=True)
+    model = net()
+    with torch.no_grad():
+        model[0].weight[:, ::2] = 0.0
+    model, stepped = accelerator.prepare(model, sgd(model))
+    mm.keep_zeros(model, stepped)
+    train(model, stepped, 3)
+    assert mm.sparsity(model[0]).nonzeros == 30
+    wrapped = mm.sparsify(other := net(), accelerator.prepare(sgd(other)), METHODS["gmp"](), steps=3)
+    with pytest.raises(ValueError, match="keeps its zeros itself"):
+        mm.keep_zeros(other, accelerator.prepare(wrapped))
+    with pytest.raises(TypeError, match=r"is a AcceleratedOptimizer, not masks by name; pass optimizer\.masks"):
+        mm.apply_masks(other, stepped)
