@@ -181,6 +181,19 @@ def test_a_parametrization_registered_later_moves_the_parameter_and_keeps_it():
 # -- numbers that are not finite --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("name", METHODS)
+def test_weights_that_are_not_finite_at_the_start_are_refused_by_name(name, value):
+    model = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4))
+    with torch.no_grad():
+        model[2].weight[1, 3] = value
+    method = mm.methods.get(name)(0.0 if name == "dense" else 0.8)
+    with pytest.raises(ValueError, match=r"^2\.weight is not finite.* before mm\.sparsify"):
+        mm.sparsify(model, BASES["sgd"](model.parameters()), method, steps=STEPS)
+    left = mm.sparsify(model, BASES["sgd"](model.parameters()), method, steps=STEPS, weights="0.*")
+    assert list(left.weights) == ["0.weight", "0.bias"]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", METHODS)
 def test_finalize_refuses_weights_that_are_not_finite_by_name(name, value):
