@@ -162,6 +162,50 @@ def test_the_state_dict_is_made_of_what_torch_load_reads_without_code(name, base
     assert other.step_count == 7
 
 
+class Wrapper(nn.Module):
+    """What DistributedDataParallel does to names."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return self.module(x)
+
+
+WRAPPERS = {"bare": lambda m: m, "module.": Wrapper, "_orig_mod.": lambda m: torch.compile(m, backend="eager")}
+
+
+@pytest.mark.parametrize(("saved", "loaded"), [(a, b) for a in WRAPPERS for b in WRAPPERS if a != b])
+@pytest.mark.parametrize("name", METHODS)
+def test_what_wrappers_put_into_names_does_not_matter_to_a_load(name, saved, loaded):
+    def start_as(wrapper):
+        model = net()
+        outer = WRAPPERS[wrapper](model)
+        return model, mm.sparsify(outer, BASES["sgd"](outer.parameters()), METHODS[name](), steps=20)
+
+    model, optimizer = start_as(saved)
+    train(model, optimizer, 12)
+    other, resumed = start_as(loaded)
+    other.load_state_dict(copy.deepcopy(model.state_dict()))
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(model, optimizer, 8)
+    train(other, resumed, 8)
+    assert equal(snapshot(model), snapshot(other))
+    assert resumed.step_count == 20
+
+
+def test_names_that_only_a_wrappers_name_tells_apart_are_told_apart():
+    def build():
+        within = nn.ModuleDict({"fc": nn.Linear(6, 6, bias=False)})
+        model = nn.ModuleDict({"module": within, "fc": nn.Linear(6, 6, bias=False)})
+        return mm.sparsify(model, sgd(model), METHODS["gmp"](), steps=5)
+
+    optimizer = build()
+    assert list(optimizer.weights) == ["module.fc.weight", "fc.weight"]
+    build().load_state_dict(optimizer.state_dict())
+
+
 @over_all
 def test_copies_go_on_alike_and_leave_the_original_alone(name, base):
     model, optimizer = start(name, base)

@@ -22,7 +22,7 @@ from mirrormask.optimizer.base_optimizer import BaseOptimizer, Group
 from mirrormask.optimizer.diagnostics import pack_signs, unpack_signs
 from mirrormask.optimizer.rounds import KEPT, Rounds, everything, pack, unpack
 from mirrormask.optimizer.training import Training
-from mirrormask.optimizer.weights import SparseWeights
+from mirrormask.optimizer.weights import SparseWeights, bare_names
 from mirrormask.progress import Clock
 
 __all__ = ["GROUP_KEY", "StateDict"]
@@ -147,11 +147,13 @@ class StateDict:
         """
         summaries = _summaries(state_dict, groups)
         self._check_same(summaries[0])
+        here, there = bare_names(self.weights), bare_names(summaries[0]["weights"])
         for index, (group, summary) in enumerate(zip(groups, summaries, strict=True)):
             names = self._names(group["params"])
-            if summary.get("names", names) != names:
+            before = summary.get("names")  # version 1 had none
+            if before is not None and [n and there.get(n) for n in before] != [n and here[n] for n in names]:
                 raise ValueError(
-                    f"group {index} of the state dict has its weights in another order: {summary['names']} there, "
+                    f"group {index} of the state dict has its weights in another order: {before} there, "
                     f"{names} here; build the optimizer over the parameters in the order of then"
                 )
         saved = _Saved.open(state_dict, groups, summaries)
@@ -179,9 +181,11 @@ class StateDict:
         for key, what in (("base", "base optimizer"), ("steps", "steps")):
             if saved[key] != own[key]:
                 raise ValueError(f"the state dict was saved with {what} {saved[key]}, this optimizer has {own[key]}")
-        shapes = {name: list(x.shape) for name, x in self.weights.items()}
-        for name in {**saved["weights"], **shapes}:
-            before, now = saved["weights"].get(name), shapes.get(name)
+        here, there = bare_names(self.weights), bare_names(saved["weights"])
+        shapes = {here[name]: list(x.shape) for name, x in self.weights.items()}
+        saved_shapes = {there[name]: shape for name, shape in saved["weights"].items()}
+        for name in {**saved_shapes, **shapes}:
+            before, now = saved_shapes.get(name), shapes.get(name)
             if before != now:
                 raise ValueError(
                     f"the state dict is of another model: {name!r} was {before or 'not sparsified'} there "

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from mirrormask.geometry import Geometry
 from mirrormask.progress import Clock
 
-__all__ = ["SNAP", "STATE_SNAP", "SparseWeights", "Stateful"]
+__all__ = ["SNAP", "STATE_SNAP", "SparseWeights", "Stateful", "bare_name", "bare_names"]
 
 #: Latents below this are set to zero, so that no product of two of them, and no weight, is a denormal number (which
 #: a processor computes up to a hundred times slower): x = m w stays at or above 2**-126, the least normal float32.
 SNAP = 2.0**-63
 #: State of the base optimizer (momentum, say) below this is set to zero: it could not move a latent any more.
 STATE_SNAP = 2.0**-100
+#: What tools put into a model's names: DistributedDataParallel and AveragedModel, torch.compile, FSDP.
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module")
 
 
 class Stateful(Protocol):
@@ -211,3 +213,26 @@ class SparseWeights(Mapping[str, nn.Parameter]):
         info = torch.finfo(x.dtype)
         bound = own.abs().mul_(info.eps * (2 if info.bits == 16 else 64)).add_(info.tiny)
         return ~(own.sub_(x.detach()).abs_() <= bound)  # NaN differs
+
+
+def bare_name(name: str) -> str:
+    """The name of a parameter without what wrappers of the model put into it.
+
+    Example:
+        >>> bare_name("module.layers.0._orig_mod.weight")
+        'layers.0.weight'
+    """
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def bare_names(names: Iterable[str]) -> dict[str, str]:
+    """Each name -> :func:`bare_name`; all as they are, where two would become one: a user may call a layer ``module``.
+
+    Example:
+        >>> bare_names(["module.fc.weight", "module.head.weight"])
+        {'module.fc.weight': 'fc.weight', 'module.head.weight': 'head.weight'}
+        >>> bare_names(["module.fc.weight", "fc.weight"])
+        {'module.fc.weight': 'module.fc.weight', 'fc.weight': 'fc.weight'}
+    """
+    bare = {name: bare_name(name) for name in names}
+    return bare if len(set(bare.values())) == len(bare) else {name: name for name in bare}

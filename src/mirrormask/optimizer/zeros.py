@@ -12,12 +12,10 @@ from torch.utils.hooks import RemovableHandle
 
 from mirrormask.optimizer.arguments import unwrapped
 from mirrormask.optimizer.sparse_optimizer import SparseOptimizer
+from mirrormask.optimizer.weights import bare_name
 from mirrormask.selection import Weights, select_weights
 
 __all__ = ["apply_masks", "keep_zeros"]
-
-#: What tools put into a model's names: DistributedDataParallel and AveragedModel, torch.compile, FSDP.
-WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module")
 
 
 @torch.no_grad()
@@ -48,10 +46,10 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
             f"masks is a {type(masks).__name__}, not masks by name; pass optimizer.masks of what mm.sparsify returned"
         )
     exact = dict(model.named_parameters(remove_duplicate=False))
-    bare = {_bare(name): p for name, p in exact.items()}
+    bare = {bare_name(name): p for name, p in exact.items()}
     work = []
     for name, mask in masks.items():
-        p = exact.get(name, bare.get(_bare(name)))
+        p = exact.get(name, bare.get(bare_name(name)))
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             raise TypeError(
                 f"the mask of {name!r} is a {getattr(mask, 'dtype', type(mask).__name__)}, not a bool tensor"
@@ -117,7 +115,3 @@ def keep_zeros(model: nn.Module, optimizer: Optimizer, *, weights: Weights | Non
 
     handle: RemovableHandle = own.register_step_post_hook(fill)
     return handle
-
-
-def _bare(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
