@@ -228,6 +228,41 @@ def test_nothing_outlives_the_optimizer(name, base):
     assert watch() is None
 
 
+@over_all
+def test_of_two_optimizers_over_one_weight_the_older_one_is_refused(name, base, tmp_path):
+    model, older = start(name, base)
+    train(model, older, 2)
+    newer = mm.sparsify(model, BASES[base](model.parameters()), METHODS[name](), steps=20, weights="2.*")
+    before = snapshot(model)
+    for call in (older.step, older.finalize):
+        with pytest.raises(RuntimeError, match=r"called again for 2\.weight.* step the newer optimizer only"):
+            call()
+    assert equal(before, snapshot(model))
+    train(model, newer, 2)
+    state = copy.deepcopy(older.state_dict())
+    other, resumed = start(name, base)  # another model is another's
+    resumed.load_state_dict(state)
+    train(other, resumed, 2)
+    twin_model, twin = copy.deepcopy((model, older))
+    train(twin_model, twin, 2)
+    torch.save(model, tmp_path / "model.pt")
+    pickle.loads(pickle.dumps((model, older)))[1].step()
+    del newer
+    train(model, older, 2)
+
+
+@over_all
+def test_one_optimizer_after_the_other_is_one_too(name, base):
+    model, optimizer = start(name, base)
+    train(model, optimizer, 20)
+    optimizer.finalize()
+    for _ in range(2):
+        optimizer = mm.sparsify(model, BASES[base](model.parameters()), METHODS[name](), steps=3)
+        train(model, optimizer, 3)
+    optimizer.finalize()
+    assert mm.sparsity(model).nonzeros == 45
+
+
 # -- gradients --------------------------------------------------------------------------------------------------------
 
 
