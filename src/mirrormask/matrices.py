@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 
-__all__ = ["Candidate", "candidates", "default_weights", "defaults", "inputs_elsewhere", "made_from"]
+__all__ = ["EMBEDDINGS", "Candidate", "candidates", "default_weights", "defaults", "inputs_elsewhere", "made_from"]
 
 #: Class of layer -> the names of its matrices, as a regular expression; subclasses are meant too.
 MATRICES: dict[type[nn.Module], str] = {
@@ -33,6 +33,7 @@ MATRICES_ELSEWHERE = {
 }
 #: Layers of the table whose input is not dimension 1 of their matrix, where N:M patterns count: by the full name.
 INPUTS_ELSEWHERE = r"(torch\.nn\.modules\.conv\._ConvTranspose.*|torch\.nn\.modules\.linear\.Bilinear)"
+#: Layers whose matrix is looked up by rows: not sparsifiable unless asked for, and of sparse gradients if so built.
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 WEIGHT_NORM = r"torch\.nn\.utils\.(parametrizations\._|weight_norm\.)WeightNorm"

@@ -158,6 +158,32 @@ def test_what_a_base_counts_in_its_groups_is_kept_and_shown():
     assert [group["k"] for group in other.base.param_groups] == [5] * len(other.base.param_groups)
 
 
+class Noisy(torch.optim.SGD):
+    """Draws a random number in each step, as those do that add noise or choose what to precondition."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.grad.add_(torch.randn_like(p), alpha=1e-3)
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("name", ["mirror", "dense"])
+def test_making_saving_and_loading_draw_no_random_numbers(name):
+    model = net()
+    before = torch.get_rng_state()
+    optimizer = mm.sparsify(
+        model,
+        Noisy(model.parameters(), lr=0.1, momentum=0.9),
+        mm.methods.get(name)(0.0 if name == "dense" else 0.8),
+        steps=STEPS,
+    )
+    state = optimizer.state_dict()
+    optimizer.load_state_dict(state)
+    assert torch.equal(before, torch.get_rng_state())
+
+
 @pytest.mark.parametrize("name", ["mirror", "gmp", "dense"])
 def test_train_and_eval_of_a_base_reach_the_weights_and_keep_the_zeros(name):
     method = mm.methods.get(name)(0.0 if name == "dense" else 0.8)

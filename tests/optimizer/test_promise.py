@@ -21,6 +21,14 @@ BASES = {
 }
 #: One method of each geometry and each kind of mask, those whose mask comes only at the end included.
 METHODS = ["mirror", "gmp", "pilot", "str", "cs", "powerprop", "sign_in", "lth", "acdc", "rigl", "magnitude", "dense"]
+#: Those that prune before the first step.
+PRUNE_FIRST = ["sign_in", "rigl"]
+#: In which order a run may be resumed: there must be an optimizer to load into.
+ORDERS = [
+    order
+    for order in itertools.permutations(["model", "sparsify", "optimizer"])
+    if order.index("sparsify") < order.index("optimizer")
+]
 
 
 def build(name="mirror", base="sgd", seed=0, dtype=torch.float32, steps=STEPS, **options):
@@ -46,10 +54,8 @@ def nonzeros(model):
 
 
 @pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in PRUNE_FIRST])
 def test_mm_sparsify_leaves_every_weight_as_it_is_to_the_last_bit(name, base):
-    if name in ("sign_in", "rigl"):
-        pytest.skip("prunes before the first step")
     torch.manual_seed(0)
     before = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4))
     model, _ = build(name, base)
@@ -57,7 +63,7 @@ def test_mm_sparsify_leaves_every_weight_as_it_is_to_the_last_bit(name, base):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", ["sign_in", "rigl"])
+@pytest.mark.parametrize("name", PRUNE_FIRST)
 def test_pruning_before_the_first_step_changes_only_what_it_prunes(name):
     torch.manual_seed(0)
     before = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4))
@@ -111,6 +117,37 @@ def test_training_goes_on_from_what_is_written_into_a_weight(name, base):
     torch.testing.assert_close(model[0].weight.detach(), written, rtol=2e-3, atol=2e-5)
 
 
+@pytest.mark.parametrize("gradient", [True, False])
+@pytest.mark.parametrize("when", ["masked", "finalized"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "dense"])
+def test_dense_weights_that_are_written_get_the_mask_at_the_next_step(name, when, gradient):
+    model, optimizer = build(name)
+    train(model, optimizer, STEPS - 1 if when == "masked" else STEPS)
+    if when == "finalized":
+        optimizer.finalize()
+    masks = optimizer.masks
+    with torch.no_grad():
+        model[2].weight.fill_(0.5)
+    model[2].requires_grad_(gradient)
+    for group in optimizer.param_groups:
+        group["lr"] = group["weight_decay"] = 0.0
+    train(model, optimizer, 1)
+    if when == "finalized":
+        torch.testing.assert_close(model[2].weight.detach(), 0.5 * masks["2.weight"])
+    assert not model[2].weight[~optimizer.masks["2.weight"]].any()
+
+
+@pytest.mark.parametrize("name", ["mirror", "cs", "dense"])
+def test_without_a_mask_what_is_written_stays(name):
+    model, optimizer = build(name, steps=100)
+    train(model, optimizer, 2)
+    with torch.no_grad():
+        model[2].weight.fill_(0.5)
+    model[2].requires_grad_(False)
+    train(model, optimizer, 2)
+    torch.testing.assert_close(model[2].weight, torch.full_like(model[2].weight, 0.5), rtol=2e-2, atol=0.0)
+
+
 @pytest.mark.parametrize("name", ["mirror", "gmp"])
 @pytest.mark.parametrize("how", ["assign", "setattr", "to_empty", "half", "another device"])
 def test_parameters_that_are_replaced_are_an_error_at_the_next_step(name, how):
@@ -142,6 +179,19 @@ def test_a_parametrization_registered_later_moves_the_parameter_and_keeps_it():
 
 
 # -- numbers that are not finite --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("name", METHODS)
+def test_weights_that_are_not_finite_at_the_start_are_refused_by_name(name, value):
+    model = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4))
+    with torch.no_grad():
+        model[2].weight[1, 3] = value
+    method = mm.methods.get(name)(0.0 if name == "dense" else 0.8)
+    with pytest.raises(ValueError, match=r"^2\.weight is not finite.* before mm\.sparsify"):
+        mm.sparsify(model, BASES["sgd"](model.parameters()), method, steps=STEPS)
+    left = mm.sparsify(model, BASES["sgd"](model.parameters()), method, steps=STEPS, weights="0.*")
+    assert list(left.weights) == ["0.weight", "0.bias"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -203,16 +253,8 @@ def test_the_warning_of_skipped_steps_names_the_culprits_once_a_row():
 # -- resume, in any order ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("order", list(itertools.permutations(["model", "sparsify", "optimizer"])))
-@pytest.mark.parametrize("name", METHODS)
-def test_a_run_resumes_bit_for_bit_in_whatever_order_things_are_loaded(name, order, dtype):
-    if order.index("optimizer") < order.index("sparsify"):
-        pytest.skip("there is nothing to load into")
-    straight_model, straight = build(name, dtype=dtype)
-    train(straight_model, straight, 7)
-    weights, state = copy.deepcopy(straight_model.state_dict()), copy.deepcopy(straight.state_dict())
-    train(straight_model, straight, STEPS - 7)
+def load(name, order, weights, state, dtype=torch.float32):
+    """Another model with its optimizer, made and loaded in this order."""
     torch.manual_seed(9)
     model = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4)).to(dtype)
     for what in order:
@@ -223,12 +265,63 @@ def test_a_run_resumes_bit_for_bit_in_whatever_order_things_are_loaded(name, ord
             optimizer = mm.sparsify(model, BASES["sgd"](model.parameters()), method, steps=STEPS)
         else:
             optimizer.load_state_dict(state)
+    return model, optimizer
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_resumes_bit_for_bit_in_whatever_order_things_are_loaded(name, order, dtype):
+    straight_model, straight = build(name, dtype=dtype)
+    train(straight_model, straight, 7)
+    weights, state = copy.deepcopy(straight_model.state_dict()), copy.deepcopy(straight.state_dict())
+    before = straight.diagnostics()
+    train(straight_model, straight, STEPS - 7)
+    model, optimizer = load(name, order, weights, state, dtype)
     for key, value in weights.items():
         assert torch.equal(model.state_dict()[key], value)
-    assert optimizer.diagnostics() == pytest.approx({**optimizer.diagnostics()}, nan_ok=True)
+    assert optimizer.diagnostics() == pytest.approx(before, rel=0, abs=0, nan_ok=True)
     train(model, optimizer, STEPS - 7)
     for a, b in zip(straight_model.parameters(), model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_weight_that_was_written_into_and_saved_is_not_undone_by_a_load(name, order):
+    straight_model, straight = build(name)
+    train(straight_model, straight, 12)
+    with torch.no_grad():
+        straight_model[0].weight.mul_(0.5)
+    held = copy.deepcopy(straight.state)
+    weights, state = copy.deepcopy(straight_model.state_dict()), copy.deepcopy(straight.state_dict())
+    for before, after in zip(held.values(), straight.state.values(), strict=True):  # to save is not to train
+        assert before.keys() == after.keys()
+        for key, value in before.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(after[key])), key
+    model, optimizer = load(name, order, weights, state)
+    assert torch.equal(model[0].weight, weights["0.weight"])
+    train(straight_model, straight, STEPS - 12)
+    train(model, optimizer, STEPS - 12)
+    for a, b in zip(straight_model.parameters(), model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_weight_without_a_gradient_follows_a_map_that_changes():
+    # Continuous sparsification hardens its gates with time, whoever trains; no mask changes in these steps.
+    model, optimizer = build("cs", steps=1000)
+    train(model, optimizer, 70)
+    model[2].requires_grad_(False)
+    before = model[2].weight.detach().clone()
+    train(model, optimizer, 25)
+    state, temperature = optimizer.state[model[2].weight], 200.0 ** (0.095 / 0.75)
+    torch.testing.assert_close(model[2].weight, state["w"] * torch.sigmoid(temperature * state["s"]))
+    assert not torch.equal(model[2].weight, before)
+    held = copy.deepcopy(model.state_dict())
+    other_model, other = build("cs", seed=4, steps=1000)
+    other_model.load_state_dict(held)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert torch.equal(other_model[2].weight, held["2.weight"])
 
 
 def test_what_a_log_says_after_a_resume_is_what_it_said_before():
@@ -383,7 +476,11 @@ def test_a_new_optimizer_after_finalize_keeps_the_zeros(base):
     train(model, plain, 1)
     assert nonzeros(model) > KEPT
     with pytest.raises(ValueError, match="no zeros to keep"):
-        mm.keep_zeros(nn.Linear(3, 3), plain)
+        mm.keep_zeros(dense := nn.Linear(3, 3), BASES[base](dense.parameters()))
+    with pytest.raises(ValueError, match=r"holds no parameter of the model.* over model.parameters\(\)"):
+        mm.keep_zeros(copy.deepcopy(model), plain)
+    with pytest.raises(TypeError, match=r"is a SparseOptimizer, not masks by name; pass optimizer\.masks"):
+        mm.apply_masks(model, optimizer)
     with pytest.raises(ValueError, match="keeps its zeros itself"):
         mm.keep_zeros(model, optimizer)
     with pytest.raises(TypeError, match="not a torch optimizer"):

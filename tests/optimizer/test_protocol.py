@@ -157,7 +157,53 @@ def test_the_state_dict_is_made_of_what_torch_load_reads_without_code(name, base
     model, optimizer = start(name, base)
     train(model, optimizer, 7)
     torch.save(optimizer.state_dict(), tmp_path / "state.pt")
-    start(name, base)[1].load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    other = start(name, base)[1]
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert other.step_count == 7
+
+
+class Wrapper(nn.Module):
+    """What DistributedDataParallel does to names."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return self.module(x)
+
+
+WRAPPERS = {"bare": lambda m: m, "module.": Wrapper, "_orig_mod.": lambda m: torch.compile(m, backend="eager")}
+
+
+@pytest.mark.parametrize(("saved", "loaded"), [(a, b) for a in WRAPPERS for b in WRAPPERS if a != b])
+@pytest.mark.parametrize("name", METHODS)
+def test_what_wrappers_put_into_names_does_not_matter_to_a_load(name, saved, loaded):
+    def start_as(wrapper):
+        model = net()
+        outer = WRAPPERS[wrapper](model)
+        return model, mm.sparsify(outer, BASES["sgd"](outer.parameters()), METHODS[name](), steps=20)
+
+    model, optimizer = start_as(saved)
+    train(model, optimizer, 12)
+    other, resumed = start_as(loaded)
+    other.load_state_dict(copy.deepcopy(model.state_dict()))
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(model, optimizer, 8)
+    train(other, resumed, 8)
+    assert equal(snapshot(model), snapshot(other))
+    assert resumed.step_count == 20
+
+
+def test_names_that_only_a_wrappers_name_tells_apart_are_told_apart():
+    def build():
+        within = nn.ModuleDict({"fc": nn.Linear(6, 6, bias=False)})
+        model = nn.ModuleDict({"module": within, "fc": nn.Linear(6, 6, bias=False)})
+        return mm.sparsify(model, sgd(model), METHODS["gmp"](), steps=5)
+
+    optimizer = build()
+    assert list(optimizer.weights) == ["module.fc.weight", "fc.weight"]
+    build().load_state_dict(optimizer.state_dict())
 
 
 @over_all
@@ -180,6 +226,41 @@ def test_nothing_outlives_the_optimizer(name, base):
     del optimizer
     gc.collect()
     assert watch() is None
+
+
+@over_all
+def test_of_two_optimizers_over_one_weight_the_older_one_is_refused(name, base, tmp_path):
+    model, older = start(name, base)
+    train(model, older, 2)
+    newer = mm.sparsify(model, BASES[base](model.parameters()), METHODS[name](), steps=20, weights="2.*")
+    before = snapshot(model)
+    for call in (older.step, older.finalize):
+        with pytest.raises(RuntimeError, match=r"called again for 2\.weight.* step the newer optimizer only"):
+            call()
+    assert equal(before, snapshot(model))
+    train(model, newer, 2)
+    state = copy.deepcopy(older.state_dict())
+    other, resumed = start(name, base)  # another model is another's
+    resumed.load_state_dict(state)
+    train(other, resumed, 2)
+    twin_model, twin = copy.deepcopy((model, older))
+    train(twin_model, twin, 2)
+    torch.save(model, tmp_path / "model.pt")
+    pickle.loads(pickle.dumps((model, older)))[1].step()
+    del newer
+    train(model, older, 2)
+
+
+@over_all
+def test_one_optimizer_after_the_other_is_one_too(name, base):
+    model, optimizer = start(name, base)
+    train(model, optimizer, 20)
+    optimizer.finalize()
+    for _ in range(2):
+        optimizer = mm.sparsify(model, BASES[base](model.parameters()), METHODS[name](), steps=3)
+        train(model, optimizer, 3)
+    optimizer.finalize()
+    assert mm.sparsity(model).nonzeros == 45
 
 
 # -- gradients --------------------------------------------------------------------------------------------------------
@@ -311,6 +392,13 @@ def test_what_cannot_be_right_is_refused_at_construction_with_a_remedy(call, mes
         call()
 
 
+def test_a_layer_may_have_an_attribute_of_any_name():
+    class Flagged(nn.Linear):
+        sparse = True
+
+    assert list(wrap(Flagged(4, 3)).weights) == ["weight"]
+
+
 def test_a_sparse_gradient_of_a_weight_is_an_error_of_its_name():
     model, optimizer = start("mirror", "sgd")
     backward(model)
@@ -355,3 +443,21 @@ def test_accelerate_steps_saves_and_loads_the_sparse_optimizer(name, base, order
     other.finalize()
     assert equal(snapshot(model), snapshot(other_model))
     assert mm.sparsity(other_model).nonzeros == 45
+
+
+def test_zeros_are_kept_by_an_optimizer_that_accelerate_has_prepared():
+    accelerate = pytest.importorskip("accelerate")
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = accelerate.Accelerator(cpu=True)
+    model = net()
+    with torch.no_grad():
+        model[0].weight[:, ::2] = 0.0
+    model, stepped = accelerator.prepare(model, sgd(model))
+    mm.keep_zeros(model, stepped)
+    train(model, stepped, 3)
+    assert mm.sparsity(model[0]).nonzeros == 30
+    wrapped = mm.sparsify(other := net(), accelerator.prepare(sgd(other)), METHODS["gmp"](), steps=3)
+    with pytest.raises(ValueError, match="keeps its zeros itself"):
+        mm.keep_zeros(other, accelerator.prepare(wrapped))
+    with pytest.raises(TypeError, match=r"is a AcceleratedOptimizer, not masks by name; pass optimizer\.masks"):
+        mm.apply_masks(other, stepped)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mirrormask.checks import few
-from mirrormask.matrices import inputs_elsewhere
+from mirrormask.matrices import EMBEDDINGS, inputs_elsewhere
 from mirrormask.methods import Method
 from mirrormask.optimizer.base_optimizer import Group
 from mirrormask.selection import Weights, select_weights
@@ -66,8 +67,8 @@ def held_weights(
     """The weights to sparsify, by name.
 
     Raises:
-        ValueError: the base optimizer does not hold one, one has sparse gradients, or an N:M pattern would not run
-            along its input.
+        ValueError: the base optimizer does not hold one, one has sparse gradients or numbers that are not finite, or an
+            N:M pattern would not run along its input.
     """
     chosen = select_weights(model, weights)
     held = {id(p) for group in base.param_groups for p in group["params"]}
@@ -80,7 +81,7 @@ def held_weights(
     owners = dict(model.named_modules())
     for name in chosen:
         owner = owners.get(name.rpartition(".")[0])
-        if getattr(owner, "sparse", False):
+        if isinstance(owner, EMBEDDINGS) and owner.sparse:  # not just anything that has an attribute of that name
             raise ValueError(
                 f"{name!r} has sparse gradients; build the {type(owner).__name__} with sparse=False, or leave it out"
             )
@@ -89,4 +90,14 @@ def held_weights(
                 f"pattern={pattern!r} runs along dimension 1, which is not the input of {name!r}, a "
                 f"{type(owner).__name__}; leave it out with weights="
             )
+    bad = [name for name, p in chosen.items() if _has_values(p) and not bool(p.detach().isfinite().all())]
+    if bad:
+        raise ValueError(
+            f"{few(bad)} {'is' if len(bad) == 1 else 'are'} not finite: no latents and no mask can be made of NaN or "
+            "inf; initialise or load the weights before mm.sparsify"
+        )
     return chosen
+
+
+def _has_values(p: Tensor) -> bool:
+    return not p.is_meta and not isinstance(p, torch._subclasses.FakeTensor)

@@ -195,8 +195,12 @@ class BaseOptimizer:
         stand_in.grad = torch.zeros_like(held)
         trial.state = defaultdict(dict)
         trial.param_groups = [{**group, "params": [stand_in]}]
+        # A fake tensor of a GPU may be of one that is not there.
+        on_gpu = held.is_cuda and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         try:
-            _bare_step(type(self.torch))(trial)
+            # A base may draw random numbers: looking must not change what the next dropout draws.
+            with torch.random.fork_rng(devices=[held.device] if on_gpu else []):
+                _bare_step(type(self.torch))(trial)
         except (RuntimeError, ValueError, TypeError, AssertionError):
             return {}  # one that will not step on zeros, or on this tensor alone
         return dict(trial.state[stand_in])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +14,10 @@ from mirrormask.checks import few
 from mirrormask.optimizer.weights import SparseWeights
 
 __all__ = ["Presence"]
+
+#: Those of all optimizers that there are. Weak, and of these and not of parameters: torch does not exchange a tensor
+#: that somebody has a weak reference to, and pickles what is noted on a parameter with it.
+_LIVING: weakref.WeakSet[Presence] = weakref.WeakSet()
 
 
 class Presence:
@@ -27,13 +34,42 @@ class Presence:
         modules = dict(model.named_modules(remove_duplicate=False))
         self._places = {name: (modules[name.rpartition(".")[0]], name.rpartition(".")[2]) for name in weights}
         self._kinds = {name: (x.shape, x.dtype, x.device) for name, x in weights.items()}
+        self._successors: list[tuple[weakref.ref[Presence], list[str]]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_successors": []}  # a copy is of other weights, which nobody else trains
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _LIVING.add(self)
+
+    def claim(self) -> None:
+        """From now on these weights are trained here; an optimizer that trained one before must not go on."""
+        own = {id(x) for x in self._weights.values()}
+        for other in list(_LIVING):
+            shared = [name for name, x in other._weights.items() if id(x) in own]
+            if shared and other is not self:
+                other._successors.append((weakref.ref(self), shared))
+        _LIVING.add(self)
+
+    def _check_alone(self) -> None:
+        if not self._successors:
+            return
+        gc.collect()  # an optimizer that was deleted is a cycle, and may still be there
+        self._successors = [(other, names) for other, names in self._successors if other() is not None]
+        if self._successors:
+            raise RuntimeError(
+                f"mm.sparsify was called again for {few(self._successors[0][1])}, and what it returned trains that "
+                "now: two masks on one weight undo each other; step the newer optimizer only, or delete it and go on"
+            )
 
     def check(self) -> None:
         """Raise unless each weight is the model's own parameter, of the shape, dtype and device that it had.
 
         Raises:
-            RuntimeError: it names the parameters, and the order that works.
+            RuntimeError: it names the parameters, and the order that works; or another optimizer has claimed one.
         """
+        self._check_alone()
         gone = [name for name, (module, leaf) in self._places.items()
                 if module._parameters.get(leaf) is not self._weights[name]]  # fmt: skip
         if gone:

@@ -116,6 +116,7 @@ class SparseOptimizer(Optimizer):
                 self.state[x].pop("score", None)  # the mask says it all
         self._keep_if_due()
         weights.note()
+        self.parts.presence.claim()
 
     # -- what it is made of ------------------------------------------------------------------------------------
 
@@ -185,7 +186,8 @@ class SparseOptimizer(Optimizer):
         """One step of training; ``closure`` re-evaluates the model and returns the loss, as in torch.optim.
 
         Raises:
-            RuntimeError: the model holds other parameters than those that are trained, or they are elsewhere.
+            RuntimeError: the model holds other parameters than those that are trained, they are elsewhere, or another
+                SparseOptimizer trains them since.
         """
         loss = None
         if closure is not None:
@@ -209,6 +211,7 @@ class SparseOptimizer(Optimizer):
         training.decay.take(now.increments)
         dense = self._gradients_for_growth(now)
         step.run(now)
+        parts.weights.push_unstepped(now.clock, zeros_stay=parts.base.zeros_stay)
         parts.base.reflect(self.param_groups)
         training.step += 1
         training.skipped_in_a_row = 0

@@ -58,9 +58,9 @@ def sparsify(
     Raises:
         TypeError: an argument is not of its kind.
         ValueError: steps < 1, nothing to sparsify, a weight that the optimizer does not hold, an optimizer that is
-            wrapped already, or one that cannot be; a weight that is lazy, complex or without values; a sparsity that
-            leaves no weight at all, an N:M pattern that does not divide a weight; batches missing, or given to a
-            method that reads none.
+            wrapped already, or one that cannot be; a weight that is lazy, complex, without values or not finite; a
+            sparsity that leaves no weight at all, an N:M pattern that does not divide a weight; batches missing, or
+            given to a method that reads none.
 
     Example:
         >>> import torch

@@ -22,7 +22,7 @@ from mirrormask.optimizer.base_optimizer import BaseOptimizer, Group
 from mirrormask.optimizer.diagnostics import pack_signs, unpack_signs
 from mirrormask.optimizer.rounds import KEPT, Rounds, everything, pack, unpack
 from mirrormask.optimizer.training import Training
-from mirrormask.optimizer.weights import SparseWeights
+from mirrormask.optimizer.weights import SparseWeights, bare_names
 from mirrormask.progress import Clock
 
 __all__ = ["GROUP_KEY", "StateDict"]
@@ -62,10 +62,10 @@ class StateDict:
         state: defaultdict[Tensor, Entry] = defaultdict(dict)
         fresh: list[list[list[Any]]] = [[] for _ in groups]
         options = self.base.group_holding
-        starts = self._starts()
+        starts, adopted = self._starts(), self.weights.adopted(self.training.clock)
         for index, group in enumerate(groups):
             for position, p in enumerate(group["params"]):
-                entry = {**self._own_entry(p), **starts.get(p, {})}
+                entry = {**self._own_entry(p), **adopted.get(p, {}), **starts.get(p, {})}
                 for prefix, held in self._held(p):
                     inner = self.base.state(held)
                     if all(value is None for value in inner.values()):  # SGD notes that it has no momentum
@@ -147,11 +147,13 @@ class StateDict:
         """
         summaries = _summaries(state_dict, groups)
         self._check_same(summaries[0])
+        here, there = bare_names(self.weights), bare_names(summaries[0]["weights"])
         for index, (group, summary) in enumerate(zip(groups, summaries, strict=True)):
             names = self._names(group["params"])
-            if summary.get("names", names) != names:
+            before = summary.get("names")  # version 1 had none
+            if before is not None and [n and there.get(n) for n in before] != [n and here[n] for n in names]:
                 raise ValueError(
-                    f"group {index} of the state dict has its weights in another order: {summary['names']} there, "
+                    f"group {index} of the state dict has its weights in another order: {before} there, "
                     f"{names} here; build the optimizer over the parameters in the order of then"
                 )
         saved = _Saved.open(state_dict, groups, summaries)
@@ -179,9 +181,11 @@ class StateDict:
         for key, what in (("base", "base optimizer"), ("steps", "steps")):
             if saved[key] != own[key]:
                 raise ValueError(f"the state dict was saved with {what} {saved[key]}, this optimizer has {own[key]}")
-        shapes = {name: list(x.shape) for name, x in self.weights.items()}
-        for name in {**saved["weights"], **shapes}:
-            before, now = saved["weights"].get(name), shapes.get(name)
+        here, there = bare_names(self.weights), bare_names(saved["weights"])
+        shapes = {here[name]: list(x.shape) for name, x in self.weights.items()}
+        saved_shapes = {there[name]: shape for name, shape in saved["weights"].items()}
+        for name in {**saved_shapes, **shapes}:
+            before, now = saved_shapes.get(name), shapes.get(name)
             if before != now:
                 raise ValueError(
                     f"the state dict is of another model: {name!r} was {before or 'not sparsified'} there "

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from mirrormask.geometry import Geometry
 from mirrormask.progress import Clock
 
-__all__ = ["SNAP", "STATE_SNAP", "SparseWeights", "Stateful"]
+__all__ = ["SNAP", "STATE_SNAP", "SparseWeights", "Stateful", "bare_name", "bare_names"]
 
 #: Latents below this are set to zero, so that no product of two of them, and no weight, is a denormal number (which
 #: a processor computes up to a hundred times slower): x = m w stays at or above 2**-126, the least normal float32.
 SNAP = 2.0**-63
 #: State of the base optimizer (momentum, say) below this is set to zero: it could not move a latent any more.
 STATE_SNAP = 2.0**-100
+#: What tools put into a model's names: DistributedDataParallel and AveragedModel, torch.compile, FSDP.
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module")
 
 
 class Stateful(Protocol):
@@ -111,6 +113,13 @@ class SparseWeights(Mapping[str, nn.Parameter]):
         self.push(list(self.values()), clock)
         self.apply_masks(self.values(), zeros_stay=zeros_stay)
 
+    def push_unstepped(self, before: Clock, *, zeros_stay: bool) -> None:
+        """After the step that began at ``before``: write those without a gradient anew, if the map has changed."""
+        if self.geometry.at(before) != self.geometry.at(before.next):
+            others = [x for x in self.values() if x.grad is None]
+            self.push(others, before.next)
+            self.apply_masks(others, zeros_stay=zeros_stay)
+
     def apply_masks(self, weights: Iterable[Tensor], *, zeros_stay: bool) -> None:
         """Set to zero what the masks remove.
 
@@ -137,27 +146,41 @@ class SparseWeights(Mapping[str, nn.Parameter]):
     # -- what others write into the weights ----------------------------------------------------------------------
 
     def note(self) -> None:
-        """The weights are what their latents say: whatever writes into one from now on is noticed."""
-        if self.geometry.latents:
-            self._seen = self._versions()
+        """The weights are what their latents and masks say: whatever writes into one from now on is noticed."""
+        self._seen = self._versions()
 
     def adopt(self, clock: Clock) -> None:
-        """Where somebody else has written into a weight since :meth:`note`, let its latents follow.
+        """Where somebody else has written into a weight since :meth:`note`, let its latents follow, under its mask.
 
         Training goes on from what the model holds, as under any torch optimizer: a checkpoint or an average that was
-        loaded, a weight that is clipped after every step.
+        loaded, a weight that is clipped after every step. A step writes only weights that have a gradient, so what the
+        mask removes becomes zero here.
+        """
+        written = self._written()
+        geometry = self.geometry.at(clock)
+        for x in written if self.geometry.latents else ():
+            changed = self._changed(x, geometry)
+            if changed is not None:
+                geometry.adopt(x.detach(), self.latents_of(x), changed)
+        self.hold_zeros({x: x for x in written})
+
+    def adopted(self, clock: Clock) -> dict[Tensor, dict[str, Tensor]]:
+        """What :meth:`adopt` would make of latents: copies, of the weights where it would make something else.
+
+        A state that is saved goes with the weights that are saved; to save changes nothing of the training.
         """
         if not self.geometry.latents:
-            return
-        geometry = self.geometry.at(clock)
-        for x, seen, is_now in zip(self.values(), self._seen, self._versions(), strict=True):
-            if seen != is_now:
-                latents, mask = self.latents_of(x), self.mask_of(x)
-                changed = self._differs(x, latents, geometry)
-                if mask is not None:
-                    changed &= mask
-                if bool(changed.any()):
-                    geometry.adopt(x.detach(), latents, changed)
+            return {}
+        geometry, result = self.geometry.at(clock), dict[Tensor, dict[str, Tensor]]()
+        for x in self._written():
+            latents = self.latents_of(x)
+            if any(latent.device != x.device for latent in latents.values()):
+                continue  # the model was moved, which the next step refuses
+            changed = self._changed(x, geometry)
+            if changed is not None:
+                result[x] = {name: latent.clone() for name, latent in latents.items()}
+                geometry.adopt(x.detach(), result[x], changed)
+        return result
 
     def restore(self, clock: Clock) -> None:
         """Latents were loaded: write the weights that are not theirs anew, and leave those that are to the last bit."""
@@ -167,6 +190,18 @@ class SparseWeights(Mapping[str, nn.Parameter]):
                 self.push([x], clock)
         self.hold_zeros({x: x for x in self.values()})
         self.note()
+
+    def _written(self) -> list[nn.Parameter]:
+        """The weights that somebody may have written into since :meth:`note`."""
+        pairs = zip(self.values(), self._seen, self._versions(), strict=True)
+        return [x for x, seen, is_now in pairs if seen != is_now]
+
+    def _changed(self, x: Tensor, geometry: Geometry) -> Tensor | None:
+        """Where a living element of x is not what its latents say; None if nowhere."""
+        changed, mask = self._differs(x, self.latents_of(x), geometry), self.mask_of(x)
+        if mask is not None:
+            changed &= mask
+        return changed if bool(changed.any()) else None
 
     def _versions(self) -> list[tuple[int, int]]:
         return [(x._version, x.data_ptr()) for x in self.values()]
@@ -178,3 +213,26 @@ class SparseWeights(Mapping[str, nn.Parameter]):
         info = torch.finfo(x.dtype)
         bound = own.abs().mul_(info.eps * (2 if info.bits == 16 else 64)).add_(info.tiny)
         return ~(own.sub_(x.detach()).abs_() <= bound)  # NaN differs
+
+
+def bare_name(name: str) -> str:
+    """The name of a parameter without what wrappers of the model put into it.
+
+    Example:
+        >>> bare_name("module.layers.0._orig_mod.weight")
+        'layers.0.weight'
+    """
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def bare_names(names: Iterable[str]) -> dict[str, str]:
+    """Each name -> :func:`bare_name`; all as they are, where two would become one: a user may call a layer ``module``.
+
+    Example:
+        >>> bare_names(["module.fc.weight", "module.head.weight"])
+        {'module.fc.weight': 'fc.weight', 'module.head.weight': 'head.weight'}
+        >>> bare_names(["module.fc.weight", "fc.weight"])
+        {'module.fc.weight': 'module.fc.weight', 'fc.weight': 'fc.weight'}
+    """
+    bare = {name: bare_name(name) for name in names}
+    return bare if len(set(bare.values())) == len(bare) else {name: name for name in bare}

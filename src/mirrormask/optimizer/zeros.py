@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from mirrormask.optimizer.arguments import unwrapped
 from mirrormask.optimizer.sparse_optimizer import SparseOptimizer
+from mirrormask.optimizer.weights import bare_name
 from mirrormask.selection import Weights, select_weights
 
 __all__ = ["apply_masks", "keep_zeros"]
-
-#: What tools put into a model's names: DistributedDataParallel and AveragedModel, torch.compile, FSDP.
-WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module")
 
 
 @torch.no_grad()
@@ -32,7 +31,7 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
             ``optimizer.masks``.
 
     Raises:
-        TypeError: a mask is not a bool tensor.
+        TypeError: a mask is not a bool tensor, or ``masks`` holds none by name.
         ValueError: the model has no parameter of that name, or one of another shape; nothing has changed then.
 
     Example:
@@ -42,11 +41,15 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         >>> average.weight.tolist()
         [[2.0, 0.0, 2.0]]
     """
+    if not isinstance(masks, Mapping):
+        raise TypeError(
+            f"masks is a {type(masks).__name__}, not masks by name; pass optimizer.masks of what mm.sparsify returned"
+        )
     exact = dict(model.named_parameters(remove_duplicate=False))
-    bare = {_bare(name): p for name, p in exact.items()}
+    bare = {bare_name(name): p for name, p in exact.items()}
     work = []
     for name, mask in masks.items():
-        p = exact.get(name, bare.get(_bare(name)))
+        p = exact.get(name, bare.get(bare_name(name)))
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             raise TypeError(
                 f"the mask of {name!r} is a {getattr(mask, 'dtype', type(mask).__name__)}, not a bool tensor"
@@ -67,7 +70,7 @@ def keep_zeros(model: nn.Module, optimizer: Optimizer, *, weights: Weights | Non
 
     Args:
         model: a sparse network.
-        optimizer: any torch optimizer that trains it.
+        optimizer: any torch optimizer that trains it, or one that Accelerate has prepared.
         weights: which parameters, as in :func:`mirrormask.select_weights`.
 
     Returns:
@@ -75,7 +78,8 @@ def keep_zeros(model: nn.Module, optimizer: Optimizer, *, weights: Weights | Non
 
     Raises:
         TypeError: ``optimizer`` is no torch optimizer.
-        ValueError: it is a SparseOptimizer, which keeps its zeros itself, or there are no zeros to keep.
+        ValueError: it is a SparseOptimizer, which keeps its zeros itself, or it trains another model, or there are no
+            zeros to keep.
 
     Example:
         >>> model = nn.Linear(3, 1, bias=False)
@@ -87,10 +91,17 @@ def keep_zeros(model: nn.Module, optimizer: Optimizer, *, weights: Weights | Non
         >>> model.weight[0, 1].item()
         0.0
     """
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer={optimizer!r} is a {type(optimizer).__name__}, not a torch optimizer")
-    if isinstance(optimizer, SparseOptimizer):
+    own, _ = unwrapped(optimizer)
+    if not isinstance(own, Optimizer):
+        raise TypeError(f"optimizer={own!r} is a {type(own).__name__}, not a torch optimizer")
+    if isinstance(own, SparseOptimizer):
         raise ValueError("a SparseOptimizer keeps its zeros itself, after finalize() too")
+    trained = {id(p) for group in own.param_groups for p in group["params"]}
+    if not any(id(p) in trained for p in model.parameters()):
+        raise ValueError(
+            f"this {type(own).__name__} holds no parameter of the model, so it trains another one; pass the optimizer "
+            "that was built over model.parameters()"
+        )
     chosen = select_weights(model, weights)
     alive = {p: p.detach() != 0 for p in chosen.values()}
     alive = {p: mask for p, mask in alive.items() if not bool(mask.all())}
@@ -102,9 +113,5 @@ def keep_zeros(model: nn.Module, optimizer: Optimizer, *, weights: Weights | Non
         for p, mask in alive.items():
             p.masked_fill_(~mask.to(p.device), 0.0)
 
-    handle: RemovableHandle = optimizer.register_step_post_hook(fill)
+    handle: RemovableHandle = own.register_step_post_hook(fill)
     return handle
-
-
-def _bare(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
