@@ -293,7 +293,7 @@ def measure(name: str, options: argparse.Namespace) -> Row:
     start = time.monotonic()
     row: Row = {"network": name}
     with tempfile.TemporaryDirectory() as cache:
-        for stage in ("cold", "warm"):
+        for stage in ("cold", "warm") if options.rounds else ("cold",):
             row |= run_child(name, stage, cache, options.timeout + start - time.monotonic(), options)
             if "failed" in row:
                 break
@@ -312,7 +312,7 @@ def note(row: Row) -> str:
     if "failed" in row:
         return f"**{row['failed_in']}:** {row['failed'][:200]}".replace("|", "\\|")
     notes = [] if row["compiled"] else [f"runs as it was: {row['reason']}"]
-    notes += [f"{engine}: {why}" for engine, why in row["missing"].items()]
+    notes += [f"{engine}: {why}" for engine, why in row.get("missing", {}).items()]
     return "; ".join(notes).replace("|", "\\|")
 
 
@@ -384,7 +384,7 @@ def table(rows: list[Row]) -> str:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(ZOO), help="names with commas between")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=9, help="0 to build from an empty cache and no more")
     parser.add_argument("--no-engines", action="store_true", help="beside eager PyTorch")
     parser.add_argument("--json", type=Path, help="append one JSON line per network to this file")
     parser.add_argument("--table", type=Path, help="only print the table of a file that --json wrote")
@@ -413,6 +413,7 @@ def main() -> None:
         rows = {row["network"]: row for row in map(json.loads, options.table.read_text().splitlines())}
         print(table(list(rows.values())))
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and end the child on the way out
     found = []
     for name in options.only:
         row = measure(name, options)
