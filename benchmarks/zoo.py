@@ -10,7 +10,8 @@ is a row. The columns:
 
     sparse      the share of the model's products that is in the sparsified matrices
     regions     native regions; 1 with next to nothing outside is a network without a crossing
-    error       the largest difference from eager over the largest output, on the example and on another input
+    error       the largest difference from eager over the largest output, on the example and on another input; in
+                brackets eager's own from float64, on the example
     outside     the share of a call's time that is spent outside the regions; all where the model runs as it was
     cold, warm  seconds of a build in a fresh process, imports included: with an empty cache, and from it
     build MB    the peak of the build, beside the model, the imports and the plan; in brackets over the model's weights
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import importlib.util
 import json
 import math
@@ -117,6 +119,14 @@ def error(got: Any, expected: Any) -> float:
     return worst
 
 
+def eager_error(model: nn.Module, x: Tensor, result: Any) -> float | None:
+    """How far eager PyTorch itself is from float64; None where the network has no such form."""
+    try:
+        return error(result, copy.deepcopy(model).double()(x.double() if x.is_floating_point() else x))
+    except RuntimeError:  # it makes float32 tensors as it goes
+        return None
+
+
 def outside(fast: CompiledModel, x: Tensor, regions: list[nn.Module]) -> float:
     """The share of a call's time that is not spent in ``regions``: PyTorch's operations, and the way there and back."""
     clock = time.thread_time
@@ -202,6 +212,7 @@ class Child:
         self.say(weights=weights, sparse=product_share(model, x, matrices))
         other = example(self.network, model, self.options.vocabulary)
         expected = [model(x), model(other)]
+        self.say(eager_error=eager_error(model, x, expected[0]))
         if not all(t.isfinite().all() and t.std() > 0 for t in tensors(expected)):
             raise ArithmeticError("the network's own output is constant or not finite")
         self.enter("mm.compile")
@@ -332,7 +343,7 @@ def cells(row: Row) -> list[str]:
         row["network"],
         cell("sparse", ".0f", 100) + "%" * ("sparse" in row),
         "none" if unplanned else regions,
-        cell("error", ".1e"),
+        cell("error", ".1e") + (f" ({row['eager_error']:.1e})" if row.get("eager_error") is not None else ""),
         cell("outside", ".0f", 100) + "%" * ("outside" in row),
         cell("cold", ".1f"),
         cell("warm", ".2f") + " (not cached)" * (row.get("cached") is False),
