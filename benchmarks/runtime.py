@@ -15,21 +15,16 @@ import functools
 import itertools
 import json
 import os
-import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 import mirrormask as mm
 from mirrormask.machine.cache import processor_name
-from mirrormask.machine.timing import SPINNING, in_turns
-from mirrormask.runtime.model.bench import ENGINES, prepare_engines
 from networks import NETWORKS, build
-
-CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
-#: Of the turns of a call: what it was like on a machine shared with others, and what it is like undisturbed.
-STATISTICS = {"median": statistics.median, "fastest": min}
+from turns import CLOCKS, ENGINES, STATISTICS, race
 
 
 def measure(
@@ -39,15 +34,15 @@ def measure(
     torch.set_num_threads(threads)
     torch.compiler.reset()
     dense, x = build(NETWORKS[name], 0.0)
-    calls, missing = prepare_engines(dense, x, threads, engines)
     built = {}
+    ours: dict[str, Callable[[], object]] = {}
     for sparsity in sparsities:
         model, x = build(NETWORKS[name], sparsity)
         start = time.perf_counter()
         fast = mm.compile(model, x)
         built[sparsity] = (time.perf_counter() - start, fast.report)
-        calls[f"{sparsity}"] = functools.partial(fast, x)
-    turns = in_turns(calls, rounds, 0.05, CLOCKS[clock], pause=SPINNING if threads > 1 else 0.0)
+        ours[f"{sparsity}"] = functools.partial(fast, x)
+    turns, missing = race(dense, x, ours, threads=threads, engines=engines, rounds=rounds, clock=clock)
     weights = 4 * sum(p.numel() for p in dense.parameters())
     results: list[dict[str, object]] = []
     for statistic, choose in STATISTICS.items():
