@@ -1,6 +1,10 @@
 """What builds leave on the disk: read again by later processes, checked, never trusted, and kept small."""
 
+import json
 import os
+import random
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +19,7 @@ from mirrormask.runtime.graph import known
 from mirrormask.runtime.graph.blueprint import Blueprint
 from mirrormask.runtime.graph.capture import capture
 from mirrormask.runtime.graph.structure import structure_key
+from mirrormask.runtime.kernels import code as kernel_code
 from mirrormask.runtime.schedule import tune
 
 
@@ -274,3 +279,157 @@ def test_a_missing_or_read_only_folder_is_no_error(folder, monkeypatch):
     monkeypatch.setenv("MIRRORMASK_CACHE", str(folder / "file"))
     model, x = Scaled().eval(), torch.randn(2, 20)
     agree(mm.compile(model, x, force=True, tune=False), model, x)
+
+
+def no_longer_loaded() -> None:
+    """As in a new process: what was compiled is looked for on the disk again."""
+    kernel_code.address_of.cache_clear()
+    kernel_code.run_functions.cache_clear()
+
+
+@pytest.fixture
+def small():
+    """A model, an example, and its files in the cache."""
+    model, x = Scaled().eval(), torch.randn(2, 20)
+    no_longer_loaded()
+    mm.compile(model, x, force=True)
+    folder = machine_cache.cache_folder()
+    return model, x, {path: path.read_bytes() for path in folder.iterdir()}
+
+
+def rebuilt(model, x) -> None:
+    """The law: the next call is right."""
+    no_longer_loaded()
+    agree(mm.compile(model, x, force=True), model, x)
+
+
+def test_a_bit_that_flips_in_any_file_changes_nothing(small):
+    model, x, files = small
+    assert {path.suffix for path in files} == {".json", ".o"}
+    generator = random.Random(0)
+    for _ in range(4):
+        for path, data in files.items():
+            flipped = bytearray(data)
+            for _ in range(generator.choice((1, 1, 20))):
+                flipped[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
+            path.write_bytes(flipped)
+        rebuilt(model, x)
+
+
+def test_files_that_are_damaged_are_made_again(small):
+    model, x, files = small
+    others = dict(zip(sorted(files), sorted(files)[1:] + sorted(files)[:1], strict=True))
+    for how in ("half", "exchanged", "empty", "longer"):
+        for path, data in files.items():
+            changed = {"empty": b"", "half": data[: len(data) // 2], "longer": data + b"x"}
+            path.write_bytes(changed.get(how, files[others[path]]))
+            assert path.suffix == ".o" or known.load(path.stem) is None
+            assert path.suffix == ".json" or machine_cache.load_bytes(path.stem) is None
+        if how in ("half", "exchanged"):
+            rebuilt(model, x)
+            assert all(path.read_bytes() == data for path, data in files.items() if path.suffix == ".o")
+
+
+def test_json_of_the_wrong_kind_is_made_again(small):
+    model, x, files = small
+    values = (None, 3, "text", [], [1], {}, [["eager", 1.0]], True)
+    for path, data in files.items():
+        if path.suffix == ".json":
+            stored = json.loads(data)
+            for value in values:
+                for wrong in (
+                    value,
+                    {**stored, "body": value},
+                    {**stored, "key": value},
+                    {**stored, "checksum": value},
+                ):
+                    path.write_text(json.dumps(wrong))
+                    assert known.load(path.stem) is None
+    for value in values[1:4]:
+        for path, data in files.items():
+            if path.suffix == ".json":
+                known.store(path.stem, dict.fromkeys(json.loads(data)["body"], value))  # with the right checksum
+        rebuilt(model, x)
+
+
+def test_json_without_end_is_none(folder):
+    for text in ("[" * 100_000, '{"a":' * 100_000, "1" * 10_000, "\xff", '{"body"'):
+        (folder / f"{'1' * 40}.json").write_bytes(text.encode("latin-1"))
+        assert known.load("1" * 40) is None
+
+
+def test_an_entry_of_another_version_is_not_read(small, monkeypatch):
+    model, x, files = small
+    monkeypatch.setattr(known, "source_hash", lambda: "another version")
+    assert all(known.load(path.stem) is None for path in files if path.suffix == ".json")
+    rebuilt(model, x)
+
+
+def test_object_code_that_is_none_is_compiled_again(small):
+    model, x, files = small
+    objects = [path for path in files if path.suffix == ".o"]
+    for change in (b"", b"not an object", None):
+        for path in objects:
+            code = files[path][32:]
+            machine_cache.store_bytes(path.stem, code[: len(code) // 2] if change is None else change)
+        rebuilt(model, x)
+        made = [path for path in objects if path.read_bytes() == files[path]]
+        assert any("run_plan" in path.name for path in made) and len(made) >= 2, "and those that lost are not loaded"
+
+
+def test_a_folder_that_goes_during_a_build_is_no_error(small, monkeypatch):
+    model, x, _ = small
+    folder = machine_cache.cache_folder()
+    fsync, count = os.fsync, iter(range(1000))
+
+    def goes(descriptor):
+        if next(count) % 3 == 0:
+            shutil.rmtree(folder)
+        fsync(descriptor)
+
+    shutil.rmtree(folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", goes)
+        rebuilt(model, x)
+    rebuilt(model, x)
+    assert any(folder.iterdir())
+
+
+BUILD = """
+import os, signal, sys, torch, mirrormask as mm
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU()).eval()
+x = torch.randn(1, 3, 8, 8)
+print("ready", flush=True)
+kills = int(sys.stdin.readline())
+for call in ("fsync", "replace"):
+    def dies(*a, really=getattr(os, call), call=call, **k):
+        global kills
+        kills -= 1
+        if kills == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return really(*a, **k)
+    setattr(os, call, dies)
+assert torch.allclose(mm.compile(model, x, force=True)(x), model(x), atol=1e-5)
+print("done")
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no SIGKILL")
+def test_killed_in_the_middle_or_beside_another_the_next_build_is_right(folder):
+    environment = {**os.environ, "MIRRORMASK_CACHE": str(folder)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    running = [subprocess.Popen([sys.executable, "-c", BUILD], env=environment, **pipes) for _ in range(3)]
+    for process in running:
+        assert process.stdout.readline() == "ready\n"
+    # One is killed in the second file that it writes; two build the same at once, over what is left.
+    assert running[0].communicate("5\n")[0] == "" and running[0].returncode == -signal.SIGKILL
+    assert any(path.suffix == ".part" for path in folder.iterdir())
+    for process in running[1:]:
+        process.stdin.write("0\n")
+        process.stdin.flush()
+    for process in running[1:]:
+        assert process.communicate()[0] == "done\n" and process.returncode == 0
+    for path in folder.glob("*.json"):
+        assert known.load(path.stem) is not None
+    assert all(machine_cache.load_bytes(path.stem) for path in folder.glob("[a-z]*.o"))

@@ -14,12 +14,15 @@ import sys
 from collections.abc import Iterable
 from typing import NamedTuple
 
-__all__ = ["load", "serves"]
+__all__ = ["defines", "load", "serves"]
 
 #: What stays loaded: functions have no owner.
 _loaded: list[object] = []
 
-X86_64, ALLOCATED, PROGRAM, SYMBOLS, RELOCATIONS, NO_BITS = 62, 2, 1, 2, 4, 8
+X86_64, AARCH64, RELOCATABLE = 62, 183, 1
+ALLOCATED, PROGRAM, SYMBOLS, RELOCATIONS, NO_BITS = 2, 1, 2, 4, 8
+#: What an object that is not one, or not whole, leads to.
+FAULTS = (struct.error, LookupError, ValueError, ArithmeticError, MemoryError, OSError, AttributeError)
 #: Relocations, to ``symbol + addend``: its address in eight bytes, and how far it is in four (PC32, PLT32) or eight.
 ABSOLUTE, NEAR, FAR = 1, (2, 4), 24
 
@@ -57,16 +60,35 @@ def load(code: bytes, names: Iterable[str]) -> dict[str, int] | None:
     """
     try:
         return _load(code, list(names))
-    except (struct.error, IndexError, KeyError, ValueError, OSError, AttributeError):
+    except FAULTS:
         return None
 
 
+def defines(code: bytes, name: str) -> bool:
+    """Whether LLVM can be given this object for a function's sake: on one that is not whole, it ends the process.
+
+    Of what is not ELF (macOS, Windows) only that there is something is known.
+
+    Args:
+        code: an object from a source that is trusted.
+        name: the function that is wanted.
+    """
+    machine = {"x86_64": X86_64, "aarch64": AARCH64}.get(platform.machine())
+    if sys.platform != "linux" or machine is None:
+        return name.encode() in code
+    try:
+        sections = _sections(code, machine)
+        symbols, strings = _symbols(sections)
+        inside = all(section.offset + section.size <= len(code) for section in sections if section.kind != NO_BITS)
+        table = code[symbols.offset : symbols.offset + symbols.size]
+        names = (_text(code, strings + at) for at, _, _, of, _, _ in struct.iter_unpack("<IBBHQQ", table) if of)
+        return inside and name in names
+    except FAULTS:
+        return False
+
+
 def _load(code: bytes, names: list[str]) -> dict[str, int]:
-    magic, machine = struct.unpack_from("<4s14xH", code)
-    if magic != b"\x7fELF" or machine != X86_64:
-        raise ValueError("not an object of this processor")
-    table, entry, count = (*struct.unpack_from("<Q", code, 40), *struct.unpack_from("<HH", code, 58))
-    sections = [_Section(*struct.unpack_from("<IQQQQIIQQ", code, table + i * entry + 4)) for i in range(count)]
+    sections = _sections(code, X86_64)
     places: dict[int, int] = {}  # of each section that is needed at run time
     size = 0
     for index, section in enumerate(sections):
@@ -79,8 +101,7 @@ def _load(code: bytes, names: list[str]) -> dict[str, int]:
         section = sections[index]
         if section.kind == PROGRAM:
             memory[place : place + section.size] = code[section.offset : section.offset + section.size]
-    symbols = next(section for section in sections if section.kind == SYMBOLS)
-    strings = sections[symbols.link].offset
+    symbols, strings = _symbols(sections)
     found: dict[str, int] = {}
     addresses: list[int | None] = []
     for offset in range(symbols.offset, symbols.offset + symbols.size, 24):
@@ -88,7 +109,7 @@ def _load(code: bytes, names: list[str]) -> dict[str, int]:
         addresses.append(start + places[of] + value if of in places else None)
         address = addresses[-1]
         if address is not None:
-            found[code[strings + name : code.index(b"\0", strings + name)].decode()] = address
+            found[_text(code, strings + name)] = address
     for section in sections:
         if section.kind == RELOCATIONS and section.info in places and section.size:
             _relocate(code, section, memory, start, places[section.info], addresses)
@@ -99,6 +120,26 @@ def _load(code: bytes, names: list[str]) -> dict[str, int]:
         raise OSError(ctypes.get_errno(), "mprotect")
     _loaded.append((memory, anchor))
     return wanted
+
+
+def _sections(code: bytes, wanted: int) -> list[_Section]:
+    magic, kind, machine = struct.unpack_from("<6s10xHH", code)
+    if magic != b"\x7fELF\x02\x01" or kind != RELOCATABLE or machine != wanted:
+        raise ValueError("not an object of this processor")
+    table, entry, count = (*struct.unpack_from("<Q", code, 40), *struct.unpack_from("<HH", code, 58))
+    return [_Section(*struct.unpack_from("<IQQQQIIQQ", code, table + i * entry + 4)) for i in range(count)]
+
+
+def _symbols(sections: list[_Section]) -> tuple[_Section, int]:
+    """The table of symbols, and where their names begin."""
+    symbols = next((section for section in sections if section.kind == SYMBOLS), None)
+    if symbols is None:
+        raise ValueError("no symbols")
+    return symbols, sections[symbols.link].offset
+
+
+def _text(code: bytes, start: int) -> str:
+    return code[start : code.index(b"\0", start)].decode()
 
 
 def _relocate(

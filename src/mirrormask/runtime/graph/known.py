@@ -7,7 +7,7 @@ import json
 from dataclasses import fields
 from typing import Any
 
-from mirrormask.machine.cache import read, write
+from mirrormask.machine.cache import read, source_hash, write
 from mirrormask.runtime.graph.ir import Graph
 
 __all__ = ["graph_key", "load", "store", "weights_key"]
@@ -43,11 +43,12 @@ def load(key: str) -> dict[str, Any] | None:
     try:
         stored = json.loads(read(f"{key}.json"))
         body = stored["body"]
-        if stored["key"] != key or stored["checksum"] != _checksum(key, body):
+        if stored["key"] != key or stored["checksum"] != _checksum(key, body) or not _is_sound(body):
             return None
-        return dict(body)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
+    else:
+        return dict(body)
 
 
 def store(key: str, body: dict[str, Any]) -> None:
@@ -58,4 +59,20 @@ def store(key: str, body: dict[str, Any]) -> None:
 
 
 def _checksum(key: str, body: object) -> str:
-    return hashlib.sha256((key + json.dumps(body, sort_keys=True)).encode()).hexdigest()
+    return hashlib.sha256((key + source_hash() + json.dumps(body, sort_keys=True)).encode()).hexdigest()
+
+
+def _is_sound(body: object) -> bool:
+    """Whether it is a structure, what tuning found, or a report, as far as can be seen from here."""
+    if not isinstance(body, dict):
+        return False
+    tables = all(isinstance(body.get(name, {}), dict) for name in ("regions", "choices", "facts"))
+    rows = body.get("layers", [])
+    return (
+        tables
+        and all(isinstance(choice, dict) for choice in body.get("choices", {}).values())
+        and all(isinstance(fact, bool) for fact in body.get("facts", {}).values())
+        and isinstance(rows, list)
+        and all(isinstance(row, dict) and isinstance(row.get("shape"), list) for row in rows)
+        and ("layers" not in body or all(isinstance(body.get(name), float) for name in ("eager", "seconds")))
+    )

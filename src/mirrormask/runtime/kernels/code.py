@@ -8,12 +8,11 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import llvmlite
 
-from mirrormask.machine import cache
+from mirrormask.machine import cache, objects
 from mirrormask.machine.jit import Engine, host_engine, host_features
 from mirrormask.machine.targets import Target, best_target
 from mirrormask.runtime.kernels import driver
@@ -59,7 +58,7 @@ def _load(engine: Engine, kind: str, facts: str, make: Callable[[str], str], lev
     digest = hashlib.sha256(f"{kind} {facts} {_build()}".encode()).hexdigest()[:24]
     name = f"{kind}_{digest}"
     code = cache.load_bytes(name)
-    if code is None:
+    if code is None or not objects.defines(code, name):
         code = engine.object_code(make(name), level)
         cache.store_bytes(name, code)
     engine.load(code)
@@ -69,10 +68,5 @@ def _load(engine: Engine, kind: str, facts: str, make: Callable[[str], str], lev
 @functools.cache
 def _build() -> str:
     """What object code depends on besides its specification: the generator, LLVM and the processor."""
-    digest = hashlib.sha256()
-    runtime = Path(__file__).parents[1]
-    for folder in (runtime, runtime.parent / "machine"):
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(path.read_bytes())
-    facts = (digest.hexdigest(), llvmlite.__version__, cache.processor_name(), sorted(host_features()), sys.platform)
+    facts = (cache.source_hash(), llvmlite.__version__, cache.processor_name(), sorted(host_features()), sys.platform)
     return repr(facts)
