@@ -11,11 +11,12 @@ import contextlib
 import copy
 import inspect
 import logging
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor, fx, nn
@@ -223,12 +224,27 @@ def _two(x: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What torch logs of an attempt that fails is thousands of lines long, and none of the user's business."""
-    level = logging.root.manager.disable
+    """What torch logs and prints of an attempt that fails is thousands of lines long, and none of them the user's."""
+    level, stream = logging.root.manager.disable, sys.stderr
     logging.disable(logging.ERROR)
+    sys.stderr = _Muted(stream, threading.get_ident())  # type: ignore[assignment]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(level)
+        sys.stderr = stream
+
+
+class _Muted:
+    """A stream on which one thread says nothing."""
+
+    def __init__(self, stream: TextIO, thread: int) -> None:
+        self._stream, self._thread = stream, thread
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self._thread else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

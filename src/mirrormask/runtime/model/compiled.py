@@ -88,8 +88,8 @@ class CompiledModel(nn.Module):
             if not isinstance(self._body, Piece):
                 return self._body(*arguments.args, **arguments.kwargs)
             result = self._body.run(arguments)
-        if len(args) == 1 and not kwargs and type(x) is Tensor:
-            self._remember(x)
+            if len(args) == 1 and not kwargs and type(x) is Tensor:
+                self._remember(x)
         return _strided_as(arguments, result)
 
     def _remember(self, x: Tensor) -> None:

@@ -1,0 +1,499 @@
+"""What a compiled model may not do to the program that holds it: be wrong in silence, break the model, or refuse."""
+
+import copy
+import dataclasses
+import gc
+import pickle
+import threading
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mirrormask as mm
+from mirrormask.runtime.graph.export import Arguments
+from mirrormask.runtime.graph.guards import Guards
+from mirrormask.runtime.model.accuracy import acceptable, difference
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIRRORMASK_CACHE", str(tmp_path))
+
+
+def sparse(model: nn.Module, sparsity: float = 0.8) -> nn.Module:
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() > 1:
+                p.mul_(torch.rand_like(p) >= sparsity)
+    return model.eval()
+
+
+def compiled(model: nn.Module, *args, **kwargs):
+    return mm.compile(model, args, example_kwargs=kwargs, tune=False, force=True)
+
+
+def agree(fast, model, *args, **kwargs):
+    with torch.no_grad():
+        expected = model(*args, **kwargs)
+        leaves = [x for x in torch.utils._pytree.tree_leaves(expected) if isinstance(x, Tensor)]
+        scale = max((float(x.abs().max()) for x in leaves if x.numel()), default=1.0)
+        torch.testing.assert_close(fast(*args, **kwargs), expected, rtol=0, atol=1e-5 * max(scale, 1e-3))
+
+
+class Of(nn.Module):
+    """Two layers, and what a function makes of them."""
+
+    def __init__(self, forward, *layers: nn.Module) -> None:
+        super().__init__()
+        self.a, self.b = layers
+        self.made = forward
+
+    def forward(self, *args, **kwargs):
+        return self.made(self, *args, **kwargs)
+
+
+def linears(forward) -> nn.Module:
+    return sparse(Of(forward, nn.Linear(24, 24), nn.Linear(24, 24)))
+
+
+def convolutions(forward) -> nn.Module:
+    return sparse(Of(forward, nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)))
+
+
+# -- every input of a native call is checked -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [(400, 8), (8, 400), (1, 33), (0, 5)])
+def test_streams_of_different_lengths_are_never_one_region(rows):
+    model = linears(lambda m, x, y: (torch.relu(m.a(x)), torch.relu(m.b(y))))
+    x, y = (torch.randn(2, n, 24) for n in (12, 7))
+    fast = compiled(model, x, y)
+    assert fast.report.compiled and fast.report.regions == 2
+    agree(fast, model, x, y)
+    agree(fast, model, *(torch.randn(2, n, 24) for n in rows))
+    agree(fast, model, *(torch.randn(3, n, 24) for n in rows))
+
+
+def test_cross_attention_and_a_rotary_table_beside_tokens():
+    def rotated(m, x, table):
+        q = m.a(x).view(x.shape[0], -1, 4, 6).transpose(1, 2)
+        return q * table + q.flip(-1), m.b(x)
+
+    model = linears(rotated)
+    x, table = torch.randn(1, 16, 24), torch.randn(1, 1, 16, 6)
+    fast = compiled(model, x, table)
+    assert fast.report.compiled
+    agree(fast, model, x, table)
+    agree(fast, model, torch.randn(3, 16, 24), table)
+    crossed = linears(lambda m, x, y: F.scaled_dot_product_attention(m.a(x), m.b(y), y))
+    fast = compiled(crossed, torch.randn(2, 9, 24), torch.randn(2, 5, 24))
+    for one, other in [(9, 5), (5, 9), (1, 30)]:
+        agree(fast, crossed, torch.randn(2, one, 24), torch.randn(2, other, 24))
+
+
+def test_a_region_takes_nothing_but_what_it_was_made_for():
+    model = linears(lambda m, x: m.b(torch.relu(m.a(x))))
+    fast = compiled(model, torch.randn(5, 24))
+    (region,) = fast.regions
+    for bad in (torch.randn(5, 24).double(), torch.randn(5, 24).bfloat16(), torch.ones(5, 24, dtype=torch.int32)):
+        with pytest.raises(TypeError, match="float32"):
+            region(bad)
+    for bad in ((5, 23), (24,), (5, 48)):
+        with pytest.raises(ValueError, match="rows of"):
+            region(torch.randn(bad).reshape(*bad) if bad != (24,) else torch.randn(23))
+    agree(fast, model, torch.randn(24, 5).T)
+    agree(fast, model, torch.randn(1, 24).expand(9, 24))
+
+
+def test_an_output_that_is_an_input():
+    model = linears(lambda m, x: (F.dropout(x, 0.5, m.training), m.a(x), x.contiguous()))
+    fast = compiled(model, torch.randn(16, 24))
+    for rows in (16, 3, 100):
+        agree(fast, model, torch.randn(rows, 24))
+    images = convolutions(lambda m, x: (F.dropout(x, 0.5, m.training), m.a(x)))
+    fast = compiled(images, torch.randn(2, 6, 9, 9))
+    agree(fast, images, torch.randn(3, 6, 9, 9))
+
+
+# -- another size, another branch -------------------------------------------------------------------------------------
+
+
+def branches(m, x):
+    return m.a(x) * 2 if x.shape[-1] > 10 else torch.tanh(m.b(x))
+
+
+def by_batch(m, x):
+    return m.a(x) if x.shape[0] == 1 else m.b(x)
+
+
+def one_row(m, x):
+    return m.b(F.adaptive_avg_pool2d(m.a(x), (2, 3))).view(1, -1)
+
+
+MODELS = {
+    "adaptive pool": lambda: convolutions(lambda m, x: m.b(F.adaptive_avg_pool2d(m.a(x), 4))),
+    "a branch on the size": lambda: convolutions(branches),
+    "a branch on the batch": lambda: convolutions(by_batch),
+    "view(1, -1)": lambda: convolutions(one_row),
+    "ceil_mode": lambda: convolutions(lambda m, x: m.b(F.max_pool2d(torch.relu(m.a(x)), 3, 2, ceil_mode=True))),
+    "sizes in numbers": lambda: convolutions(lambda m, x: m.a(x) * x.shape[2] + m.b(x) / x.shape[0]),
+    "a size in the code": lambda: convolutions(lambda m, x: m.b(m.a(x)).view(-1, 6, 16, 16).mean((2, 3))),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_other_sizes_are_right_or_the_model_says_no(name, batch):
+    model = MODELS[name]()
+    fast = compiled(model, torch.randn(batch, 6, 16, 16))
+    for shape in [
+        (1, 6, 16, 16),
+        (3, 6, 16, 16),
+        (1, 6, 18, 18),
+        (2, 6, 8, 20),
+        (4, 6, 32, 16),
+        (1, 6, 8, 8),
+        (0, 6, 16, 16),
+    ]:
+        x = torch.randn(shape)
+        try:
+            with torch.no_grad():
+                expected = model(x)
+        except RuntimeError:
+            with pytest.raises(RuntimeError):
+                fast(x)
+            continue
+        torch.testing.assert_close(fast(x), expected, rtol=0, atol=1e-5)
+
+
+def test_guards_read_sizes_and_nothing_else():
+    x = torch.randn(3, 5)
+    assert Guards(
+        ("L['x'].size()[0] == 3", "2 * L['x'].size()[1] > 9", "Max(1, L['x'].size()[0]) % 2 == 1"), frozenset()
+    ).hold({"x": x})
+    assert not Guards(("L['x'].size()[0] == 4",), frozenset()).hold({"x": x})
+    for strange in ("__import__('os')", "L['x'].sum() > 0", "L['y'].size()[0] == 1", "unknown(3)", "]"):
+        assert not Guards((strange,), frozenset()).hold({"x": x}), "what cannot be read does not hold"
+    guards = Guards(("L['x'].size()[0] == 3",), frozenset({(0, 1)}))
+    assert Guards.from_plain(guards.as_plain()) == guards
+    assert guards.small([(3, 1)]) == {(0, 1, 1)} and not guards.small([(1, 2)])
+
+
+# -- in place ---------------------------------------------------------------------------------------------------------
+
+
+def in_place_on_an_edge(m, x):
+    x = m.a(x)
+    y = torch.sigmoid(x) * m.b(x)
+    y += x
+    return m.a(y)
+
+
+def in_place_and_read(m, x):
+    x = m.a(x)
+    y = x.view(x.shape[0], -1)
+    x += 1.0
+    return m.b(x), y
+
+
+def in_place_on_the_input(m, x):
+    x = x.clone()
+    x[:, 0] += 1.0
+    x.relu_()
+    return m.a(x)
+
+
+@pytest.mark.parametrize("forward", [in_place_on_an_edge, in_place_and_read, in_place_on_the_input])
+def test_operations_in_place(forward):
+    model = convolutions(forward)
+    fast = compiled(model, torch.randn(2, 6, 9, 9))
+    assert fast.report.compiled
+    for batch in (1, 2, 3):
+        agree(fast, model, torch.randn(batch, 6, 9, 9))
+
+
+# -- threads ----------------------------------------------------------------------------------------------------------
+
+
+def test_threads_with_new_shapes_beside_an_eager_caller():
+    model = convolutions(lambda m, x: m.b(torch.relu(m.norm(m.a(x)))) if x.shape[0] != 5 else m.a(x))
+    model.norm = nn.GroupNorm(2, 6).eval()
+    fast = compiled(model, torch.randn(1, 6, 12, 12))
+    torch.set_num_threads(1)
+    failures, done = [], threading.Event()
+
+    def eager() -> None:
+        x = torch.randn(2, 6, 12, 12)
+        first = model(x).detach()
+        while not done.is_set():
+            if not torch.allclose(model(x), first, rtol=0, atol=1e-6):  # rounding may differ beside a capture
+                failures.append("the model gave something else")
+
+    def call(number: int) -> None:
+        try:
+            generator = torch.Generator().manual_seed(number)
+            for turn in range(6):
+                x = torch.randn(1 + (number + turn) % 6, 6, 12 + number % 3, 12, generator=generator)
+                agree(fast, model, x)
+        except Exception as error:  # shown by the assertion
+            failures.append(repr(error))
+
+    callers = [threading.Thread(target=call, args=(n,)) for n in range(8)]
+    watcher = threading.Thread(target=eager)
+    watcher.start()
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    done.set()
+    watcher.join()
+    assert not failures
+    assert all(type(p.data) is Tensor for p in model.parameters()), "the model is as it was"
+
+
+def test_two_compiles_at_once():
+    models = [convolutions(lambda m, x: m.b(torch.relu(m.a(x)))) for _ in range(4)]
+    found: list = [None] * 4
+
+    def build(n: int) -> None:
+        found[n] = compiled(models[n], torch.randn(1, 6, 8, 8))
+
+    threads = [threading.Thread(target=build, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for fast, model in zip(found, models, strict=True):
+        agree(fast, model, torch.randn(2, 6, 8, 8))
+
+
+def test_many_lengths_make_few_plans():
+    model = linears(lambda m, x: m.b(F.softmax(m.a(x), -1)))
+    fast = compiled(model, torch.randn(1, 40, 24))
+    for length in range(1, 300, 7):
+        agree(fast, model, torch.randn(1, length, 24))
+    assert len(fast._body.captures) == 1, "a length is no new capture"
+    assert all(len(region.plans()) <= 8 for region in fast.regions)
+    assert all(len(region._calls) <= 64 for region in fast.regions)
+
+
+# -- the weights of the build -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["whole", "in parts", "not compiled"])
+def test_weights_that_change_later_do_not_reach_a_compiled_model(kind):
+    norm = nn.GroupNorm(2, 6).eval()
+    forward = (lambda m, x: m.b(m.a(x))) if kind == "whole" else (lambda m, x: m.b(m.norm(m.a(x))))
+    model = convolutions(forward)
+    model.norm = norm
+    x = torch.randn(2, 6, 9, 9)
+    if kind == "not compiled":
+        model = nn.Sequential(norm).eval()
+    fast = mm.compile(model, x, tune=False, force=True)
+    assert fast.report.compiled == (kind != "not compiled")
+    before, single, names = fast(x).clone(), fast(x[:1]).clone(), [name for name, _ in model.named_parameters()]
+    assert fast.stale() == []
+    with torch.no_grad():
+        for p in model.parameters():
+            p.data.mul_(1.5)  # not even a version tells of it
+    assert set(fast.stale()) <= set(names) and fast.stale()
+    assert torch.equal(fast(x), before) and torch.equal(fast(x[:1]), single)
+    if kind == "in parts":
+        with pytest.raises(RuntimeError, match=r"changed since it was compiled; compile it again"):
+            fast(torch.randn(6, 9, 9))
+        with pytest.raises(RuntimeError, match="changed since"):
+            pickle.dumps(fast)
+    if kind == "whole":
+        assert torch.equal(copy.deepcopy(fast)(x), before)
+        torch.testing.assert_close(fast(torch.cat([x, x]))[:2], before, rtol=0, atol=1e-6)
+
+
+def test_a_model_of_one_region_lets_the_dense_weights_go():
+    model = convolutions(lambda m, x: m.b(torch.relu(m.a(x))))
+    fast = compiled(model, torch.randn(1, 6, 8, 8))
+    gone = __import__("weakref").ref(model)
+    x = torch.randn(3, 6, 10, 12)
+    expected = fast(x)
+    del model
+    gc.collect()
+    assert gone() is None and torch.equal(fast(x), expected)
+    assert fast.stale(), "nobody can tell any more"
+    with pytest.raises(ValueError, match=r"float32 \(6, 10, 12\) does not fit .* is gone; keep the model"):
+        fast(torch.randn(6, 10, 12))
+
+
+# -- how models are called --------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Result:
+    """A type of the model's own."""
+
+    out: Tensor
+    more: list
+
+
+torch.utils._pytree.register_dataclass(Result, serialized_type_name="tests.Result")
+
+
+def keywords(m, x, mask=None, *, scale=1.0, extra=None, mode="a"):
+    y = m.a(x)
+    if mask is not None:
+        y = y.masked_fill(mask[..., None] == 0, 0.0)
+    for name in sorted(extra or {}):
+        y = y + extra[name][0]
+    return Result(m.b(y) * scale, [y if mode == "a" else y + 1])
+
+
+def test_keywords_none_numbers_lists_and_dicts():
+    class Called(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(24, 24), nn.Linear(24, 24)
+
+        def forward(self, x, mask=None, *, scale=1.0, extra=None, mode="a"):
+            return keywords(self, x, mask, scale=scale, extra=extra, mode=mode)
+
+    model = sparse(Called())
+    x, mask = torch.randn(2, 7, 24), torch.ones(2, 7, dtype=torch.int64)
+    mask[0, 4:] = 0
+    extra = {"p": [torch.randn(2, 7, 24)], "q": [torch.randn(7, 24)]}
+    fast = mm.compile(model, {"x": x, "mask": mask}, example_kwargs={"extra": extra}, tune=False, force=True)
+    assert fast.report.compiled, fast.report.reason
+
+    def same(*args, **kwargs):
+        with torch.no_grad():
+            wanted, got = model(*args, **kwargs), fast(*args, **kwargs)
+        assert type(got) is Result
+        torch.testing.assert_close((got.out, got.more), (wanted.out, wanted.more), rtol=0, atol=1e-5)
+
+    same(x, mask, extra=extra)
+    same(x=x, mask=mask, extra=extra)
+    same(x, mask=mask, extra=extra, scale=2.0)
+    same(x, None)
+    same(x, mode="b")
+    same(torch.randn(1, 30, 24), torch.ones(1, 30, dtype=torch.int64))
+    with pytest.raises(TypeError, match="called as its model was"):
+        fast(x, masks=mask)
+
+
+def test_channels_last_comes_out_as_it_went_in():
+    model = convolutions(lambda m, x: m.b(torch.relu(m.a(x))))
+    x = torch.randn(2, 6, 9, 9).to(memory_format=torch.channels_last)
+    fast = compiled(model, torch.randn(2, 6, 9, 9))
+    with torch.no_grad():
+        assert fast(x).stride() == model(x).stride()
+    agree(fast, model, x)
+
+
+def test_autocast_reaches_no_native_call():
+    model = linears(lambda m, x: m.b(F.softmax(m.a(x), -1)))
+    x = torch.randn(3, 9, 24)
+    fast = compiled(model, x)
+    with torch.no_grad():
+        expected = model(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(fast(x), expected, rtol=0, atol=1e-5)
+        again = compiled(model, x)
+    torch.testing.assert_close(again(x), expected, rtol=0, atol=1e-5)
+
+
+def test_hooks_are_refused_and_a_parents_train_is_not():
+    fast = compiled(linears(lambda m, x: m.b(m.a(x))), torch.randn(3, 24))
+    for name in ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"):
+        with pytest.raises(RuntimeError, match="would not run"):
+            getattr(fast, name)(print)
+    parent = nn.Sequential(fast, nn.Linear(24, 2))
+    with pytest.warns(UserWarning, match="stays in evaluation"):
+        parent.train()
+    assert not fast.training and parent.training
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parent.eval()
+
+
+# -- models that cannot be captured whole -----------------------------------------------------------------------------
+
+
+class Decides(nn.Module):
+    """A branch on the data, between two parts that have none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1)]
+        self.backbone, self.head = nn.Sequential(*layers), nn.Linear(6, 3)
+        self.shift = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.backbone(x).mean((2, 3))
+        return self.head(y) + self.shift if float(y.sum()) > 0 else -self.head(y)
+
+
+def test_control_flow_on_data_stays_in_pytorch_and_the_rest_does_not(capfd):
+    model = sparse(Decides())
+    fast = compiled(model, torch.randn(2, 6, 9, 9))
+    assert fast.report.compiled and fast.report.regions == 2
+    assert any("Decides" in what for what, _ in fast.report.left)
+    printed = capfd.readouterr()
+    assert len(printed.out + printed.err) < 2000
+    for seed in range(6):
+        torch.manual_seed(seed)
+        agree(fast, model, torch.randn(3, 6, 9, 9))
+        agree(fast, model, torch.randn(1, 6, 12, 7))
+    expected = fast(torch.ones(1, 6, 9, 9))
+    with torch.no_grad():
+        model.shift.mul_(3)
+    assert torch.equal(fast(torch.ones(1, 6, 9, 9)), expected)
+
+
+@pytest.mark.parametrize("kind", ["random", "a counter"])
+def test_a_model_with_a_state_or_with_chance_is_named(kind):
+    model = linears(lambda m, x: m.b(m.a(x) + torch.randn_like(x)))
+    if kind == "a counter":
+        model = linears(lambda m, x: m.b(m.a(x)) * m.calls.add_(1))
+        model.register_buffer("calls", torch.zeros(()))
+    fast = mm.compile(model, torch.randn(3, 24), tune=False, force=True)
+    assert not fast.report.compiled
+    assert "random numbers or keeps a state" in fast.report.reason or "changes its calls" in fast.report.reason
+
+
+def test_a_region_without_a_plan_stays_in_pytorch(monkeypatch):
+    from mirrormask.runtime.model import region
+
+    real = region.lower
+
+    def failing(graph, *args):
+        if any(node.op == "conv" and node.kernel == (5, 5) for node in graph.nodes):
+            raise RuntimeError("no such kernel today")
+        return real(graph, *args)
+
+    monkeypatch.setattr(region, "lower", failing)
+    model = sparse(Of(lambda m, x: m.b(F.group_norm(m.a(x), 2)), nn.Conv2d(6, 6, 3), nn.Conv2d(6, 6, 5)))
+    x = torch.randn(1, 6, 16, 16)
+    fast = compiled(model, x)
+    assert fast.report.compiled and fast.report.regions == 1
+    assert any("no such kernel today" in why for _, why in fast.report.left)
+    agree(fast, model, x)
+
+
+class Rounded(nn.Module):
+    """A model whose own rounding is as large as one likes."""
+
+    def __init__(self, error: float) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.error if x.dtype == torch.float32 else x
+
+
+def test_accuracy_is_judged_beside_eagers_own():
+    arguments = Arguments.of(None, (torch.linspace(-1, 1, 50),), {})
+    (x,) = arguments.args
+    for own, ours, right in [(0.0, 9e-6, True), (0.0, 9e-5, False), (1e-4, -1e-4, True), (1e-4, 9e-4, False)]:
+        model, result = Rounded(own), x + ours
+        expected = model(x)
+        assert acceptable(difference(result, expected), False, model, arguments, expected, result) == right
