@@ -95,8 +95,9 @@ def _fastest(problem: Problem, found: list[Choice], around: int) -> Choice:
         least = min(least, seconds)
         trials[choice] = (seconds, trial)
         # Packed weights are large: those that are out of the race go.
-        trials = {key: value for key, value in trials.items() if value[0] <= CLOSE * least}
-    finalists = sorted(trials, key=lambda choice: trials[choice][0])[:FINALISTS]
+        close = sorted((row for row in trials.items() if row[1][0] <= CLOSE * least), key=lambda row: row[1][0])
+        trials = dict(close[:FINALISTS])
+    finalists = list(trials)
     if len(finalists) == 1:
         return finalists[0]
     rounds = [[trials[choice][1].turn() for choice in finalists] for _ in range(ROUNDS)]
