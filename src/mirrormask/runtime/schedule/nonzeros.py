@@ -14,8 +14,8 @@ from mirrormask.runtime.kernels import dense
 
 __all__ = ["PART", "nonzeros", "panels", "row_counts", "row_parts", "some_rows"]
 
-#: Numbers of a part.
-PART = 1 << 20
+#: Numbers of a part: packing holds a dozen arrays of 64 bits for each.
+PART = 1 << 16
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]

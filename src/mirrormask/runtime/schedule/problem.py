@@ -15,7 +15,7 @@ __all__ = ["Alone", "Choice", "Fused", "Problem", "sampled"]
 
 #: Weights of a layer that are measured: of a larger one some outputs, at least so many. They take as long each as all
 #: do, while packing all of them for every candidate takes minutes, and several times the weights' memory.
-MOST_TRIED, LEAST_OUTPUTS = 1 << 22, 64
+MOST_TRIED, LEAST_OUTPUTS = 1 << 21, 64
 
 
 @dataclass(frozen=True)
