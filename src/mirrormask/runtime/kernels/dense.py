@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,13 +36,18 @@ class DenseSpec:
     channels: int
 
 
-def pack(weight: npt.NDArray[np.float32], channels: int) -> npt.NDArray[np.float32]:
-    """``[outputs, terms] -> [ceil(outputs / channels), terms, channels]``, the missing outputs being zero."""
+def pack(weight: npt.NDArray[Any], channels: int, into: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+    """``[outputs, terms] -> [ceil(outputs / channels), terms, channels]``, the missing outputs being zero.
+
+    Args:
+        into: an array of zeros of that shape, to be filled; a new one by default.
+    """
     outputs, terms = weight.shape
-    groups = -(-outputs // channels)
-    padded = np.zeros((groups * channels, terms), np.float32)
-    padded[:outputs] = weight
-    return np.ascontiguousarray(padded.reshape(groups, channels, terms).transpose(0, 2, 1))
+    groups, whole = -(-outputs // channels), outputs // channels
+    packed = np.zeros((groups, terms, channels), np.float32) if into is None else into
+    packed[:whole] = weight[: whole * channels].reshape(whole, channels, terms).transpose(0, 2, 1)
+    packed[whole:, :, : outputs - whole * channels] = weight[whole * channels :].T
+    return packed
 
 
 def multiply_add(

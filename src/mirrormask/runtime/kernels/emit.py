@@ -324,11 +324,14 @@ class Emitter:
     def keep_below(self, value: Value, start: Value, end: int) -> Value:
         """``value`` in the lanes ``i`` with ``start + i < end``, zero in the others; ``start`` is known at run time."""
         count = value.type.count
-        room = self.b.trunc(self.b.sub(self.whole(end), start), I32)
-        first = self.b.insert_element(ir.Constant(ir.VectorType(I32, count), ir.Undefined), room, ir.Constant(I32, 0))
-        rooms = self.shuffle(first, first, [0] * count)
-        index = ir.Constant(ir.VectorType(I32, count), list(range(count)))
-        return self.b.select(self.b.icmp_signed("<", index, rooms), value, self.zero(count))
+        index, bound = self.ramp(start, count), ir.Constant(ir.VectorType(I32, count), [end] * count)
+        return self.b.select(self.b.icmp_signed("<", index, bound), value, self.zero(count))
+
+    def ramp(self, start: Value, lanes: int, step: int = 1) -> Value:
+        """The 32-bit integers ``start``, ``start + step``, ``start + 2 step``, ..."""
+        kind = ir.VectorType(I32, lanes)
+        first = self.b.insert_element(ir.Constant(kind, ir.Undefined), self.b.trunc(start, I32), ir.Constant(I32, 0))
+        return self.b.add(self.shuffle(first, first, [0] * lanes), ir.Constant(kind, [i * step for i in range(lanes)]))
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         """``a * b + c``, fused where the target can."""

@@ -15,7 +15,7 @@ from mirrormask.machine.targets import Target
 from mirrormask.runtime.kernels.base import Kernel, Op, inside
 from mirrormask.runtime.kernels.emit import FLOAT, Emitter, Value
 from mirrormask.runtime.kernels.layout import Layout
-from mirrormask.runtime.kernels.rows import each_row, row_pointer, width_step
+from mirrormask.runtime.kernels.rows import each_chunk, each_row, row_pointer, width_step
 
 __all__ = ["FIELDS", "RELAYOUT", "RelayoutSpec", "emit", "plain_layout"]
 
@@ -71,24 +71,26 @@ def _planes(e: Emitter, spec: RelayoutSpec, x: Value, result: Value, channel: Va
     for number, (a, b) in enumerate(spec.phases):
         index = e.add(e.mul(channel, len(spec.phases)), number)
         to_plane = e.at(result, e.add(e.mul(index, out.plane), out.origin), write)
-        height = min(-(-(source.height - a) // spec.step[0]), out.height)
-        width = min(-(-(source.width - b) // spec.step[1]), out.width)
+        height = max(0, min(-(-(source.height - a) // spec.step[0]), out.height))
+        width = max(0, min(-(-(source.width - b) // spec.step[1]), out.width))
 
         def copy_row(row: Value, pointer: Value, a: int = a, b: int = b, width: int = width) -> None:
             from_row = row_pointer(e, source, from_plane, e.add(e.mul(row, spec.step[0]), a), read)
-            for first in range(0, out.width, chunk):
-                valid = max(0, min(chunk, width - first))
+
+            def copy(first: Value, valid: list[int]) -> None:
                 with e.numbers(read):
-                    value = strided_load(e, e.at(from_row, first * spec.step[1] + b), spec.step[1], valid, chunk)
+                    place = e.at(from_row, e.add(e.mul(first, spec.step[1]), b))
+                    value = strided_load(e, place, spec.step[1], valid[0], chunk)
                 value = e.converted(value, write)
                 if spec.source_external:
                     e.watch(value)
                 place = e.at(pointer, first, write)
-                e.store_part(value, place, out.width - first) if spec.out_external else e.store(value, place)
+                e.store_part(value, place, valid[1]) if spec.out_external else e.store(value, place)
+
+            each_chunk(e, (width, out.width), chunk, copy)
 
         def clear_row(row: Value, pointer: Value) -> None:
-            for first in range(0, out.width, chunk):
-                e.store(e.zero(chunk), e.at(pointer, first))
+            each_chunk(e, (out.width,), chunk, lambda first, _: e.store(e.zero(chunk), e.at(pointer, first)))
 
         each_row(e, out, to_plane, 0, height, copy_row, write)
         if not spec.out_external:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from mirrormask.runtime.kernels.emit import Emitter, Value
 from mirrormask.runtime.kernels.layout import Layout
 
-__all__ = ["each_row", "row_pointer", "width_step"]
+__all__ = ["MOST_UNROLLED", "each_chunk", "each_row", "row_pointer", "width_step"]
+
+#: Chunks of a row that are written out one after another; of more, so many a round of a loop.
+MOST_UNROLLED, A_ROUND = 8, 4
 
 
 def row_pointer(e: Emitter, layout: Layout, plane: Value, row: Value, number: Any = None) -> Value:
@@ -54,3 +58,31 @@ def each_row(
 def width_step(layout: Layout, lanes: int) -> int:
     """Lanes that one store into a row of ``layout`` may write."""
     return min(lanes, layout.stride) if layout.segments > 1 else lanes
+
+
+def each_chunk(e: Emitter, widths: Sequence[int], chunk: int, body: Callable[[Value, list[int]], object]) -> None:
+    """``body(first, valid)`` for every ``chunk`` columns of a row of ``max(widths)``, in loops where it is wide.
+
+    Args:
+        widths: where what lies in a row ends: its values, say, and the row itself.
+        body: takes the first column of the chunk and, for each of ``widths``, how many of its columns lie below that
+            width: numbers known here, since the chunks that a width cuts are apart from the others.
+    """
+    most = -(-max(widths) // chunk)
+    cuts = sorted({0, most, *(n for width in widths for n in (width // chunk, -(-width // chunk)))})
+
+    def at(first: Value, number: int) -> None:
+        body(first, [min(chunk, max(0, width - number * chunk)) for width in widths])
+
+    for low, high in pairwise(cuts):
+        alike = high - low
+        looped = alike // A_ROUND * A_ROUND if alike > MOST_UNROLLED else 0
+
+        def a_round(first: Value, _: list[Value], low: int = low) -> None:
+            for i in range(A_ROUND):
+                at(e.add(first, i * chunk), low)
+
+        if looped:
+            e.loop(low * chunk, (low + looped) * chunk, a_round, step=A_ROUND * chunk)
+        for number in range(low + looped, high):
+            at(e.whole(number * chunk), number)

@@ -15,7 +15,9 @@ such, a second loop leaves those products out.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +28,7 @@ from mirrormask.runtime.kernels.activation import activate
 from mirrormask.runtime.kernels.base import Kernel, Op, inside, pointers
 from mirrormask.runtime.kernels.emit import FLOAT, I16, I32, Emitter, Value
 
-__all__ = ["FIELDS", "SHARED", "SharedSpec", "emit", "pack", "packed"]
+__all__ = ["FIELDS", "SHARED", "SharedSpec", "emit", "joined", "pack", "packed", "slices_of"]
 
 FIELDS = (
     "x",
@@ -83,8 +85,7 @@ def pack(weight: npt.NDArray[np.float32], lanes: int, groups: int, slices: float
     counts = np.bincount(row, minlength=blocks * height)
     wanted = np.full((blocks * height, counts.max(initial=0) + 1), end)
     wanted[row, np.arange(len(row)) - (np.cumsum(counts) - counts)[row]] = column
-    sizes = np.ceil(counts.reshape(blocks, height).mean(1) * slices).astype(np.int64)
-    sizes = np.maximum(sizes, counts.reshape(blocks, height).any(1))
+    sizes = slices_of(counts, height, slices)
     positions = np.full((blocks, sizes.max(initial=0) + 1), end)
     for number, size in enumerate(sizes):
         positions[number, :size] = _positions(terms, window, int(size))
@@ -124,6 +125,54 @@ def pack(weight: npt.NDArray[np.float32], lanes: int, groups: int, slices: float
         "rest_rows": (rest_rows % height).astype(np.uint16),
         "rest_columns": rest_columns.astype(np.uint16),
         "rest_starts": rest_starts.astype(np.int32),
+    }
+
+
+def slices_of(counts: Ints, height: int, slices: float) -> Ints:
+    """The slices of each block of ``height`` rows that hold so many nonzeros each, see :func:`pack`."""
+    blocks = -(-len(counts) // height)
+    padded = np.zeros(blocks * height, np.int64)
+    padded[: len(counts)] = counts
+    sizes = np.ceil(padded.reshape(blocks, height).mean(1) * slices).astype(np.int64)
+    found: Ints = np.maximum(sizes, padded.reshape(blocks, height).any(1))
+    return found
+
+
+def joined(
+    parts: Iterable[dict[str, npt.NDArray[Any]]], sizes: Ints, height: int, zeros: Callable[[int], npt.NDArray[Any]]
+) -> dict[str, npt.NDArray[Any]]:
+    """The constants of a layer of those of parts of its blocks, one part in memory at a time.
+
+    Args:
+        sizes: of all blocks, by :func:`slices_of`.
+        zeros: makes the array of so many weights.
+    """
+    total, done = int(sizes.sum()), 0
+    weights, indices = zeros(total * height), np.zeros(0)
+    small: dict[str, list[npt.NDArray[Any]]] = {}
+    for part in parts:
+        made, words = part["positions"].size, part["indices"]
+        per_slice = words.size // max(1, made)
+        if not done:
+            indices = np.zeros(per_slice * total, words.dtype)
+        weights[done * height : (done + made) * height] = part["weights"].reshape(-1)
+        indices[done * per_slice : (done + made) * per_slice] = words
+        for name in ("positions", "rest_weights", "rest_rows", "rest_columns"):
+            small.setdefault(name, []).append(part[name])
+        small.setdefault("rest_counts", []).append(np.diff(part["rest_starts"]))
+        done += made
+    found = {name: np.concatenate(arrays) for name, arrays in small.items()}
+    rest = zeros(found["rest_weights"].size)
+    rest[: found["rest_weights"].size] = found["rest_weights"]
+    return {
+        "weights": weights,
+        "indices": indices,
+        "positions": found["positions"],
+        "starts": np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32),
+        "rest_weights": rest,
+        "rest_rows": found["rest_rows"],
+        "rest_columns": found["rest_columns"],
+        "rest_starts": np.concatenate([[0], np.cumsum(found["rest_counts"])]).astype(np.int32),
     }
 
 

@@ -8,7 +8,9 @@ Gathers are slow; AVX-512 does better with :mod:`mirrormask.runtime.kernels.shar
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +32,8 @@ __all__ = [
     "pack_sell",
 ]
 
+Ints = npt.NDArray[np.int64]
+
 SPARSE_FIELDS = ("x", "out", "bias", "weights", "indices", "starts", "rows", "flag")
 DENSE_FIELDS = ("x", "out", "bias", "weights", "terms", "flag")
 
@@ -44,28 +48,41 @@ class VectorSpec:
 
 
 def pack_sell(
-    weight: npt.NDArray[np.float32], lanes: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint16], npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Weights and column indices ``[slices, lanes]``, the first slice of each group, and the row behind each lane.
+    counts: Ints,
+    nonzeros: Iterable[tuple[Ints, Ints, npt.NDArray[Any]]],
+    lanes: int,
+    zeros: Callable[[int], npt.NDArray[Any]],
+) -> dict[str, npt.NDArray[Any]]:
+    """The constants of a layer, by field name.
 
-    Rows that fill up the last group are numbered from ``outputs`` on, in the margin behind the result.
+    Args:
+        counts: the nonzeros of each row.
+        nonzeros: (row, column, value) of them, in order, in as many parts as there may be; no row is in two.
+        zeros: makes the array of so many weights.
+
+    Returns:
+        weights, indices: of ``[slices, lanes]`` and one more slice; weights and columns.
+        starts: the first slice of each group, and the end.
+        rows: the row behind each lane. Those that fill up the last group are numbered from ``outputs`` on, in the
+            margin behind the result.
     """
-    outputs = weight.shape[0]
-    counts = np.count_nonzero(weight, axis=1)
+    outputs = len(counts)
     rows = np.argsort(-counts, kind="stable")
     rows = np.concatenate([rows, np.arange(outputs, -(-outputs // lanes) * lanes)])
     slices = np.array([counts[g[g < outputs]].max(initial=0) for g in rows.reshape(-1, lanes)])
     starts = np.concatenate([[0], np.cumsum(slices)]).astype(np.int32)
-    values = np.zeros((starts[-1] + 1, lanes), np.float32)
-    indices = np.zeros((starts[-1] + 1, lanes), np.uint16)
-    row, column = np.nonzero(weight)
+    size = (int(starts[-1]) + 1) * lanes
+    weights, indices = zeros(size), np.zeros(size, np.uint16)
     place = np.empty(outputs, np.int64)
     place[rows[rows < outputs]] = np.flatnonzero(rows < outputs)
-    rank = np.arange(len(row)) - np.concatenate([[0], np.cumsum(counts)])[row]
-    slot = starts[place[row] // lanes] + rank
-    values[slot, place[row] % lanes] = weight[row, column]
-    indices[slot, place[row] % lanes] = column
-    return values, indices, starts, rows.astype(np.int32)
+    before = np.cumsum(counts) - counts
+    done = 0
+    for row, column, values in nonzeros:
+        rank = np.arange(done, done + len(row)) - before[row]
+        slot = (starts[place[row] // lanes] + rank) * lanes + place[row] % lanes
+        weights[slot], indices[slot] = values, column
+        done += len(row)
+    return {"weights": weights, "indices": indices, "starts": starts, "rows": rows.astype(np.int32)}
 
 
 def _add_product(e: Emitter, a: Value, b: Value, total: Value) -> Value:

@@ -13,6 +13,7 @@ from mirrormask.runtime.graph.ir import Weight
 from mirrormask.runtime.kernels import dense
 from mirrormask.runtime.kernels.layout import Layout
 from mirrormask.runtime.kernels.winograd import MOST_POINTS, MOST_ROWS, Band, TransformSpec, matrices
+from mirrormask.runtime.schedule.nonzeros import row_parts
 from mirrormask.runtime.schedule.taps import Taps
 
 __all__ = ["bands_of", "filtered_layout", "pack", "tile_rows", "transform_spec"]
@@ -77,24 +78,31 @@ def pack(taps: Taps, weight: Weight, spec: TransformSpec, channels: int) -> dict
     end.
     """
     outputs, inputs, *kernel = weight.shape
-    whole = weight.dense().reshape(outputs, inputs, *kernel).astype(np.float64)
     (row_phase, _), (column_phase, column) = taps.places
-    filters: list[list[npt.NDArray[np.float64]]] = [[] for _ in range(spec.points)]
+    phases = [(np.flatnonzero(row_phase == a), np.flatnonzero(column_phase == b)) for a, b in taps.phases]
     offsets: list[list[npt.NDArray[np.int64]]] = [[] for _ in range(spec.points)]
-    for number, (a, b) in enumerate(taps.phases):
-        rows, columns = np.flatnonzero(row_phase == a), np.flatnonzero(column_phase == b)
-        g = matrices(spec.rows, len(rows))[1]
-        transformed = np.einsum("nr,oirk->noik", g, whole[:, :, rows][:, :, :, columns])
-        for point, values in zip(spec.at(number), transformed, strict=True):
+    for number, (_, columns) in enumerate(phases):
+        for point in spec.at(number):
             first, step = spec.place(point, number)
             slots = first + step * np.arange(inputs)
-            filters[point].append(values)
             offsets[point].append(slots[:, None] * spec.out_plane + column[columns] - taps.left)
-    # Of each point: channel by channel, with the phases of a channel together.
-    terms = [np.concatenate(values, axis=2).reshape(outputs, -1) for values in filters]
     places = [np.concatenate(values, axis=1).reshape(-1) for values in offsets]
     starts = np.cumsum([0, *map(len, places)])
-    panels = dense.pack(np.concatenate(terms, axis=1).astype(np.float32), channels)
+
+    def filtered(whole: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """``G g`` of some outputs, a row each: of each point, channel by channel, the phases of one together."""
+        filters: list[list[npt.NDArray[np.float64]]] = [[] for _ in range(spec.points)]
+        for number, (rows, columns) in enumerate(phases):
+            g = matrices(spec.rows, len(rows))[1]
+            transformed = np.einsum("nr,oirk->noik", g, whole[:, :, rows][:, :, :, columns])
+            for point, values in zip(spec.at(number), transformed, strict=True):
+                filters[point].append(values)
+        return np.concatenate([np.concatenate(values, axis=2).reshape(len(whole), -1) for values in filters], axis=1)
+
+    panels = np.zeros((-(-outputs // channels), int(starts[-1]), channels), np.float32)
+    for low, rows in row_parts(weight, channels):
+        whole = rows.reshape(-1, inputs, *kernel).astype(np.float64)
+        dense.pack(filtered(whole), channels, panels[low // channels : -(-(low + len(rows)) // channels)])
     return {
         "weights": panels,
         "offsets": np.concatenate(places).astype(np.int32),

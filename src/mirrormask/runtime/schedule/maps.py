@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from mirrormask.machine.targets import Target
 from mirrormask.runtime.graph.ir import Node
@@ -17,13 +20,17 @@ from mirrormask.runtime.kernels.tile import Tile
 from mirrormask.runtime.kernels.winograd import TRANSFORM, WINOGRAD, WinogradSpec
 from mirrormask.runtime.schedule import filtering
 from mirrormask.runtime.schedule.memory import Memory, aligned_array
+from mirrormask.runtime.schedule.nonzeros import panels
 from mirrormask.runtime.schedule.pack import Stream, offsets_of, pack
 from mirrormask.runtime.schedule.plan import Plan
-from mirrormask.runtime.schedule.problem import Alone, Choice, Fused
+from mirrormask.runtime.schedule.problem import Alone, Choice, Fused, sampled
 from mirrormask.runtime.schedule.taps import Taps
 from mirrormask.runtime.schedule.tiles import MapLayer, map_candidates
 
 __all__ = ["MapProblem"]
+
+#: Bytes of packed weights that a problem keeps for other tiles.
+MOST_KEPT = 1 << 23
 
 
 class MapProblem:
@@ -86,7 +93,9 @@ class MapProblem:
         args["bias"] = bias
         if choice.kernel == "dense":
             offsets, base = offsets_of(self.taps, x)
-            packed = dense.pack(weight.dense().reshape(outputs, -1), choice.block).astype(self.target.dtype)
+            groups = -(-outputs // choice.block)
+            packed = np.zeros(groups * len(offsets) * choice.block, self.target.dtype)
+            panels(weight, choice.block, packed)
             args |= {
                 "x": place + base,
                 "weights": packed,
@@ -95,7 +104,7 @@ class MapProblem:
                 "channels": outputs,
             }
             spec: Any = dense.DenseSpec(self.target, tile, choice.block)
-            return Op(DENSE, spec, args, -(-outputs // choice.block), self.fused.out)
+            return Op(DENSE, spec, args, groups, self.fused.out)
         if choice.kernel == "winograd":
             transform = filtering.transform_spec(self.taps, x, self.target, choice.rows)
             args |= {"x": place + self.taps.left, "channels": outputs}
@@ -105,7 +114,7 @@ class MapProblem:
         stream = self._stream(x, choice)
         args |= {
             "x": place + stream.base,
-            "weights": stream.weights.astype(self.target.dtype),
+            "weights": stream.weights.astype(self.target.dtype, copy=False),
             "offsets": stream.offsets,
             "starts": stream.starts,
             "order": stream.order,
@@ -117,7 +126,11 @@ class MapProblem:
         return Op(SPARSE, spec, args, outputs, self.fused.out, stream.bounds)
 
     def _stream(self, x: Layout, choice: Choice) -> Stream:
-        """The packed weight, which choices that differ in their tile share: packing takes longer than measuring."""
+        """The packed weight, which choices that differ in their tile share: packing takes longer than measuring.
+
+        Those of large layers are not all kept: beside the trials that are still in the race, they would be most of what
+        a build takes.
+        """
         assert self.node.weight is not None
         aligned = choice.kernel == "aligned"
         key = (x, aligned, choice.block)
@@ -131,7 +144,10 @@ class MapProblem:
                 block_planes=choice.block,
                 threads=self.threads,
             )
-        return self._streams[key]
+        stream = self._streams[key]
+        while sum(kept.nbytes for kept in self._streams.values()) > MOST_KEPT:
+            self._streams.pop(next(iter(self._streams)))
+        return stream
 
     def candidates(self) -> Iterator[Choice]:
         """The choices worth measuring, best guess first."""
@@ -152,9 +168,11 @@ class MapProblem:
         return map_layout(*self.taps.out, self.target.lanes, halo=0, gap=1)
 
     def trial(self, choice: Choice) -> Alone:
-        """The layer alone, with this choice."""
+        """The layer alone, with this choice; of a large one, some outputs."""
+        if self._sample is not self:
+            return self._sample.trial(choice)
         out = self.out if choice.kernel == "aligned" else self._unshared
-        problem = self if out == self.out else self.into(out)
+        problem = self.into(out)
         x = problem.input_layout(choice)
         between = problem.between(choice, x)
         memory = Memory()
@@ -169,4 +187,16 @@ class MapProblem:
 
     def into(self, out: Layout) -> MapProblem:
         """The same layer, into another layout."""
+        if out == self.out:
+            return self
         return MapProblem(self.node, self.taps, out, self.fused, self.target, self.threads)
+
+    @cached_property
+    def _sample(self) -> MapProblem:
+        """What is measured, see :func:`sampled`."""
+        node = sampled(self.node)
+        if node is self.node:
+            return self
+        taps = replace(self.taps, out=(node.shape[0], *self.taps.out[1:]))
+        out = replace(self.out, channels=node.shape[0])
+        return MapProblem(node, taps, out, self.fused, self.target, self.threads)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mirrormask.runtime.graph.ir import Weight
 from mirrormask.runtime.kernels.layout import Layout
+from mirrormask.runtime.schedule.nonzeros import nonzeros
 from mirrormask.runtime.schedule.taps import Taps
 
 __all__ = ["Stream", "offsets_of", "pack", "share_out"]
@@ -45,20 +48,28 @@ class Stream:
         """Whether offsets are 16 bits wide."""
         return self.offsets.dtype == np.uint16
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(int(array.nbytes) for array in (self.weights, self.offsets, self.starts, self.order))
 
-def taps_of(taps: Taps, weight: Weight, groups: int) -> tuple[Ints, Ints, Ints, Ints, npt.NDArray[np.float32]]:
-    """(output channel, input plane, row, column, value) of each nonzero, rows and columns relative to the output's."""
-    shape = weight.shape if len(weight.shape) == 4 else (*weight.shape, 1, 1)
-    dense = weight.dense().reshape(shape)
-    oc, ic, kh, kw = np.nonzero(dense)
-    values = dense[oc, ic, kh, kw]
-    ic = ic + oc // (shape[0] // groups) * shape[1]
+
+def _read(taps: Taps, ic: Ints, kh: Ints, kw: Ints) -> tuple[Ints, Ints, Ints]:
+    """The input plane, row and column that a tap reads, rows and columns relative to the output's."""
     (row_phase, row), (column_phase, column) = taps.places
     number = np.zeros(taps.stride, np.int64)
     for i, phase in enumerate(taps.phases):
         number[phase] = i
-    plane = ic * len(taps.phases) + number[row_phase[kh], column_phase[kw]]
-    return oc, plane, row[kh], column[kw], values
+    return ic * len(taps.phases) + number[row_phase[kh], column_phase[kw]], row[kh], column[kw]
+
+
+def _taps_of(taps: Taps, weight: Weight, groups: int) -> Iterator[tuple[Ints, Ints, Ints, Ints, npt.NDArray[Any]]]:
+    """(output channel, input plane, row, column, value) of each nonzero, some output channels at a time."""
+    shape = weight.shape if len(weight.shape) == 4 else (*weight.shape, 1, 1)
+    for position, values in nonzeros(weight):
+        oc, ic, kh, kw = np.unravel_index(position, shape)
+        ic = ic + oc // (shape[0] // groups) * shape[1]
+        yield oc, *_read(taps, ic, kh, kw), values
 
 
 def share_out(counts: Ints, threads: int) -> tuple[Ints, tuple[int, ...]]:
@@ -76,45 +87,69 @@ def share_out(counts: Ints, threads: int) -> tuple[Ints, tuple[int, ...]]:
 def pack(
     taps: Taps, weight: Weight, groups: int, x: Layout, *, aligned: bool, block_planes: int, threads: int
 ) -> Stream:
-    """Pack ``weight`` for inputs that lie as ``x`` says, in blocks of ``block_planes`` planes."""
-    outputs = weight.shape[0]
-    oc, plane, row, column, values = taps_of(taps, weight, groups)
-    blocks = max(1, -(-x.channels // block_planes))
-    block = plane // block_planes
-    offset = (plane - block * block_planes) * x.plane + (row - taps.top) * x.pitch
-    base = x.origin + taps.top * x.pitch
-    if aligned:
-        found = np.unique(column)
-        columns = tuple(int(c) for c in found) or (0,)
-        group = np.searchsorted(found, column)
-        offset = offset // x.lanes
-    else:
-        columns, group = (0,), np.zeros_like(column)
-        offset = offset + column - taps.left
-        base += taps.left
-    size = len(columns)
-    counts = np.bincount((block * outputs + oc) * size + group, minlength=blocks * outputs * size)
-    counts = counts.reshape(blocks, outputs, size)
+    """Pack ``weight`` for inputs that lie as ``x`` says, in blocks of ``block_planes`` planes.
+
+    Twice over the nonzeros, some rows at a time: to count them, and to put them where the counts say.
+    """
+    outputs, blocks = weight.shape[0], max(1, -(-x.channels // block_planes))
+    places = np.unique(taps.places[1][1]) if aligned else np.zeros(1, np.int64)
+
+    def parts() -> Iterator[tuple[Ints, Ints, Ints, Ints, npt.NDArray[Any]]]:
+        """(output channel, block, column group, offset, value) of some nonzeros."""
+        for oc, plane, row, column, values in _taps_of(taps, weight, groups):
+            block = plane // block_planes
+            offset = (plane - block * block_planes) * x.plane + (row - taps.top) * x.pitch
+            if aligned:
+                yield oc, block, np.searchsorted(places, column), offset // x.lanes, values
+            else:
+                yield oc, block, np.zeros_like(column), offset + column - taps.left, values
+
+    counts, highest = np.zeros((blocks, outputs, len(places)), np.int64), 0
+    for oc, block, group, offset, _ in parts():
+        low, high = int(oc[0]), int(oc[-1]) + 1
+        key = (block * (high - low) + oc - low) * len(places) + group
+        found = np.bincount(key, minlength=blocks * (high - low) * len(places))
+        counts[:, low:high] += found.reshape(blocks, high - low, len(places))
+        highest = max(highest, int(offset.max()))
+    used = counts.any((0, 1)) if counts.any() else np.arange(len(places)) == 0
+    columns = tuple(int(c) for c in places[used]) if counts.any() else (0,)
+    counts, size = counts[:, :, used], len(columns)
     part, bounds = share_out(counts.sum((0, 2)), threads)
     order = np.stack([_similar_neighbours(c, part) for c in counts])
     place = np.empty((blocks, outputs), np.int64)
     np.put_along_axis(place, order, np.broadcast_to(np.arange(outputs), order.shape), 1)
-    key = (block * outputs + place[block, oc]) * size + group
-    sequence = np.lexsort((offset, key))
-    starts = np.concatenate([[0], np.cumsum(np.bincount(key, minlength=blocks * outputs * size))])
-    ordered = offset[sequence]
-    narrow = offset.max(initial=0) < 1 << 16
+    ordered = np.take_along_axis(counts, order[:, :, None], 1)
+    starts = np.concatenate([[0], np.cumsum(ordered.reshape(-1))])
+    weights = np.empty(int(starts[-1]), np.float32)
+    offsets: Any = np.empty(len(weights), np.uint16 if highest < 1 << 16 else np.uint32)
+    renumbered = np.cumsum(used) - 1
+    for oc, block, group, offset, values in parts():
+        key = (block * outputs + place[block, oc]) * size + renumbered[group]
+        sequence = _sorted(((oc - oc[0]) * blocks + block) * size + renumbered[group], offset)
+        if sequence is not None:
+            key, offset, values = key[sequence], offset[sequence], values[sequence]
+        # Equal keys follow each other, and all of a key are in this part.
+        first = np.flatnonzero(np.diff(key, prepend=-1))
+        rank = np.arange(len(key)) - np.repeat(first, np.diff(first, append=len(key)))
+        to = starts[key] + rank
+        weights[to], offsets[to] = values, offset
     return Stream(
-        np.ascontiguousarray(values[sequence], np.float32),
-        ordered.astype(np.uint16) if narrow else ordered.astype(np.uint32),
+        weights,
+        offsets,
         starts.astype(np.int32),
         order.reshape(-1).astype(np.int32),
         bounds,
-        base,
+        x.origin + taps.top * x.pitch + (0 if aligned else taps.left),
         columns,
         blocks,
         block_planes,
     )
+
+
+def _sorted(key: Ints, offset: Ints) -> Ints | None:
+    """The sequence by key and then offset; None where they are in it, as those of a linear layer are."""
+    whole = key * (int(offset.max()) + 1) + offset
+    return None if (whole[1:] >= whole[:-1]).all() else np.argsort(whole, kind="stable")
 
 
 def _similar_neighbours(counts: Ints, part: Ints) -> Ints:
@@ -132,8 +167,7 @@ def _similar_neighbours(counts: Ints, part: Ints) -> Ints:
 
 def offsets_of(taps: Taps, x: Layout) -> tuple[npt.NDArray[np.int32], int]:
     """The offset of every tap of a dense layer, ordered as its weight's ``[input, row, column]``, and the base."""
-    channels = taps.source[0]
-    ones = Weight.of(np.ones((1, channels, *taps.kernel), np.float32))
-    _, plane, row, column, _ = taps_of(taps, ones, 1)
+    ic, kh, kw = (n.reshape(-1) for n in np.indices((taps.source[0], *taps.kernel)))
+    plane, row, column = _read(taps, ic, kh, kw)
     offset = plane * x.plane + (row - taps.top) * x.pitch + column - taps.left
     return offset.astype(np.int32), x.origin + taps.top * x.pitch + taps.left

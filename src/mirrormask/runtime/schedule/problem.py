@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+from mirrormask.runtime.graph.ir import Node
+from mirrormask.runtime.schedule.nonzeros import some_rows
 from mirrormask.runtime.schedule.plan import Plan
 
-__all__ = ["Alone", "Choice", "Fused", "Problem"]
+__all__ = ["Alone", "Choice", "Fused", "Problem", "sampled"]
+
+#: Weights of a layer that are measured: of a larger one some outputs, at least so many. They take as long each as all
+#: do, while packing all of them for every candidate takes minutes, and several times the weights' memory.
+MOST_TRIED, LEAST_OUTPUTS = 1 << 21, 64
 
 
 @dataclass(frozen=True)
@@ -68,3 +75,15 @@ class Problem(Protocol):
 
     def trial(self, choice: Choice) -> Alone:
         """The layer alone, with this choice."""
+
+
+def sampled(node: Node) -> Node:
+    """A layer to measure in place of ``node``: itself, or some of its outputs, evenly spaced, if it is large."""
+    weight = node.weight
+    assert weight is not None
+    number = max(LEAST_OUTPUTS, MOST_TRIED // max(1, math.prod(weight.shape[1:])))
+    if node.groups != 1 or weight.shape[0] <= number:
+        return node
+    rows, some = some_rows(weight, number)
+    bias = None if node.bias is None else node.bias[rows]
+    return replace(node, weight=some, bias=bias, shape=(number, *node.shape[1:]))

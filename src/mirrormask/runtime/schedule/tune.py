@@ -17,6 +17,8 @@ __all__ = ["Tuner", "default_choice"]
 #: How many turns the last of the candidates get, how many candidates those are at most, and how much slower than the
 #: fastest.
 ROUNDS, FINALISTS, CLOSE = 9, 5, 1.4
+#: Bytes of their plans together, above which they are fewer, but two at least.
+MOST_HELD = 1 << 25
 #: Bytes that are read between turns, at most: more than any L2 cache holds.
 MOST_AROUND = 1 << 22
 
@@ -95,8 +97,10 @@ def _fastest(problem: Problem, found: list[Choice], around: int) -> Choice:
         least = min(least, seconds)
         trials[choice] = (seconds, trial)
         # Packed weights are large: those that are out of the race go.
-        trials = {key: value for key, value in trials.items() if value[0] <= CLOSE * least}
-    finalists = sorted(trials, key=lambda choice: trials[choice][0])[:FINALISTS]
+        close = sorted((row for row in trials.items() if row[1][0] <= CLOSE * least), key=lambda row: row[1][0])
+        held = np.cumsum([trial.alone.plan.nbytes for _, (_, trial) in close])
+        trials = dict(close[: min(FINALISTS, max(2, int((held <= MOST_HELD).sum())))])
+    finalists = list(trials)
     if len(finalists) == 1:
         return finalists[0]
     rounds = [[trials[choice][1].turn() for choice in finalists] for _ in range(ROUNDS)]

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from mirrormask.machine.targets import Target
 from mirrormask.runtime.graph.ir import Node
-from mirrormask.runtime.kernels import dense, shared, vector
+from mirrormask.runtime.kernels import shared, vector
 from mirrormask.runtime.kernels.base import Kernel, Op
 from mirrormask.runtime.kernels.layout import flat_layout
 from mirrormask.runtime.schedule.memory import MARGIN, aligned_array
+from mirrormask.runtime.schedule.nonzeros import nonzeros, panels, row_counts, row_parts
 from mirrormask.runtime.schedule.plan import Plan
-from mirrormask.runtime.schedule.problem import Alone, Choice, Fused
+from mirrormask.runtime.schedule.problem import Alone, Choice, Fused, sampled
 
 __all__ = ["VectorProblem"]
 
@@ -20,6 +25,8 @@ __all__ = ["VectorProblem"]
 SLICES = (120, 130, 150, 175, 200, 250, 300, 400)
 #: Groups of rows in a block with shared windows, and vectors of rows in a dense panel, at most.
 GROUPS = 8
+#: Parts in which a layer with shared windows is packed.
+MOST_PARTS = 8
 
 
 class VectorProblem:
@@ -67,7 +74,9 @@ class VectorProblem:
         return choice
 
     def trial(self, choice: Choice) -> Alone:
-        """The layer alone, with this choice."""
+        """The layer alone, with this choice; of a large one, some outputs."""
+        if self._sample is not self:
+            return self._sample.trial(choice)
         out = MARGIN + flat_layout(self.terms).size
         numbers = out + flat_layout(self.outputs).size + 4096
         plan = Plan([self.op(choice, MARGIN, out)], numbers, [0], [], 1, self.target.dtype)
@@ -82,29 +91,28 @@ class VectorProblem:
         if weight.panel != height or weights.ctypes.data % 64 or weights.dtype != self.target.dtype:
             # (a copied model's arrays lie anywhere)
             weights = aligned_array(units * height * self.terms, self.target.dtype)
-            weights[:] = dense.pack(weight.dense(), height).reshape(-1)
+            panels(weight, height, weights)
         spec = vector.VectorSpec(self.target, self.fused.activation, vectors)
         return vector.PANEL, spec, {"weights": weights, "terms": self.terms}, units, height
 
     def _sell(self, choice: Choice) -> tuple[Kernel, Any, dict[str, Any], int, int]:
         lanes = self.target.lanes
-        values, indices, starts, rows = vector.pack_sell(self.weight.dense(), lanes)
-        weights = aligned_array(values.size, self.target.dtype)
-        weights[:] = values.reshape(-1)
-        args = {"weights": weights, "indices": indices, "starts": starts, "rows": rows}
-        return vector.SELL, vector.VectorSpec(self.target, self.fused.activation), args, len(rows) // lanes, lanes
+        parts = ((*np.divmod(position, self.terms), values) for position, values in nonzeros(self.weight))
+        args = vector.pack_sell(row_counts(self.weight), parts, lanes, self._array)
+        units = len(args["rows"]) // lanes
+        return vector.SELL, vector.VectorSpec(self.target, self.fused.activation), args, units, lanes
 
     def _shared(self, choice: Choice) -> tuple[Kernel, Any, dict[str, Any], int, int]:
         lanes = self.target.lanes
         packed = shared.packed(self.target)
         groups = min(GROUPS, -(-self.outputs // lanes // packed) * packed)
-        args: dict[str, Any] = shared.pack(self.weight.dense(), lanes, groups, choice.block / 100)
-        for name in ("weights", "rest_weights"):
-            values = aligned_array(max(1, args[name].size), self.target.dtype)
-            values[: args[name].size] = args[name].reshape(-1)
-            args[name] = values
-        args["terms"] = self.terms
         height = groups * lanes
+        slices = choice.block / 100
+        sizes = shared.slices_of(row_counts(self.weight), height, slices)
+        # Few parts: packing goes step by step through the inputs of all rows of a part at once.
+        parts = (shared.pack(rows, lanes, groups, slices) for _, rows in row_parts(self.weight, height, MOST_PARTS))
+        args: dict[str, Any] = shared.joined(parts, sizes, height, self._array)
+        args["terms"] = self.terms
         return (
             shared.SHARED,
             shared.SharedSpec(self.target, self.fused.activation, groups),
@@ -112,3 +120,13 @@ class VectorProblem:
             (-(-self.outputs // height)),
             height,
         )
+
+    def _array(self, size: int) -> npt.NDArray[Any]:
+        """Zeros of the kind that kernels read."""
+        return aligned_array(max(1, size), self.target.dtype)
+
+    @cached_property
+    def _sample(self) -> VectorProblem:
+        """What is measured, see :func:`sampled`."""
+        node = sampled(self.node)
+        return self if node is self.node else VectorProblem(node, self.fused, self.target)
