@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from mirrormask.runtime.graph.ir import Graph
+from mirrormask.runtime.graph.simplify import largest
 
 __all__ = ["Blueprint", "Unstorable", "program_of"]
 
 #: Of the operations of a program, all but these are PyTorch's registered ones.
-OTHERS = {"getitem": operator.getitem}
+OTHERS: dict[str, Any] = {"getitem": operator.getitem, "largest": largest}
 #: What an argument's name under ``torch`` stands for.
 NAMED = (torch.dtype, torch.layout, torch.memory_format)
 

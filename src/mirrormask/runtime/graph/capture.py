@@ -15,6 +15,7 @@ from mirrormask.runtime.graph.bind import bind, names_in, tensors_of
 from mirrormask.runtime.graph.blueprint import Blueprint, Unstorable, program_of
 from mirrormask.runtime.graph.convert import CONVERTERS, aten, convert, why_not
 from mirrormask.runtime.graph.ir import Graph
+from mirrormask.runtime.graph.simplify import simplify
 
 __all__ = ["Capture", "capture", "from_blueprint"]
 
@@ -58,6 +59,7 @@ def capture(model: nn.Module, inputs: tuple[Tensor, ...]) -> Capture:
             "can be (mm.compile(model.backbone, example)), or rewrite the part that torch.export refuses"
         ) from error
     assert isinstance(module, fx.GraphModule)
+    simplify(module)
     nodes = list(module.graph.nodes)
     constants, constant_names = _constants(module)
     tensors = {constant_names[node]: tensor for node, tensor in constants.items()}

@@ -75,7 +75,11 @@ class Weight:
 class Origin:
     """The names of the model's tensors that a node's numbers are made of, ``""`` for none.
 
-    With a variance they are a batch norm's, which becomes one weight and one bias per channel.
+    With a variance they are a batch norm's, which becomes one weight and one bias per channel; so do one stored number
+    per channel to multiply with (or, ``inverse``, to divide by) or to add.
+
+    Attributes:
+        gain, bias_gain: what the weight (of ones without a name) and the bias are multiplied with.
     """
 
     weight: str = ""
@@ -83,6 +87,9 @@ class Origin:
     mean: str = ""
     variance: str = ""
     eps: float = 0.0
+    gain: float = 1.0
+    bias_gain: float = 1.0
+    inverse: bool = False
 
 
 @dataclass
@@ -90,13 +97,16 @@ class Node:
     """One operation.
 
     Attributes:
-        op: ``input``, ``conv``, ``linear``, ``act``, ``add``, ``pool``, ``mean`` or ``flatten``.
+        op: ``input``, ``conv``, ``linear``, ``act``, ``add``, ``combine``, ``concat``, ``slice``, ``gather``, ``pool``,
+            ``mean`` or ``flatten``.
         name: of the value it makes.
         inputs: names of the values it reads.
         shape: of the value, per item: ``(channels, height, width)`` or ``(features,)``.
         layer: what the user calls it (the parameter's module), or the operation's name.
         stride, padding, dilation: per (row, column), for ``conv`` and ``pool``.
-        kind: the activation, or ``"max"`` / ``"mean"`` for a pool.
+        kind: the activation, what ``combine`` does, or ``"max"`` / ``"mean"`` for a pool.
+        values: the activation's parameters.
+        span: the first channel and past the last of a ``slice``; the channels of a ``gather`` in their new order.
         fixed: whether its settings hold for the captured size only (an adaptive pool, for one).
         origin: where weight and bias come from, until they are filled in.
     """
@@ -114,6 +124,8 @@ class Node:
     groups: int = 1
     kernel: tuple[int, int] = (1, 1)
     kind: str = ""
+    values: tuple[float, ...] = ()
+    span: tuple[int, ...] = ()
     count_padding: bool = True
     fixed: bool = False
     origin: Origin | None = None
@@ -195,12 +207,43 @@ class Graph:
                 shape = _shape_after(node, nodes[node.inputs[0]].shape)
                 if node.op == "add" and nodes[node.inputs[1]].shape != shape:
                     raise ValueError(f"{node.layer!r} adds tensors of different shapes")
+                if node.op == "concat":
+                    shape = _together(node, [nodes[name].shape for name in node.inputs])
+                if node.op == "combine":
+                    shape = _combined(node, shape, nodes[node.inputs[1]].shape)
             nodes[node.name] = replace(node, shape=shape)
         outer = dict(zip(self.inputs, shapes, strict=True))
         for name in self.outputs:
             before, now = self.shapes[name], nodes[name].shape
             outer[name] = (now[0], now[2]) if len(before) == 2 and len(now) == 3 else now
         return replace(self, nodes=list(nodes.values()), shapes=outer)
+
+
+def _together(node: Node, parts: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of maps as channels of one."""
+    if len({part[1:] for part in parts}) > 1:
+        raise ValueError(f"{node.layer!r} puts maps of different sizes together")
+    return (sum(part[0] for part in parts), *parts[0][1:])
+
+
+def _combined(node: Node, one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of two values together: one per channel or one map for all channels will do for one of them."""
+    full = max(one, other, key=lambda shape: int(np.prod(shape)))
+    narrow = other if full == one else one
+    if narrow == full or (len(full) == 3 and narrow in ((full[0], 1, 1), (1, *full[1:]))):
+        return full
+    raise ValueError(f"{node.layer!r} combines tensors of different shapes")
+
+
+def _reshaped(node: Node, source: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that ``flatten`` gives: a row, maps of a fixed size made of one, or that of the source."""
+    if len(node.shape) == 1:
+        return (int(np.prod(source)),)
+    if len(source) == 1:
+        if int(np.prod(node.shape)) != source[0]:
+            raise ValueError(f"{node.layer!r} makes {node.shape} of {source[0]} features")
+        return node.shape
+    return source
 
 
 def _shape_after(node: Node, source: tuple[int, ...]) -> tuple[int, ...]:
@@ -220,6 +263,8 @@ def _shape_after(node: Node, source: tuple[int, ...]) -> tuple[int, ...]:
         return node.shape
     if node.op == "mean":
         return node.shape
-    if node.op == "flatten" and len(node.shape) == 1:
-        return (int(np.prod(source)),)
+    if node.op in ("slice", "gather"):
+        return (node.shape[0], *source[1:])
+    if node.op == "flatten":
+        return _reshaped(node, source)
     return source

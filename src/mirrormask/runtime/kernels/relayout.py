@@ -84,7 +84,9 @@ def _planes(e: Emitter, spec: RelayoutSpec, x: Value, result: Value, channel: Va
                 if spec.source_external:
                     e.watch(value)
                 place = e.at(pointer, first, write)
-                e.store_part(value, place, out.width - first) if spec.out_external else e.store(value, place)
+                # Rows without anything between them: what is past one may be another thread's.
+                exact = spec.out_external or out.lanes == 1
+                e.store_part(value, place, out.width - first) if exact else e.store(value, place)
 
         def clear_row(row: Value, pointer: Value) -> None:
             for first in range(0, out.width, chunk):

@@ -17,13 +17,34 @@ __all__ = ["LIMIT", "RangeFinder"]
 #: The largest number that half precision holds.
 LIMIT = 65504.0
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
     "relu": F.relu,
     "relu6": F.relu6,
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "hardswish": F.hardswish,
+    "sigmoid": torch.sigmoid,
+    "hardsigmoid": F.hardsigmoid,
+    "tanh": torch.tanh,
+    "clamp": torch.clamp,
+    "leaky_relu": F.leaky_relu,
+    "elu": torch.ops.aten.elu,
+    "softplus": F.softplus,
+    "mish": F.mish,
+    "affine": lambda x, gain, shift: gain * x + shift,
+    "abs": torch.abs,
+    "square": torch.square,
+    "exp": torch.exp,
+    "reciprocal": torch.reciprocal,
+}
+COMBINE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "div": torch.div,
+    "max": torch.maximum,
+    "min": torch.minimum,
 }
 
 
@@ -77,6 +98,8 @@ def _weights(node: Node) -> tuple[Tensor, Tensor | None]:
 def _layer(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if node.op == "linear":
         return F.linear(x, weight, bias)
+    if x.dim() == 2:  # one number per channel
+        return _layer(node, x[:, :, None, None], weight, bias)[:, :, 0, 0]
     return F.conv2d(x, weight, bias, node.stride, node.padding, node.dilation, node.groups)
 
 
@@ -105,9 +128,15 @@ def _result(node: Node, sources: list[Tensor]) -> Tensor:
     if node.weight is not None:
         return _layer(node, x, *_weights(node))
     if node.op == "act":
-        return ACTIVATIONS[node.kind](x)
-    if node.op == "add":
-        return x + sources[1]
+        return ACTIVATIONS[node.kind](x, *node.values)
+    if node.op in ("add", "combine"):
+        return COMBINE[node.kind or "add"](x, sources[1])
+    if node.op == "concat":
+        return torch.cat(sources, 1)
+    if node.op == "slice":
+        return x[:, slice(*node.span)]
+    if node.op == "gather":
+        return x[:, list(node.span)]
     if node.op == "pool":
         return _pooled(node, x)
     if node.op == "mean":

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from mirrormask.runtime.kernels.activation import Chain
 from mirrormask.runtime.schedule.plan import Plan
 
 __all__ = ["Alone", "Choice", "Fused", "Problem"]
@@ -31,11 +32,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Fused:
-    """What follows a layer and is computed as it stores: a tensor to add, an activation, and the value's final name."""
+    """What follows a layer and is computed as it stores: a tensor to add, activations, and the value's final name."""
 
     out: str
     residual: str = ""
-    activation: str = ""
+    activation: Chain = ()
 
 
 @dataclass(frozen=True)
