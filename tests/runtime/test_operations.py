@@ -193,6 +193,42 @@ OPERATIONS |= {
 }
 
 
+OPERATIONS |= {
+    name: (lambda net, y, x, function=function: function(torch.sigmoid(y)), CHANNELS)
+    for name, function in {
+        "max pool up to the edge": lambda y: F.max_pool2d(y, 3, 2, ceil_mode=True),
+        "max pool up to the edge, padded": lambda y: F.max_pool2d(y, 2, 2, 1, ceil_mode=True),
+        "mean pool up to the edge": lambda y: F.avg_pool2d(y, 3, 2, 1, ceil_mode=True),
+        "mean pool up to the edge, uncounted": lambda y: F.avg_pool2d(
+            y, 4, 3, 1, ceil_mode=True, count_include_pad=False
+        ),
+        "adaptive mean": lambda y: F.adaptive_avg_pool2d(y, 4),
+        "adaptive mean, unequal windows": lambda y: F.adaptive_avg_pool2d(y, (5, 7)),
+        "adaptive maximum": lambda y: F.adaptive_max_pool2d(y, (5, 2)),
+        "global maximum": lambda y: y * F.adaptive_max_pool2d(y, 1) + y.amax((2, 3))[:, :, None, None],
+        "zero padding": lambda y: F.pad(y, (1, 2, 0, 3)),
+        "padding with a number": lambda y: F.pad(y, (0, 1, 2, 0), value=0.5),
+        "padding by reflection": lambda y: F.pad(y, (2, 1, 1, 2), mode="reflect"),
+        "padding by repetition": lambda y: F.pad(y, (2, 1, 1, 2), mode="replicate"),
+        "padding around": lambda y: F.pad(y, (2, 1, 1, 2), mode="circular"),
+        "negative padding": lambda y: F.pad(y, (-1, 2, -2, -1)),
+        "rows and columns": lambda y: y[:, :, 1:-1, 2:] + y[:, :, :-2, ::1][:, :, :, :-2],
+        "every second": lambda y: y[:, :, ::2, 1::2],
+        "nearest": lambda y: F.interpolate(y, scale_factor=2),
+        "nearest, smaller": lambda y: F.interpolate(y, scale_factor=0.5),
+        "up and together": lambda y: torch.cat(
+            [
+                F.interpolate(F.max_pool2d(y[:, ::2], 3, 1, 1), scale_factor=3),
+                F.interpolate(y, scale_factor=3, mode="bilinear")[:, ::2],
+            ],
+            1,
+        ),
+        "linear": lambda y: F.interpolate(y, scale_factor=2, mode="bilinear"),
+        "linear between corners": lambda y: F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=True),
+    }.items()
+}
+
+
 def sparse(model: nn.Module, sparsity: float = 0.5) -> nn.Module:
     torch.manual_seed(0)
     for module in model.modules():

@@ -18,9 +18,10 @@ from mirrormask.runtime.graph.aten import (
     shape_of,
     source_of,
 )
-from mirrormask.runtime.graph.channels import CHANNELS, channel_slice
+from mirrormask.runtime.graph.channels import CHANNELS
 from mirrormask.runtime.graph.ir import Graph, Node, Origin
 from mirrormask.runtime.graph.pointwise import ACTIVATIONS, ARITHMETIC
+from mirrormask.runtime.graph.spatial import SPATIAL, slice_
 from mirrormask.runtime.graph.views import RESHAPES, SAME
 
 __all__ = ["CONVERTERS", "convert", "why_not"]
@@ -95,73 +96,6 @@ def _batch_norm(context: Context, node: fx.Node) -> Node:
     )
 
 
-def _pool(kind: str) -> Callable[[Context, fx.Node], Node]:
-    def convert_pool(context: Context, node: fx.Node) -> Node:
-        one = one_dimensional(node)
-        kernel = pair(argument(node, 1, "kernel_size"), one=one)
-        stride = pair(argument(node, 2, "stride") or argument(node, 1, "kernel_size"), one=one)
-        padding = pair(argument(node, 3, "padding", 0), one=one, fill=0)
-        if kind == "max" and pair(argument(node, 4, "dilation", 1), one=one) != (1, 1):
-            raise Unsupported("its windows are dilated")
-        ceil = argument(node, 5 if kind == "max" else 4, "ceil_mode", False)
-        shape = item_shape(context, node)
-        source = item_shape(context, source_of(node))
-        floor = [(n + 2 * p - k) // s + 1 for n, p, k, s in zip(source[1:], padding, kernel, stride, strict=True)]
-        if ceil and tuple(floor) != shape[1:]:
-            raise Unsupported("its ceil_mode adds windows that run over the edge")
-        if kind == "mean" and argument(node, 6, "divisor_override") is not None:
-            raise Unsupported("its divisor is overridden")
-        count = bool(argument(node, 5, "count_include_pad", True)) if kind == "mean" else True
-        return Node(
-            "pool",
-            node.name,
-            [source_of(node).name],
-            shape,
-            layer=node.name,
-            kind=kind,
-            kernel=kernel,
-            stride=stride,
-            padding=padding,
-            count_padding=count,
-            fixed=bool(ceil),
-        )
-
-    return convert_pool
-
-
-def _adaptive(context: Context, node: fx.Node) -> Node:
-    one_dimensional(node)
-    shape, source = item_shape(context, node), item_shape(context, source_of(node))
-    if shape[1:] == (1, 1):
-        return Node("mean", node.name, [source_of(node).name], shape, layer=node.name)
-    if any(n % m for n, m in zip(source[1:], shape[1:], strict=True)):
-        raise Unsupported("its windows have different sizes")
-    step = (source[1] // shape[1], source[2] // shape[2])
-    return Node(
-        "pool", node.name, [source_of(node).name], shape, layer=node.name, kind="mean", kernel=step, stride=step
-    )
-
-
-def _mean(context: Context, node: fx.Node) -> Node:
-    source = source_of(node)
-    rank = len(shape_of(source))
-    dims = argument(node, 1, "dim")
-    wanted = {2: set(), 3: {2}, 4: {2, 3}}.get(rank, set())
-    if context.rows or not dims or {d % rank for d in dims} != wanted or not wanted:
-        raise Unsupported("it averages over other dimensions than a map's rows and columns")
-    channels = shape_of(source)[1]
-    shape = (channels, 1, 1) if argument(node, 2, "keepdim", False) else (channels,)
-    return Node("mean", node.name, [source.name], shape, layer=node.name)
-
-
-def _slice(context: Context, node: fx.Node) -> Node:
-    source = source_of(node)
-    dim = int(argument(node, 1, "dim", 0)) % len(shape_of(source))
-    if context.rows or dim != 1:
-        raise Unsupported("it takes other parts than channels of maps")
-    return channel_slice(context, node)
-
-
 CONVERTERS: dict[Any, Callable[[Context, fx.Node], Node]] = {
     aten.conv1d.default: _conv,
     aten.conv1d.padding: _conv,
@@ -171,15 +105,9 @@ CONVERTERS: dict[Any, Callable[[Context, fx.Node], Node]] = {
     aten.batch_norm.default: _batch_norm,
     **ACTIVATIONS,
     **ARITHMETIC,
-    aten.max_pool1d.default: _pool("max"),
-    aten.max_pool2d.default: _pool("max"),
-    aten.avg_pool1d.default: _pool("mean"),
-    aten.avg_pool2d.default: _pool("mean"),
-    aten.adaptive_avg_pool1d.default: _adaptive,
-    aten.adaptive_avg_pool2d.default: _adaptive,
-    aten.mean.dim: _mean,
+    **SPATIAL,
     **CHANNELS,
-    aten.slice.Tensor: _slice,
+    aten.slice.Tensor: slice_,
     **RESHAPES,
     **SAME,
 }

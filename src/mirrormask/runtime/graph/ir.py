@@ -98,16 +98,18 @@ class Node:
 
     Attributes:
         op: ``input``, ``conv``, ``linear``, ``act``, ``add``, ``combine``, ``concat``, ``slice``, ``gather``, ``pool``,
-            ``mean`` or ``flatten``.
+            ``adaptive``, ``mean``, ``pad``, ``crop``, ``resample`` or ``flatten``.
         name: of the value it makes.
         inputs: names of the values it reads.
         shape: of the value, per item: ``(channels, height, width)`` or ``(features,)``.
         layer: what the user calls it (the parameter's module), or the operation's name.
         stride, padding, dilation: per (row, column), for ``conv`` and ``pool``.
         kind: the activation, what ``combine`` does, or ``"max"`` / ``"mean"`` for a pool.
-        values: the activation's parameters.
-        span: the first channel and past the last of a ``slice``; the channels of a ``gather`` in their new order.
-        fixed: whether its settings hold for the captured size only (an adaptive pool, for one).
+        values: the activation's parameters; what a ``pad`` fills with; the scales of a ``resample``, if it has any.
+        span: the first channel and past the last of a ``slice``; the channels of a ``gather`` in their new order;
+            how much a ``pad`` adds left, right, above and below; the axis, start, stop and step of a ``crop``.
+        ceil: whether the last windows of a pool may run over the edge.
+        captured: the only map size that the settings hold for; empty if they hold for any.
         origin: where weight and bias come from, until they are filled in.
     """
 
@@ -127,7 +129,8 @@ class Node:
     values: tuple[float, ...] = ()
     span: tuple[int, ...] = ()
     count_padding: bool = True
-    fixed: bool = False
+    ceil: bool = False
+    captured: tuple[int, ...] = ()
     origin: Origin | None = None
 
 
@@ -235,6 +238,34 @@ def _combined(node: Node, one: tuple[int, ...], other: tuple[int, ...]) -> tuple
     raise ValueError(f"{node.layer!r} combines tensors of different shapes")
 
 
+def _windows(room: int, stride: int, end: int, ceil: bool) -> int:
+    """How many windows there are; with ``ceil``, none that begins beyond ``end``."""
+    if not ceil:
+        return room // stride + 1
+    count = -(-room // stride) + 1
+    return count - 1 if (count - 1) * stride >= end else count
+
+
+def _resampled(node: Node, source: tuple[int, ...]) -> list[int]:
+    """Rows and columns of what a ``pad``, ``crop`` or ``resample`` makes."""
+    sizes = list(source[1:])
+    if node.op == "pad":
+        left, right, above, below = node.span
+        if node.kind == "reflect" and (max(above, below) >= sizes[0] or max(left, right) >= sizes[1]):
+            raise ValueError(f"{node.layer!r} reflects more than there is")
+        sizes = [sizes[0] + above + below, sizes[1] + left + right]
+    elif node.op == "crop":
+        axis, *bounds = node.span
+        sizes[axis] = len(range(*slice(*bounds).indices(sizes[axis])))
+    elif node.values:
+        sizes = [int(size * scale) for size, scale in zip(sizes, node.values, strict=True)]
+    else:
+        sizes = list(node.shape[1:])
+    if min(sizes) < 1:
+        raise ValueError(f"{node.layer!r} leaves nothing of a map of {source[1:]}")
+    return sizes
+
+
 def _reshaped(node: Node, source: tuple[int, ...]) -> tuple[int, ...]:
     """The shape that ``flatten`` gives: a row, maps of a fixed size made of one, or that of the source."""
     if len(node.shape) == 1:
@@ -248,11 +279,11 @@ def _reshaped(node: Node, source: tuple[int, ...]) -> tuple[int, ...]:
 
 def _shape_after(node: Node, source: tuple[int, ...]) -> tuple[int, ...]:
     """The shape that an operation makes of ``source``."""
-    if node.fixed and source != node.shape:
+    if node.captured and source[1:] != node.captured:
         raise ValueError(f"{node.layer!r} was captured for another size")
     if node.op in ("conv", "pool"):
         settings = zip(source[1:], node.kernel, node.stride, node.padding, node.dilation, strict=True)
-        sizes = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in settings]
+        sizes = [_windows(n + 2 * p - d * (k - 1) - 1, s, n + p, node.ceil) for n, k, s, p, d in settings]
         if min(sizes) < 1:
             raise ValueError(f"{node.layer!r} has nothing left to read of a map of {source[1:]}")
         return (node.shape[0], *sizes)
@@ -261,8 +292,10 @@ def _shape_after(node: Node, source: tuple[int, ...]) -> tuple[int, ...]:
         if source != (node.weight.shape[1],):
             raise ValueError(f"{node.layer!r} takes {node.weight.shape[1]} features, not {source}")
         return node.shape
-    if node.op == "mean":
+    if node.op in ("mean", "adaptive"):
         return node.shape
+    if node.op in ("pad", "crop", "resample"):
+        return (source[0], *_resampled(node, source))
     if node.op in ("slice", "gather"):
         return (node.shape[0], *source[1:])
     if node.op == "flatten":

@@ -28,6 +28,9 @@ def largest(x: Tensor, size: list[int]) -> Tensor:
 def simplify(module: fx.GraphModule) -> None:
     """Rewrite what the patterns of this file match, in place."""
     for node in list(module.graph.nodes):
+        if node.target is operator.getitem and not node.users:
+            node.graph.erase_node(node)
+    for node in list(module.graph.nodes):
         if node.target is aten._assert_tensor_metadata.default:
             node.graph.erase_node(node)  # what an input's type is, a compiled model checks itself
         elif node.op == "call_function":

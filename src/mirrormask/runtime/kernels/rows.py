@@ -9,7 +9,7 @@ from typing import Any
 from mirrormask.runtime.kernels.emit import Emitter, Value
 from mirrormask.runtime.kernels.layout import Layout
 
-__all__ = ["each_row", "row_pointer", "width_step"]
+__all__ = ["each_row", "row_pointer", "store_line", "width_step"]
 
 
 def row_pointer(e: Emitter, layout: Layout, plane: Value, row: Value, number: Any = None) -> Value:
@@ -54,3 +54,23 @@ def each_row(
 def width_step(layout: Layout, lanes: int) -> int:
     """Lanes that one store into a row of ``layout`` may write."""
     return min(lanes, layout.stride) if layout.segments > 1 else lanes
+
+
+def store_line(e: Emitter, layout: Layout, line: Value, pointer: Value) -> None:
+    """Write one row of numbers that lie at ``line``, and zeros up to the end of its last vector."""
+    chunk = width_step(layout, e.lanes)
+    whole, rest = layout.width // chunk * chunk, layout.width % chunk
+
+    def at_chunk(first: Value, _: list[Value]) -> None:
+        value = e.load(e.at(line, first), chunk)
+        e.watch(value)
+        e.store(value, e.at(pointer, first))
+
+    e.loop(0, whole, at_chunk, step=chunk)
+    if rest:
+        value = e.keep(e.load(e.at(line, whole), chunk), [lane < rest for lane in range(chunk)])
+        e.watch(value)
+        if layout.lanes == 1:  # what follows is the next row
+            e.store_part(value, e.at(pointer, whole), rest)
+        else:
+            e.store(value, e.at(pointer, whole))

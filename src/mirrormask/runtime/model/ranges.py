@@ -118,8 +118,24 @@ def _most(node: Node, sources: list[Tensor]) -> float:
 def _pooled(node: Node, x: Tensor, divisor: int | None = None) -> Tensor:
     if node.kind == "mean":
         count = node.count_padding
-        return F.avg_pool2d(x, node.kernel, node.stride, node.padding, False, count, divisor_override=divisor)
-    return F.max_pool2d(x, node.kernel, node.stride, node.padding)
+        return F.avg_pool2d(x, node.kernel, node.stride, node.padding, node.ceil, count, divisor_override=divisor)
+    return F.max_pool2d(x, node.kernel, node.stride, node.padding, ceil_mode=node.ceil)
+
+
+def _resized(node: Node, x: Tensor) -> Tensor:
+    """What pools of any windows, padding, crops and interpolation make."""
+    if node.op == "adaptive":
+        pool = F.adaptive_avg_pool2d if node.kind == "mean" else F.adaptive_max_pool2d
+        return pool(x, (*node.shape[1:], 1, 1)[:2]).reshape(len(x), *node.shape)
+    if node.op == "pad":
+        fill = node.values[0] if node.kind == "constant" else None
+        return F.pad(x, node.span, node.kind, fill)
+    if node.op == "crop":
+        axis, *bounds = node.span
+        return x[:, :, slice(*bounds)] if axis == 0 else x[:, :, :, slice(*bounds)]
+    if node.kind == "nearest":
+        return F.interpolate(x, node.shape[1:])
+    return F.interpolate(x, node.shape[1:], mode="bilinear", align_corners=node.kind == "corners")
 
 
 def _result(node: Node, sources: list[Tensor]) -> Tensor:
@@ -139,6 +155,8 @@ def _result(node: Node, sources: list[Tensor]) -> Tensor:
         return x[:, list(node.span)]
     if node.op == "pool":
         return _pooled(node, x)
+    if node.op in ("adaptive", "pad", "crop", "resample"):
+        return _resized(node, x)
     if node.op == "mean":
         return x.mean((2, 3)).reshape(len(x), *node.shape)
     return x.reshape(len(x), *node.shape)

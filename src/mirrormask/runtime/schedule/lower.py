@@ -19,11 +19,14 @@ from mirrormask.runtime.kernels.layout import Layout, flat_layout, map_layout
 from mirrormask.runtime.kernels.planes import PLANES, PlanesSpec
 from mirrormask.runtime.kernels.pool import MEAN, POOL, MeanSpec, PoolSpec
 from mirrormask.runtime.kernels.relayout import RELAYOUT, RelayoutSpec, plain_layout
+from mirrormask.runtime.kernels.resample import RESAMPLE, ResampleSpec
+from mirrormask.runtime.kernels.windows import WINDOWS, WindowsSpec
 from mirrormask.runtime.schedule.maps import MapProblem
 from mirrormask.runtime.schedule.memory import MARGIN, Memory
 from mirrormask.runtime.schedule.plan import Plan
 from mirrormask.runtime.schedule.problem import Choice, Fused, Problem
 from mirrormask.runtime.schedule.rooms import Home, Room, homes
+from mirrormask.runtime.schedule.sampling import picks, windows
 from mirrormask.runtime.schedule.taps import Taps
 from mirrormask.runtime.schedule.vectors import VectorProblem
 
@@ -429,6 +432,13 @@ class _Lowering:
 
     def _pool(self, node: Node, fused: Fused) -> None:
         source = self._map_layout(node.inputs[0])
+        floor = [
+            (n + 2 * p - k) // s + 1
+            for n, p, k, s in zip((source.height, source.width), node.padding, node.kernel, node.stride, strict=True)
+        ]
+        if node.kind == "mean" and node.ceil and tuple(floor) != self._shape(node.name)[1:]:
+            self._windows(node)
+            return
         x = self._in(node.inputs[0], source)
         out, place = self._new(node.name, self._map_layout(node.name))
         spec = PoolSpec(
@@ -442,6 +452,45 @@ class _Lowering:
             node.count_padding,
         )
         self.ops.append(Op(POOL, spec, {"x": x, "out": place}, out.channels, node.name))
+
+    def _adaptive(self, node: Node, fused: Fused) -> None:
+        """An ordinary pool where all windows have one size."""
+        source, shape = _map(self._shape(node.inputs[0])), _map(self._shape(node.name))
+        if source == shape and source[1:] != (1, 1):
+            self.alias[node.name] = self._resolve(node.inputs[0])
+        elif source[1] % shape[1] or source[2] % shape[2] or max(source[1:]) > 64 or shape[1:] == (1, 1):
+            self._windows(node)
+        else:
+            step = (source[1] // shape[1], source[2] // shape[2])
+            self._pool(replace(node, kernel=step, stride=step), fused)
+
+    def _windows(self, node: Node) -> None:
+        source, shape = self._map_layout(node.inputs[0]), _map(self._shape(node.name))
+        x = self._in(node.inputs[0], source)
+        out, place = self._new(node.name)
+        if out.flat:
+            out = plain_layout(*shape)
+        args = windows(node, (source.height, source.width), shape[1:], self.target.dtype)
+        spec = WindowsSpec(self.target, _one(source), _one(out), node.kind == "mean")
+        self.ops.append(Op(WINDOWS, spec, {"x": x, "out": place, **args}, shape[0], node.name))
+
+    def _pad(self, node: Node, fused: Fused) -> None:
+        self._picked(node, fill=node.values[0] if node.kind == "constant" else 0.0)
+
+    def _crop(self, node: Node, fused: Fused) -> None:
+        self._picked(node)
+
+    def _resample(self, node: Node, fused: Fused) -> None:
+        self._picked(node)
+
+    def _picked(self, node: Node, fill: float = 0.0) -> None:
+        """Rows and columns of another map."""
+        source = self._map_layout(node.inputs[0])
+        x = self._in(node.inputs[0], source)
+        out, place = self._new(node.name, self._map_layout(node.name))
+        args = picks(node, (source.height, source.width), (out.height, out.width), self.target.dtype)
+        spec = ResampleSpec(self.target, _one(source), _one(out), "row_weight" in args, fill)
+        self.ops.append(Op(RESAMPLE, spec, {"x": x, "out": place, **args}, out.channels, node.name))
 
     def _mean(self, node: Node, fused: Fused) -> None:
         source = self._map_layout(node.inputs[0])
