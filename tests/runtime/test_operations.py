@@ -6,14 +6,18 @@ machine (and AVX-512's layouts, halved, where it has none), batches of one and t
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mirrormask as mm
-from mirrormask.machine.targets import available_targets
+from mirrormask.machine.targets import TARGETS, Target, available_targets, best_target
+from mirrormask.runtime.graph.capture import capture
 from mirrormask.runtime.model.ranges import RangeFinder
+from mirrormask.runtime.schedule.lower import lower
+from mirrormask.runtime.schedule.tune import default_choice
 
 NAMES = [target.name for target in available_targets()]
 #: Compiled at the first; rows of 7 and 9 share vectors, those of 17 and 33 end within one.
@@ -265,6 +269,27 @@ def test_an_operation_is_native_and_right(row, name):
     (region,) = (r for r in fast._regions.values() if r.graph.shapes[r.graph.inputs[0]] == (4, *SIZES[0]))
     with torch.no_grad():  # what looks for numbers that half precision cannot hold computes the same
         torch.testing.assert_close(RangeFinder(region.graph)(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(best_target().name != "avx2", reason="AVX-512 itself is tested above, or cannot be imitated")
+@pytest.mark.parametrize("size", [(7, 7), (9, 33)])
+@pytest.mark.parametrize("row", OPERATIONS)
+def test_an_operation_is_right_in_the_layouts_of_longer_vectors(row, size):
+    """Those of AVX-512, of which LLVM makes two registers each, with other kernels than the likeliest."""
+    wide = Target("wide-in-halves", 16, 32, TARGETS["avx2"].needs, "x86_64")
+    operation, outputs = OPERATIONS[row]
+    torch.manual_seed(0)
+    model, x = sparse(Network(operation, outputs)), torch.randn(2, 4, *size)
+    with torch.no_grad():
+        captured, expected = capture(model, (x,)), model(x)
+    graph = captured.regions[captured.whole]
+    for choose in (default_choice, lambda problem: list(problem.candidates())[-1]):
+        plan = lower(graph, wide, 1, choose)
+        out = torch.full_like(expected, float("nan"))
+        addresses = np.array([x.data_ptr(), out.data_ptr()], np.int64)
+        for _ in range(2):
+            plan.run(addresses.ctypes.data, len(x))
+        torch.testing.assert_close(out, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_what_depends_on_no_input_has_no_items():

@@ -65,7 +65,11 @@ def _adaptive(kind: str) -> Callable[[Context, fx.Node], Node]:
         shape, source = item_shape(context, node), source_of(node).name
         if kind == "mean" and shape[1:] == (1, 1):
             return Node("mean", node.name, [source], shape, layer=node.name)
-        return Node("adaptive", node.name, [source], shape, layer=node.name, kind=kind)
+        made = Node("adaptive", node.name, [source], shape, layer=node.name, kind=kind)
+        sizes: Any = argument(node, 1, "output_size")
+        if not all(isinstance(size, int) for size in ([sizes] if isinstance(sizes, int) else sizes)):
+            made.captured = item_shape(context, source_of(node))[1:]  # they are read from some tensor
+        return made
 
     return convert_adaptive
 

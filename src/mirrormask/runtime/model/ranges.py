@@ -112,6 +112,9 @@ def _most(node: Node, sources: list[Tensor]) -> float:
         return max(_peak(sums), _peak(weight), _peak(bias))
     if node.op == "pool" and node.kind == "mean":
         return _peak(_pooled(node, x.abs(), divisor=1))
+    if node.op == "adaptive" and node.kind == "mean":
+        window = math.prod(n // m + 2 for n, m in zip(x.shape[2:], (*node.shape[1:], 1, 1), strict=False))
+        return window * _peak(_resized(node, x.abs()))
     return 0.0
 
 
@@ -126,7 +129,8 @@ def _resized(node: Node, x: Tensor) -> Tensor:
     """What pools of any windows, padding, crops and interpolation make."""
     if node.op == "adaptive":
         pool = F.adaptive_avg_pool2d if node.kind == "mean" else F.adaptive_max_pool2d
-        return pool(x, (*node.shape[1:], 1, 1)[:2]).reshape(len(x), *node.shape)
+        rows, columns = (*node.shape[1:], 1, 1)[:2]
+        return pool(x, (rows, columns)).reshape(len(x), *node.shape)
     if node.op == "pad":
         fill = node.values[0] if node.kind == "constant" else None
         return F.pad(x, node.span, node.kind, fill)

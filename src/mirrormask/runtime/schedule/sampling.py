@@ -62,10 +62,12 @@ def picks(node: Node, source: Sequence[int], out: Sequence[int], dtype: npt.DTyp
 def _between(node: Node, axis: int, size: int, count: int) -> npt.NDArray[np.float32]:
     """Where each row or column lies in the source, as PyTorch has it."""
     place = np.arange(count, dtype=np.float32)
-    if node.kind == "corners":
-        return place * np.float32((size - 1) / (count - 1) if count > 1 else 0)
     scale = np.float32(1 / node.values[axis] if node.values else size / count)
-    return np.maximum((place + np.float32(0.5)) * scale - np.float32(0.5), np.float32(0))
+    if node.kind == "corners":
+        place = place * np.float32((size - 1) / (count - 1) if count > 1 else 0)
+    else:
+        place = np.maximum((place + np.float32(0.5)) * scale - np.float32(0.5), np.float32(0))
+    return place
 
 
 def _padded(mode: str, index: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
