@@ -22,7 +22,7 @@ from mirrormask.machine.targets import EMULATED_FP16, available_targets
 from mirrormask.runtime.schedule.maps import MapProblem
 from mirrormask.runtime.schedule.vectors import VectorProblem
 
-ACTIVATIONS = [nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.Identity]
+ACTIVATIONS = [nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.Identity, nn.Sigmoid, nn.Tanh, nn.ELU, nn.Softplus]
 #: The instruction sets of this machine, and half precision, emulated, without and with its check of the range.
 NAMES = [target.name for target in available_targets()]
 if "avx512" in NAMES:

@@ -118,3 +118,30 @@ def test_dense_panels():
     refuses(whole, spoiled(op, bias=op.args["bias"][:3]))
     refuses(whole, spoiled(op, out=whole.floats - 3))
     refuses(whole, spoiled(op, x=whole.floats - 3))
+
+
+def test_combined_and_picked_planes():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.layer(x)
+            y = torch.channel_shuffle(y * y.mean((2, 3), keepdim=True), 2)
+            y = nn.functional.interpolate(nn.functional.pad(y, (1, 1)), scale_factor=2, mode="bilinear")
+            return nn.functional.adaptive_max_pool2d(y, 5)
+
+    with torch.no_grad():
+        whole = plan(Net(), torch.randn(1, 3, 9, 9))
+    ops = {op.kind if op.kind != "resample" else f"resample {op.spec.linear}": op for op in whole.ops}
+    Plan(list(ops.values()), whole.floats, whole.strides, whole.outputs, 1, whole.dtype)
+    for kind, changes in {
+        "planes": {"x": -5, "out": whole.floats - 10, "other": whole.floats},
+        "gather": {"x": whole.floats, "out": -5, "order": np.full(8, 800, np.int32)},
+        "windows": {"x": -5, "out": whole.floats, "row_high": np.full(5, 80, np.int32), "column_low": np.zeros(2)},
+        "resample True": {"x": -5, "rows": np.full(14, 7, np.int32), "columns_next": np.full(18, -1, np.int32)},
+        "resample False": {"out": whole.floats, "rows": np.full(7, 9, np.int32), "columns": np.zeros(3, np.int32)},
+    }.items():
+        for name, value in changes.items():
+            refuses(whole, spoiled(ops[kind], **{name: value}))

@@ -46,6 +46,8 @@ def _filled(node: Node, tensors: dict[str, Tensor]) -> Node:
     bias: Floats | None
     if origin.variance:
         weight, bias = _batch_norm(origin, tensors, node.shape[0])
+    elif node.kind == "batch_norm":
+        weight, bias = _per_channel(origin, tensors, node.shape[0])
     else:
         weight = _array(tensors[origin.weight])
         weight = weight[:, :, None, :] if weight.ndim == 3 else weight
@@ -61,6 +63,15 @@ def _batch_norm(origin: Origin, tensors: dict[str, Tensor], channels: int) -> tu
     scale = gain / np.sqrt(variance + origin.eps)
     bias = shift - mean * scale
     return scale.astype(np.float32).reshape(-1, 1, 1, 1), bias.astype(np.float32)
+
+
+def _per_channel(origin: Origin, tensors: dict[str, Tensor], channels: int) -> tuple[Floats, Floats]:
+    """Weight ``[channels, 1, 1, 1]`` and bias of a multiplication with, or an addition of, stored numbers."""
+    weight = _array(tensors[origin.weight]).reshape(-1) if origin.weight else np.ones(1, np.float32)
+    bias = _array(tensors[origin.bias]).reshape(-1) if origin.bias else np.zeros(1, np.float32)
+    scale = origin.gain * (1 / weight if origin.inverse else weight)
+    spread = [np.broadcast_to(part, (channels,)).astype(np.float32) for part in (scale, origin.bias_gain * bias)]
+    return spread[0].reshape(-1, 1, 1, 1), spread[1]
 
 
 def _array(tensor: Tensor) -> Floats:

@@ -22,6 +22,7 @@ from mirrormask.runtime.graph.guards import Guards
 from mirrormask.runtime.graph.ir import Graph
 from mirrormask.runtime.graph.passes import out_of_place, without_identities
 from mirrormask.runtime.graph.program import Unstorable, module_of, program_of
+from mirrormask.runtime.graph.simplify import simplify
 
 __all__ = ["Capture", "capture", "from_blueprint"]
 
@@ -75,6 +76,7 @@ def capture(
     module = exported.module
     out_of_place(module.graph)
     without_identities(module.graph)
+    simplify(module)
     constants, constant_names = _constants(module)
     tensors = {constant_names[node]: tensor for node, tensor in constants.items()}
     reasons: dict[str, str] = {}

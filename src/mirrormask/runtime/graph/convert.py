@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -15,12 +14,15 @@ from mirrormask.runtime.graph.aten import (
     argument,
     item_shape,
     one_dimensional,
-    open_shape,
     pair,
     shape_of,
     source_of,
 )
+from mirrormask.runtime.graph.channels import CHANNELS
 from mirrormask.runtime.graph.ir import Graph, Node, Origin
+from mirrormask.runtime.graph.pointwise import ACTIVATIONS, ARITHMETIC
+from mirrormask.runtime.graph.spatial import SPATIAL, slice_
+from mirrormask.runtime.graph.views import RESHAPES, SAME
 
 __all__ = ["CONVERTERS", "convert", "why_not", "writes_in_place"]
 
@@ -94,108 +96,6 @@ def _batch_norm(context: Context, node: fx.Node) -> Node:
     )
 
 
-def _activation(kind: str) -> Callable[[Context, fx.Node], Node]:
-    def convert_activation(context: Context, node: fx.Node) -> Node:
-        name = kind
-        if kind == "gelu" and argument(node, 1, "approximate", "none") == "tanh":
-            name = "gelu_tanh"
-        if kind == "relu6" and (argument(node, 1, "min_val", 0), argument(node, 2, "max_val", 6)) != (0, 6):
-            raise Unsupported("it clamps to another interval than [0, 6]")
-        source = source_of(node)
-        return Node("act", node.name, [source.name], item_shape(context, node), layer=node.name, kind=name)
-
-    return convert_activation
-
-
-def _add(context: Context, node: fx.Node) -> Node:
-    a, b = argument(node, 0, "self"), argument(node, 1, "other")
-    if not (isinstance(a, fx.Node) and isinstance(b, fx.Node)) or node.kwargs.get("alpha", 1) != 1:
-        raise Unsupported("it adds a number, or a multiple")
-    if open_shape(a) != open_shape(b) or a in context.constants or b in context.constants:
-        raise Unsupported("it adds tensors of different shapes, or a constant")
-    return Node("add", node.name, [a.name, b.name], item_shape(context, node), layer=node.name)
-
-
-def _pool(kind: str) -> Callable[[Context, fx.Node], Node]:
-    def convert_pool(context: Context, node: fx.Node) -> Node:
-        one = one_dimensional(node)
-        kernel = pair(argument(node, 1, "kernel_size"), one=one)
-        stride = pair(argument(node, 2, "stride") or argument(node, 1, "kernel_size"), one=one)
-        padding = pair(argument(node, 3, "padding", 0), one=one, fill=0)
-        if kind == "max" and pair(argument(node, 4, "dilation", 1), one=one) != (1, 1):
-            raise Unsupported("its windows are dilated")
-        ceil = argument(node, 5 if kind == "max" else 4, "ceil_mode", False)
-        shape = item_shape(context, node)
-        source = item_shape(context, source_of(node))
-        floor = [(n + 2 * p - k) // s + 1 for n, p, k, s in zip(source[1:], padding, kernel, stride, strict=True)]
-        if ceil and tuple(floor) != shape[1:]:
-            raise Unsupported("its ceil_mode adds windows that run over the edge")
-        if kind == "mean" and argument(node, 6, "divisor_override") is not None:
-            raise Unsupported("its divisor is overridden")
-        count = bool(argument(node, 5, "count_include_pad", True)) if kind == "mean" else True
-        return Node(
-            "pool",
-            node.name,
-            [source_of(node).name],
-            shape,
-            layer=node.name,
-            kind=kind,
-            kernel=kernel,
-            stride=stride,
-            padding=padding,
-            count_padding=count,
-            fixed=bool(ceil),
-        )
-
-    return convert_pool
-
-
-def _adaptive(context: Context, node: fx.Node) -> Node:
-    one_dimensional(node)
-    shape, source = item_shape(context, node), item_shape(context, source_of(node))
-    if shape[1:] == (1, 1):
-        return Node("mean", node.name, [source_of(node).name], shape, layer=node.name)
-    if any(n % m for n, m in zip(source[1:], shape[1:], strict=True)):
-        raise Unsupported("its windows have different sizes")
-    step = (source[1] // shape[1], source[2] // shape[2])
-    return Node(
-        "pool",
-        node.name,
-        [source_of(node).name],
-        shape,
-        layer=node.name,
-        kind="mean",
-        kernel=step,
-        stride=step,
-        fixed=True,  # another size has other windows
-    )
-
-
-def _mean(context: Context, node: fx.Node) -> Node:
-    source = source_of(node)
-    rank = len(shape_of(source))
-    dims = argument(node, 1, "dim")
-    wanted = {2: set(), 3: {2}, 4: {2, 3}}.get(rank, set())
-    if context.rows or not dims or {d % rank for d in dims} != wanted or not wanted:
-        raise Unsupported("it averages over other dimensions than a map's rows and columns")
-    channels = shape_of(source)[1]
-    shape = (channels, 1, 1) if argument(node, 2, "keepdim", False) else (channels,)
-    return Node("mean", node.name, [source.name], shape, layer=node.name)
-
-
-def _flatten(context: Context, node: fx.Node) -> Node:
-    source, shape = shape_of(source_of(node)), shape_of(node)
-    if context.rows or len(shape) != 2 or shape[0] != source[0]:
-        raise Unsupported("it reshapes otherwise than from maps to rows")
-    return Node("flatten", node.name, [source_of(node).name], shape[1:], layer=node.name)
-
-
-def _same(context: Context, node: fx.Node) -> Node:
-    if argument(node, 2, "train", False) is True:
-        raise Unsupported("it is active dropout")
-    return Node("flatten", node.name, [source_of(node).name], item_shape(context, node), layer=node.name)
-
-
 CONVERTERS: dict[Any, Callable[[Context, fx.Node], Node]] = {
     aten.conv1d.default: _conv,
     aten.conv1d.padding: _conv,
@@ -203,42 +103,23 @@ CONVERTERS: dict[Any, Callable[[Context, fx.Node], Node]] = {
     aten.conv2d.padding: _conv,
     aten.linear.default: _linear,
     aten.batch_norm.default: _batch_norm,
-    aten.relu.default: _activation("relu"),
-    aten.relu_.default: _activation("relu"),
-    aten.relu6.default: _activation("relu6"),
-    aten.relu6_.default: _activation("relu6"),
-    aten.hardtanh.default: _activation("relu6"),
-    aten.hardtanh_.default: _activation("relu6"),
-    aten.silu.default: _activation("silu"),
-    aten.silu_.default: _activation("silu"),
-    aten.gelu.default: _activation("gelu"),
-    aten.hardswish.default: _activation("hardswish"),
-    aten.hardswish_.default: _activation("hardswish"),
-    aten.add.Tensor: _add,
-    aten.add_.Tensor: _add,
-    operator.add: _add,
-    aten.max_pool1d.default: _pool("max"),
-    aten.max_pool2d.default: _pool("max"),
-    aten.avg_pool1d.default: _pool("mean"),
-    aten.avg_pool2d.default: _pool("mean"),
-    aten.adaptive_avg_pool1d.default: _adaptive,
-    aten.adaptive_avg_pool2d.default: _adaptive,
-    aten.mean.dim: _mean,
-    aten.flatten.using_ints: _flatten,
-    aten.view.default: _flatten,
-    aten.reshape.default: _flatten,
-    aten.dropout.default: _same,
-    aten.dropout_.default: _same,
-    aten.contiguous.default: _same,
-    aten.clone.default: _same,
+    **ACTIVATIONS,
+    **ARITHMETIC,
+    **SPATIAL,
+    **CHANNELS,
+    aten.slice.Tensor: slice_,
+    **RESHAPES,
+    **SAME,
 }
 
 
+#: Operations whose result may lie in the memory of what they read.
+VIEWS = {*RESHAPES, *SAME, aten.slice.Tensor}
 #: What may stand beside linear layers over rows; the rest belongs to maps.
 ROW_OPERATIONS = {
     target
     for target, converter in CONVERTERS.items()
-    if converter in (_linear, _add, _same) or converter.__name__ == "convert_activation"
+    if converter is _linear or target in SAME or target in ACTIVATIONS or target in ARITHMETIC
 }
 
 
@@ -261,10 +142,27 @@ def convert_node(context: Context, node: fx.Node) -> Node:
     if context.rows and node.target not in ROW_OPERATIONS:
         raise Unsupported("no convolution is near it")
     made = converter(context, node)
-    for name in node.all_input_nodes:
-        if name not in context.constants:
-            item_shape(context, name)
+    if any(name in context.constants and name.name in made.inputs for name in node.all_input_nodes):
+        raise Unsupported("it works on a stored tensor")
+    for source in node.all_input_nodes:
+        if source not in context.constants:
+            item_shape(context, source)
+            if not _varies(context, source):
+                raise Unsupported("it reads what is made of stored tensors alone, which has no items")
     return made
+
+
+def _varies(context: Context, node: fx.Node) -> bool:
+    """Whether a value depends on an input."""
+    seen, found = {node}, [node]
+    while found:
+        one = found.pop()
+        if one.op == "placeholder" and one not in context.constants:
+            return True
+        fresh = [source for source in one.all_input_nodes if source not in seen]
+        seen |= set(fresh)
+        found += reversed(fresh)
+    return False
 
 
 def why_not(context: Context, node: fx.Node) -> str:

@@ -79,7 +79,11 @@ class Weight:
 class Origin:
     """The names of the model's tensors that a node's numbers are made of, ``""`` for none.
 
-    With a variance they are a batch norm's, which becomes one weight and one bias per channel.
+    With a variance they are a batch norm's, which becomes one weight and one bias per channel; so do one stored number
+    per channel to multiply with (or, ``inverse``, to divide by) or to add.
+
+    Attributes:
+        gain, bias_gain: what the weight (of ones without a name) and the bias are multiplied with.
     """
 
     weight: str = ""
@@ -87,6 +91,9 @@ class Origin:
     mean: str = ""
     variance: str = ""
     eps: float = 0.0
+    gain: float = 1.0
+    bias_gain: float = 1.0
+    inverse: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,14 +101,19 @@ class Node:
     """One operation.
 
     Attributes:
-        op: ``input``, ``conv``, ``linear``, ``act``, ``add``, ``pool``, ``mean`` or ``flatten``.
+        op: ``input``, ``conv``, ``linear``, ``act``, ``add``, ``combine``, ``concat``, ``slice``, ``gather``, ``pool``,
+            ``adaptive``, ``mean``, ``pad``, ``crop``, ``resample`` or ``flatten``.
         name: of the value it makes.
         inputs: names of the values it reads.
         shape: of the value, per item: ``(channels, height, width)`` or ``(features,)``.
         layer: what the user calls it (the parameter's module), or the operation's name.
         stride, padding, dilation: per (row, column), for ``conv`` and ``pool``.
-        kind: the activation, or ``"max"`` / ``"mean"`` for a pool.
-        fixed: whether its settings hold for the captured size only (an adaptive pool, for one).
+        kind: the activation, what ``combine`` does, or ``"max"`` / ``"mean"`` for a pool.
+        values: the activation's parameters; what a ``pad`` fills with; the scales of a ``resample``, if it has any.
+        span: the first channel and past the last of a ``slice``; the channels of a ``gather`` in their new order;
+            how much a ``pad`` adds left, right, above and below; the axis, start, stop and step of a ``crop``.
+        ceil: whether the last windows of a pool may run over the edge.
+        captured: the only map size that the settings hold for; empty if they hold for any.
         origin: where weight and bias come from, until they are filled in.
     """
 
@@ -118,8 +130,11 @@ class Node:
     groups: int = 1
     kernel: tuple[int, int] = (1, 1)
     kind: str = ""
+    values: tuple[float, ...] = ()
+    span: tuple[int, ...] = ()
     count_padding: bool = True
-    fixed: bool = False
+    ceil: bool = False
+    captured: tuple[int, ...] = ()
     origin: Origin | None = None
 
 
@@ -206,6 +221,10 @@ class Graph:
                 shape = node.shape if same else _shape_after(node, source)
                 if node.op == "add" and nodes[node.inputs[1]].shape != shape:
                     raise Unfit(f"{node.layer!r} adds tensors of different shapes")
+                if node.op == "concat":
+                    shape = _together(node, [nodes[name].shape for name in node.inputs])
+                if node.op == "combine":
+                    shape = _combined(node, shape, nodes[node.inputs[1]].shape)
             nodes[node.name] = replace(node, shape=shape)
         outer = dict(zip(self.inputs, shapes, strict=True))
         for name in self.outputs:
@@ -214,13 +233,68 @@ class Graph:
         return replace(self, nodes=list(nodes.values()), shapes=outer)
 
 
+def _together(node: Node, parts: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of maps as channels of one."""
+    if len({part[1:] for part in parts}) > 1:
+        raise Unfit(f"{node.layer!r} puts maps of different sizes together")
+    return (sum(part[0] for part in parts), *parts[0][1:])
+
+
+def _combined(node: Node, one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of two values together: one per channel or one map for all channels will do for one of them."""
+    full = max(one, other, key=lambda shape: int(np.prod(shape)))
+    narrow = other if full == one else one
+    if narrow == full or (len(full) == 3 and narrow in ((full[0], 1, 1), (1, *full[1:]))):
+        return full
+    raise Unfit(f"{node.layer!r} combines tensors of different shapes")
+
+
+def _windows(room: int, stride: int, end: int, ceil: bool) -> int:
+    """How many windows there are; with ``ceil``, none that begins beyond ``end``."""
+    if not ceil:
+        return room // stride + 1
+    count = -(-room // stride) + 1
+    return count - 1 if (count - 1) * stride >= end else count
+
+
+def _resampled(node: Node, source: tuple[int, ...]) -> list[int]:
+    """Rows and columns of what a ``pad``, ``crop`` or ``resample`` makes."""
+    sizes = list(source[1:])
+    if node.op == "pad":
+        left, right, above, below = node.span
+        if node.kind == "reflect" and (max(above, below) >= sizes[0] or max(left, right) >= sizes[1]):
+            raise Unfit(f"{node.layer!r} reflects more than there is")
+        sizes = [sizes[0] + above + below, sizes[1] + left + right]
+    elif node.op == "crop":
+        axis, *bounds = node.span
+        sizes[axis] = len(range(*slice(*bounds).indices(sizes[axis])))
+    elif node.values:
+        sizes = [int(size * scale) for size, scale in zip(sizes, node.values, strict=True)]
+    else:
+        sizes = list(node.shape[1:])
+    if min(sizes) < 1:
+        raise Unfit(f"{node.layer!r} leaves nothing of a map of {source[1:]}")
+    return sizes
+
+
+def _reshaped(node: Node, source: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that ``flatten`` gives: a row, maps of a fixed size made of one, or that of the source."""
+    if len(node.shape) == 1:
+        return (int(np.prod(source)),)
+    if len(source) == 1:
+        if int(np.prod(node.shape)) != source[0]:
+            raise Unfit(f"{node.layer!r} makes {node.shape} of {source[0]} features")
+        return node.shape
+    return source
+
+
 def _shape_after(node: Node, source: tuple[int, ...]) -> tuple[int, ...]:
     """The shape that an operation makes of ``source``."""
-    if node.fixed:
+    if node.captured and source[1:] != node.captured:
         raise Unfit(f"{node.layer!r} was captured for another size")
     if node.op in ("conv", "pool"):
         settings = zip(source[1:], node.kernel, node.stride, node.padding, node.dilation, strict=True)
-        sizes = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in settings]
+        sizes = [_windows(n + 2 * p - d * (k - 1) - 1, s, n + p, node.ceil) for n, k, s, p, d in settings]
         if min(sizes) < 1:
             raise Unfit(f"{node.layer!r} has nothing left to read of a map of {source[1:]}")
         return (node.shape[0], *sizes)
@@ -229,8 +303,12 @@ def _shape_after(node: Node, source: tuple[int, ...]) -> tuple[int, ...]:
         if source != (node.weight.shape[1],):
             raise Unfit(f"{node.layer!r} takes {node.weight.shape[1]} features, not {source}")
         return node.shape
-    if node.op == "mean":
+    if node.op in ("mean", "adaptive"):
         return node.shape
-    if node.op == "flatten" and len(node.shape) == 1:
-        return (int(np.prod(source)),)
+    if node.op in ("pad", "crop", "resample"):
+        return (source[0], *_resampled(node, source))
+    if node.op in ("slice", "gather"):
+        return (node.shape[0], *source[1:])
+    if node.op == "flatten":
+        return _reshaped(node, source)
     return source

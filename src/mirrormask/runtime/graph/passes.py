@@ -70,12 +70,18 @@ def out_of_place(graph: fx.Graph) -> None:
         ):
             continue
         made = _functional(node.target)
-        source = node.args[0] if node.args else None
-        if made is None or not isinstance(source, fx.Node) or not _fresh(source):
-            continue
-        if any(order[user] > order[node] or _views(user) for user in source.users if user is not node):
-            continue
-        node.target = made
+        if made is not None and _alone(node, order):
+            node.target = made
+
+
+def _alone(node: fx.Node, order: dict[fx.Node, int]) -> bool:
+    """Whether nobody reads what an operation in place changes after it, by whatever view."""
+    reader, source = node, node.args[0] if node.args else None
+    while isinstance(source, fx.Node) and source.target in VIEWS and list(source.users) == [reader]:
+        reader, source = source, source.args[0]  # a view for this operation alone
+    if not isinstance(source, fx.Node) or not _fresh(source):
+        return False
+    return not any(order[user] > order[node] or _views(user) for user in source.users if user is not reader)
 
 
 def _functional(target: torch._ops.OpOverload) -> Any:

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from mirrormask.runtime.graph.blueprint import Blueprint
+from mirrormask.runtime.graph.simplify import largest
 
 __all__ = ["Unstorable", "module_of", "program_of"]
 
 #: Of the operations of a program, all but these are PyTorch's registered ones: they reckon with sizes.
 OTHERS: dict[str, Any] = {
     "getitem": operator.getitem,
+    "largest": largest,
     **{name: getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow")},
     **{name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_")},
     **{name: getattr(torch, name) for name in ("sym_max", "sym_min", "sym_float", "sym_int", "sym_not", "sym_ite")},

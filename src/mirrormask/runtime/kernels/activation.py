@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from mirrormask.runtime.kernels.emit import Emitter, Value
 
-__all__ = ["ACTIVATIONS", "activate"]
+__all__ = ["ACTIVATIONS", "Activation", "Chain", "activate", "moves_zero"]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A function of one number: its name, and its parameters (a slope, bounds) in the order of its function here."""
+
+    kind: str
+    values: tuple[float, ...] = ()
+
+
+#: Applied one after the other; empty for none.
+Chain = tuple[Activation, ...]
 
 
 def _relu(e: Emitter, x: Value) -> Value:
@@ -17,8 +32,8 @@ def _relu6(e: Emitter, x: Value) -> Value:
     return e.below(e.splat(6.0, x.type.count), _relu(e, x))
 
 
-def _exp(e: Emitter, x: Value) -> Value:
-    """``exp(x)`` to about 2 ulp: ``2^n exp(r)``, ``n = round(x / ln 2)``, with a polynomial of degree 7 for ``exp(r)``.
+def _exp_parts(e: Emitter, x: Value) -> tuple[Value, Value]:
+    """``exp(r) - 1`` and ``n`` with ``x = n ln 2 + r``: a polynomial of degree 7.
 
     The reduction in two parts and the coefficients are those of Cephes' ``expf``. NaN stays NaN.
     """
@@ -30,8 +45,30 @@ def _exp(e: Emitter, x: Value) -> Value:
     series = e.splat(1.9875691500e-4, n)
     for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
         series = e.fma(series, rest, e.splat(coefficient, n))
-    series = e.fma(series, e.fmul(rest, rest), e.fadd(rest, e.splat(1.0, n)))
-    return e.scaled(series, power)
+    return e.fma(series, e.fmul(rest, rest), rest), power
+
+
+def _exp(e: Emitter, x: Value) -> Value:
+    """``exp(x)`` to about 2 ulp."""
+    series, power = _exp_parts(e, x)
+    return e.scaled(e.fadd(series, e.splat(1.0, x.type.count)), power)
+
+
+def _expm1(e: Emitter, x: Value) -> Value:
+    """``exp(x) - 1``, as exact for small numbers: ``2^n (exp(r) - 1) + (2^n - 1)``."""
+    series, power = _exp_parts(e, x)
+    one = e.splat(1.0, x.type.count)
+    return e.fadd(e.scaled(series, power), e.b.fsub(e.scaled(one, power), one))
+
+
+def _log1p(e: Emitter, x: Value) -> Value:
+    """``log(1 + x)`` for ``x`` in [0, 1]: ``2 artanh(s)`` with ``s = x / (2 + x)``, at most 1/3."""
+    n = x.type.count
+    s = e.fdiv(x, e.fadd(x, e.splat(2.0, n)))
+    square, series = e.fmul(s, s), e.splat(1 / 15, n)
+    for divisor in (13, 11, 9, 7, 5, 3):
+        series = e.fma(series, square, e.splat(1 / divisor, n))
+    return e.fmul(e.splat(2.0, n), e.fma(e.fmul(series, square), s, s))
 
 
 def _sigmoid(e: Emitter, x: Value) -> Value:
@@ -76,23 +113,112 @@ def _hardswish(e: Emitter, x: Value) -> Value:
     return e.fmul(e.fmul(x, gate), e.splat(1.0 / 6.0, n))
 
 
-#: Each maps zero to zero, which padding relies on: zero lanes stay zero.
-ACTIVATIONS: dict[str, Callable[[Emitter, Value], Value]] = {
+def _hardsigmoid(e: Emitter, x: Value) -> Value:
+    n = x.type.count
+    return e.fmul(_clamp(e, e.fadd(x, e.splat(3.0, n)), 0.0, 6.0), e.splat(1.0 / 6.0, n))
+
+
+def _tanh(e: Emitter, x: Value) -> Value:
+    """Cephes' ``tanhf``: an odd polynomial near zero, ``1 - 2 / (exp(2 |x|) + 1)`` with the sign of ``x`` elsewhere."""
+    n = x.type.count
+    size, square = e.absolute(x), e.fmul(x, x)
+    series = e.splat(-5.70498872745e-3, n)
+    for coefficient in (2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1):
+        series = e.fma(series, square, e.splat(coefficient, n))
+    near = e.fma(e.fmul(series, square), x, x)
+    steep = e.fadd(_exp(e, e.fmul(size, e.splat(2.0, n))), e.splat(1.0, n))
+    far = e.b.fsub(e.splat(1.0, n), e.fdiv(e.splat(2.0, n), steep))
+    far = e.b.select(e.b.fcmp_ordered("<", x, e.zero(n)), e.fmul(far, e.splat(-1.0, n)), far)
+    return e.b.select(e.b.fcmp_ordered("<", size, e.splat(0.625, n)), near, far)
+
+
+def _clamp(e: Emitter, x: Value, low: float, high: float) -> Value:
+    n = x.type.count
+    x = x if low == -math.inf else e.above(e.splat(low, n), x)
+    return x if high == math.inf else e.below(e.splat(high, n), x)
+
+
+def _leaky_relu(e: Emitter, x: Value, slope: float) -> Value:
+    n = x.type.count
+    return e.b.select(e.b.fcmp_ordered(">", x, e.zero(n)), x, e.fmul(x, e.splat(slope, n)))
+
+
+def _elu(e: Emitter, x: Value, alpha: float, scale: float, inner: float) -> Value:
+    """``scale max(x, 0) + scale alpha (exp(inner min(x, 0)) - 1)``: also CELU and SELU."""
+    n = x.type.count
+    below = e.fmul(_expm1(e, e.fmul(x, e.splat(inner, n))), e.splat(alpha * scale, n))
+    return e.b.select(e.b.fcmp_ordered(">", x, e.zero(n)), e.fmul(x, e.splat(scale, n)), below)
+
+
+def _softplus(e: Emitter, x: Value, beta: float) -> Value:
+    """``log(1 + exp(beta x)) / beta = max(x, 0) + log(1 + exp(-|beta x|)) / beta``."""
+    n = x.type.count
+    tail = _log1p(e, _exp(e, e.fmul(e.absolute(x), e.splat(-abs(beta), n))))
+    return e.fma(tail, e.splat(1.0 / beta, n), _relu(e, x))
+
+
+def _mish(e: Emitter, x: Value) -> Value:
+    """``x tanh(softplus(x)) = x w / (w + 2)`` with ``w = exp(x) (exp(x) + 2)``; the factor is 1 from 20 on."""
+    n, two = x.type.count, e.splat(2.0, x.type.count)
+    power = _exp(e, e.below(e.splat(20.0, n), x))
+    w = e.fmul(power, e.fadd(power, two))
+    return e.fmul(x, e.fdiv(w, e.fadd(w, two)))
+
+
+def _affine(e: Emitter, x: Value, gain: float, shift: float) -> Value:
+    n = x.type.count
+    return e.fma(x, e.splat(gain, n), e.splat(shift, n))
+
+
+ACTIVATIONS: dict[str, Callable[..., Value]] = {
     "relu": _relu,
     "relu6": _relu6,
     "silu": _silu,
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,
     "hardswish": _hardswish,
+    "sigmoid": _sigmoid,
+    "hardsigmoid": _hardsigmoid,
+    "tanh": _tanh,
+    "clamp": _clamp,
+    "leaky_relu": _leaky_relu,
+    "elu": _elu,
+    "softplus": _softplus,
+    "mish": _mish,
+    "affine": _affine,
+    "abs": lambda e, x: e.absolute(x),
+    "square": lambda e, x: e.fmul(x, x),
+    "exp": _exp,
+    "reciprocal": lambda e, x: e.fdiv(e.splat(1.0, x.type.count), x),
 }
+#: What half precision holds as well as it holds the argument.
+EXACT = ("relu", "relu6", "clamp", "abs")
 
 
-def activate(e: Emitter, name: str, value: Value) -> Value:
-    """Apply the activation called ``name``; ``""`` is none. What it is applied to is watched."""
+def moves_zero(chain: Chain) -> bool:
+    """Whether some function makes anything else of zero: what lies around maps must then be cleared afterwards."""
+    moving: dict[str, Callable[..., Any]] = {
+        "sigmoid": lambda: True,
+        "hardsigmoid": lambda: True,
+        "softplus": lambda beta: True,
+        "exp": lambda: True,
+        "reciprocal": lambda: True,
+        "clamp": lambda low, high: not low <= 0 <= high,
+        "affine": lambda gain, shift: shift != 0,
+    }
+    return any(step.kind in moving and moving[step.kind](*step.values) for step in chain)
+
+
+def activate(e: Emitter, chain: Chain, value: Value) -> Value:
+    """Apply the functions of ``chain``. What the first is applied to is watched."""
     e.watch(value)
-    if name in ("", "relu", "relu6"):
-        return ACTIVATIONS[name](e, value) if name else value
-    # The others raise to powers, which half precision cannot hold.
-    with e.floats():
-        result = ACTIVATIONS[name](e, e.converted(value))
-    return e.converted(result)
+    for step in chain:
+        function = ACTIVATIONS[step.kind]
+        if step.kind in EXACT:
+            value = function(e, value, *step.values)
+            continue
+        # The others raise to powers, or add, which half precision cannot hold.
+        with e.floats():
+            value = function(e, e.converted(value), *step.values)
+        value = e.converted(value)
+    return value

@@ -10,7 +10,7 @@ from llvmlite import ir
 
 from mirrormask.machine.targets import Target
 
-__all__ = ["FLOAT", "HALF", "I8", "I16", "I32", "I64", "POINTER", "Emitter", "Value"]
+__all__ = ["FLOAT", "HALF", "I1", "I8", "I16", "I32", "I64", "POINTER", "Emitter", "Value"]
 
 Value = Any
 FLOAT, HALF, POINTER = ir.FloatType(), ir.HalfType(), ir.PointerType()
@@ -257,6 +257,12 @@ class Emitter:
         first = self.b.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(I32, 0))
         return self.shuffle(first, first, [0] * kind.count)
 
+    def splat_int(self, value: Value) -> Value:
+        """A vector as wide as the target's with a 32-bit integer in every lane."""
+        kind = ir.VectorType(I32, self.lanes)
+        first = self.b.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(I32, 0))
+        return self.shuffle(first, first, [0] * self.lanes)
+
     def zero(self, lanes: int | None = None) -> Value:
         """A vector of zeros."""
         return self.splat(0.0, lanes)
@@ -377,6 +383,10 @@ class Emitter:
     def larger(self, a: Value, b: Value) -> Value:
         """The larger, NaN if either is NaN."""
         return self._intrinsic("llvm.maximum", a.type, [a, b])
+
+    def smaller(self, a: Value, b: Value) -> Value:
+        """The smaller, NaN if either is NaN."""
+        return self._intrinsic("llvm.minimum", a.type, [a, b])
 
     def above(self, bound: Value, value: Value) -> Value:
         """``max(value, bound)``, with NaN of ``value`` kept: one instruction on x86."""

@@ -85,7 +85,9 @@ def _planes(e: Emitter, spec: RelayoutSpec, x: Value, result: Value, channel: Va
                 if spec.source_external:
                     e.watch(value)
                 place = e.at(pointer, first, write)
-                e.store_part(value, place, valid[1]) if spec.out_external else e.store(value, place)
+                # Rows without anything between them: what is past one may be another thread's.
+                exact = spec.out_external or out.lanes == 1
+                e.store_part(value, place, valid[1]) if exact else e.store(value, place)
 
             each_chunk(e, (width, out.width), chunk, copy)
 

@@ -10,7 +10,7 @@ from typing import Any
 from mirrormask.runtime.kernels.emit import Emitter, Value
 from mirrormask.runtime.kernels.layout import Layout
 
-__all__ = ["MOST_UNROLLED", "each_chunk", "each_row", "row_pointer", "width_step"]
+__all__ = ["MOST_UNROLLED", "each_chunk", "each_row", "row_pointer", "store_line", "width_step"]
 
 #: Chunks of a row that are written out one after another; of more, so many a round of a loop.
 MOST_UNROLLED, A_ROUND = 8, 4
@@ -86,3 +86,23 @@ def each_chunk(e: Emitter, widths: Sequence[int], chunk: int, body: Callable[[Va
             e.loop(low * chunk, (low + looped) * chunk, a_round, step=A_ROUND * chunk)
         for number in range(low + looped, high):
             at(e.whole(number * chunk), number)
+
+
+def store_line(e: Emitter, layout: Layout, line: Value, pointer: Value) -> None:
+    """Write one row of numbers that lie at ``line``, and zeros up to the end of its last vector."""
+    chunk = width_step(layout, e.lanes)
+    whole, rest = layout.width // chunk * chunk, layout.width % chunk
+
+    def at_chunk(first: Value, _: list[Value]) -> None:
+        value = e.load(e.at(line, first), chunk)
+        e.watch(value)
+        e.store(value, e.at(pointer, first))
+
+    e.loop(0, whole, at_chunk, step=chunk)
+    if rest:
+        value = e.keep(e.load(e.at(line, whole), chunk), [lane < rest for lane in range(chunk)])
+        e.watch(value)
+        if layout.lanes == 1:  # what follows is the next row
+            e.store_part(value, e.at(pointer, whole), rest)
+        else:
+            e.store(value, e.at(pointer, whole))

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from llvmlite import ir
 
 from mirrormask.machine.targets import Target
-from mirrormask.runtime.kernels.activation import activate
+from mirrormask.runtime.kernels.activation import Chain, activate
 from mirrormask.runtime.kernels.base import Kernel, Op, inside, pointers
 from mirrormask.runtime.kernels.emit import FLOAT, I16, I32, Emitter, Value
 
@@ -54,7 +54,7 @@ class SharedSpec:
     """What the code depends on: the rows of a block are ``groups`` vectors."""
 
     target: Target
-    activation: str
+    activation: Chain
     groups: int
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mirrormask.runtime.kernels.activation import activate
+from mirrormask.runtime.kernels.activation import Chain, activate
 from mirrormask.runtime.kernels.base import Op, inside
 from mirrormask.runtime.kernels.emit import Emitter, Value
 from mirrormask.runtime.kernels.layout import Layout
@@ -19,7 +19,7 @@ class Tile:
     Attributes:
         out: the layout of the output (``channels`` is of no account).
         pitch: floats from one input row vector to the next.
-        activation: applied to every result, or ``""``.
+        activation: applied to every result.
         residual: whether a tensor of the output's layout is added before the activation.
     """
 
@@ -27,7 +27,7 @@ class Tile:
     vectors: int
     out: Layout
     pitch: int
-    activation: str
+    activation: Chain
     residual: bool
 
     @property

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from llvmlite import ir
 
 from mirrormask.machine.targets import Target
-from mirrormask.runtime.kernels.activation import activate
+from mirrormask.runtime.kernels.activation import Chain, activate
 from mirrormask.runtime.kernels.base import Kernel, Op, inside, pointers
 from mirrormask.runtime.kernels.emit import FLOAT, I16, I32, Emitter, Value
 
@@ -43,7 +43,7 @@ class VectorSpec:
     """What the code depends on: ``panel`` vectors of outputs at a time in the dense kernel."""
 
     target: Target
-    activation: str
+    activation: Chain
     panel: int = 1
 
 

@@ -87,7 +87,7 @@ def _dense_seconds(node: Node, source: tuple[int, ...], items: int) -> float:
     assert node.weight is not None
     weight = torch.from_numpy(node.weight.dense())
     bias = None if node.bias is None else torch.from_numpy(node.bias)
-    x = torch.randn(items, *source)
+    x = torch.randn(items, *source, *([] if node.op == "linear" or len(source) == 3 else [1, 1]))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -17,13 +17,34 @@ __all__ = ["LIMIT", "RangeFinder"]
 #: The largest number that half precision holds.
 LIMIT = 65504.0
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
     "relu": F.relu,
     "relu6": F.relu6,
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "hardswish": F.hardswish,
+    "sigmoid": torch.sigmoid,
+    "hardsigmoid": F.hardsigmoid,
+    "tanh": torch.tanh,
+    "clamp": torch.clamp,
+    "leaky_relu": F.leaky_relu,
+    "elu": torch.ops.aten.elu,
+    "softplus": F.softplus,
+    "mish": F.mish,
+    "affine": lambda x, gain, shift: gain * x + shift,
+    "abs": torch.abs,
+    "square": torch.square,
+    "exp": torch.exp,
+    "reciprocal": torch.reciprocal,
+}
+COMBINE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "div": torch.div,
+    "max": torch.maximum,
+    "min": torch.minimum,
 }
 
 
@@ -77,6 +98,8 @@ def _weights(node: Node) -> tuple[Tensor, Tensor | None]:
 def _layer(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if node.op == "linear":
         return F.linear(x, weight, bias)
+    if x.dim() == 2:  # one number per channel
+        return _layer(node, x[:, :, None, None], weight, bias)[:, :, 0, 0]
     return F.conv2d(x, weight, bias, node.stride, node.padding, node.dilation, node.groups)
 
 
@@ -89,14 +112,34 @@ def _most(node: Node, sources: list[Tensor]) -> float:
         return max(_peak(sums), _peak(weight), _peak(bias))
     if node.op == "pool" and node.kind == "mean":
         return _peak(_pooled(node, x.abs(), divisor=1))
+    if node.op == "adaptive" and node.kind == "mean":
+        window = math.prod(n // m + 2 for n, m in zip(x.shape[2:], (*node.shape[1:], 1, 1), strict=False))
+        return window * _peak(_resized(node, x.abs()))
     return 0.0
 
 
 def _pooled(node: Node, x: Tensor, divisor: int | None = None) -> Tensor:
     if node.kind == "mean":
         count = node.count_padding
-        return F.avg_pool2d(x, node.kernel, node.stride, node.padding, False, count, divisor_override=divisor)
-    return F.max_pool2d(x, node.kernel, node.stride, node.padding)
+        return F.avg_pool2d(x, node.kernel, node.stride, node.padding, node.ceil, count, divisor_override=divisor)
+    return F.max_pool2d(x, node.kernel, node.stride, node.padding, ceil_mode=node.ceil)
+
+
+def _resized(node: Node, x: Tensor) -> Tensor:
+    """What pools of any windows, padding, crops and interpolation make."""
+    if node.op == "adaptive":
+        pool = F.adaptive_avg_pool2d if node.kind == "mean" else F.adaptive_max_pool2d
+        rows, columns = (*node.shape[1:], 1, 1)[:2]
+        return pool(x, (rows, columns)).reshape(len(x), *node.shape)
+    if node.op == "pad":
+        fill = node.values[0] if node.kind == "constant" else None
+        return F.pad(x, node.span, node.kind, fill)
+    if node.op == "crop":
+        axis, *bounds = node.span
+        return x[:, :, slice(*bounds)] if axis == 0 else x[:, :, :, slice(*bounds)]
+    if node.kind == "nearest":
+        return F.interpolate(x, node.shape[1:])
+    return F.interpolate(x, node.shape[1:], mode="bilinear", align_corners=node.kind == "corners")
 
 
 def _result(node: Node, sources: list[Tensor]) -> Tensor:
@@ -105,11 +148,19 @@ def _result(node: Node, sources: list[Tensor]) -> Tensor:
     if node.weight is not None:
         return _layer(node, x, *_weights(node))
     if node.op == "act":
-        return ACTIVATIONS[node.kind](x)
-    if node.op == "add":
-        return x + sources[1]
+        return ACTIVATIONS[node.kind](x, *node.values)
+    if node.op in ("add", "combine"):
+        return COMBINE[node.kind or "add"](x, sources[1])
+    if node.op == "concat":
+        return torch.cat(sources, 1)
+    if node.op == "slice":
+        return x[:, slice(*node.span)]
+    if node.op == "gather":
+        return x[:, list(node.span)]
     if node.op == "pool":
         return _pooled(node, x)
+    if node.op in ("adaptive", "pad", "crop", "resample"):
+        return _resized(node, x)
     if node.op == "mean":
         return x.mean((2, 3)).reshape(len(x), *node.shape)
     return x.reshape(len(x), *node.shape)

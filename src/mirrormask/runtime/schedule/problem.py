@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from mirrormask.runtime.graph.ir import Node
+from mirrormask.runtime.kernels.activation import Chain
 from mirrormask.runtime.schedule.nonzeros import some_rows
 from mirrormask.runtime.schedule.plan import Plan
 
@@ -38,11 +39,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Fused:
-    """What follows a layer and is computed as it stores: a tensor to add, an activation, and the value's final name."""
+    """What follows a layer and is computed as it stores: a tensor to add, activations, and the value's final name."""
 
     out: str
     residual: str = ""
-    activation: str = ""
+    activation: Chain = ()
 
 
 @dataclass(frozen=True)
