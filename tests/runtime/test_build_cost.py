@@ -111,6 +111,25 @@ def test_a_long_signal(target, kernel, stride, padding):
 
 
 @per_target
+@pytest.mark.parametrize(
+    ("kernel", "stride", "size"), [(16, 16, (64, 96)), (5, 4, (33, 30)), ((4, 7), (4, 5), (17, 28))]
+)
+def test_many_phases_are_a_loop(target, kernel, stride, size):
+    """Patches of an image: their code is as long as that of four times as many phases."""
+    assert difference(nn.Conv2d(2, 4, kernel, stride), torch.randn(2, 2, *size), target) < 1e-5
+
+    def length(step: int) -> int:
+        source, out = (
+            map_layout(1, 14 * step, 14 * step, target.lanes, halo=0),
+            map_layout(1, 14, 14, target.lanes, halo=0),
+        )
+        phases = tuple((a, b) for a in range(step) for b in range(step))
+        return len(relayout.emit(RelayoutSpec(target, source, out, False, False, (step, step), phases), "k"))
+
+    assert abs(length(16) - length(8)) <= DIGITS
+
+
+@per_target
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 def test_pools_of_long_signals(target, window):
     kernel, stride, padding = window

@@ -292,6 +292,23 @@ def test_an_operation_is_right_in_the_layouts_of_longer_vectors(row, size):
         torch.testing.assert_close(out, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("row", OPERATIONS)
+def test_threads_that_share_an_image_agree(row):
+    """Each does some channels of every step: none may write what is another's."""
+    operation, outputs = OPERATIONS[row]
+    torch.manual_seed(0)
+    model, x = sparse(Network(operation, outputs)), torch.randn(1, 4, 7, 9)
+    with torch.no_grad():
+        captured, expected = capture(model, (x,)), model(x)
+    plan = lower(captured.regions[captured.whole], best_target(), 2, default_choice)
+    plan.shares = True
+    for _ in range(10):
+        out = torch.full_like(expected, float("nan"))
+        addresses = np.array([x.data_ptr(), out.data_ptr()], np.int64)
+        plan.run(addresses.ctypes.data, 1)
+        torch.testing.assert_close(out, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
 def test_what_depends_on_no_input_has_no_items():
     """Beside one image its first dimension looks like the batch."""
 

@@ -20,6 +20,8 @@ from mirrormask.runtime.kernels.rows import each_chunk, each_row, row_pointer, w
 __all__ = ["FIELDS", "RELAYOUT", "RelayoutSpec", "emit", "plain_layout"]
 
 FIELDS = ("x", "out", "flag")
+#: Phases that have code of their own.
+MOST_PHASES = 9
 
 
 def plain_layout(channels: int, height: int, width: int) -> Layout:
@@ -68,13 +70,14 @@ def _planes(e: Emitter, spec: RelayoutSpec, x: Value, result: Value, channel: Va
     read = FLOAT if spec.source_external else e.number
     write = FLOAT if spec.out_external else e.number
     from_plane = e.at(x, e.add(e.mul(channel, source.plane), source.origin), read)
-    for number, (a, b) in enumerate(spec.phases):
+
+    def copy_phase(same: Alike, i: Value, j: Value) -> None:
+        number = e.add(e.mul(i, same.pitch), e.add(j, same.number))
+        a, b = e.add(i, same.row), e.add(j, same.column)
         index = e.add(e.mul(channel, len(spec.phases)), number)
         to_plane = e.at(result, e.add(e.mul(index, out.plane), out.origin), write)
-        height = max(0, min(-(-(source.height - a) // spec.step[0]), out.height))
-        width = max(0, min(-(-(source.width - b) // spec.step[1]), out.width))
 
-        def copy_row(row: Value, pointer: Value, a: int = a, b: int = b, width: int = width) -> None:
+        def copy_row(row: Value, pointer: Value) -> None:
             from_row = row_pointer(e, source, from_plane, e.add(e.mul(row, spec.step[0]), a), read)
 
             def copy(first: Value, valid: list[int]) -> None:
@@ -89,15 +92,75 @@ def _planes(e: Emitter, spec: RelayoutSpec, x: Value, result: Value, channel: Va
                 exact = spec.out_external or out.lanes == 1
                 e.store_part(value, place, valid[1]) if exact else e.store(value, place)
 
-            each_chunk(e, (width, out.width), chunk, copy)
+            each_chunk(e, (same.width, out.width), chunk, copy)
 
         def clear_row(row: Value, pointer: Value) -> None:
             each_chunk(e, (out.width,), chunk, lambda first, _: e.store(e.zero(chunk), e.at(pointer, first)))
 
-        each_row(e, out, to_plane, 0, height, copy_row, write)
+        each_row(e, out, to_plane, 0, same.height, copy_row, write)
         if not spec.out_external:
             # An earlier user of this memory may have had a larger phase.
-            each_row(e, out, to_plane, height, out.height, clear_row)
+            each_row(e, out, to_plane, same.height, out.height, clear_row)
+
+    for same in _alike(spec):
+        if same.rows == same.columns == 1:
+            copy_phase(same, e.whole(0), e.whole(0))
+        else:
+
+            def at_phase(i: Value, _: list[Value], same: Alike = same) -> None:
+                e.loop(0, same.columns, lambda j, _: copy_phase(same, i, j))
+
+            e.loop(0, same.rows, at_phase)
+
+
+@dataclass
+class Alike:
+    """Phases whose maps have one size: ``rows`` x ``columns`` from (``row``, ``column``) on.
+
+    Attributes:
+        number: of the first one; ``pitch`` from a row of them to the next.
+        height, width: of their maps.
+    """
+
+    number: int
+    row: int
+    column: int
+    height: int
+    width: int
+    pitch: int
+    rows: int = 1
+    columns: int = 1
+
+
+def _alike(spec: RelayoutSpec) -> list[Alike]:
+    """The phases one by one or, if they are many, those that are alike together: a loop rather than code for each."""
+    pitch, found = len({b for _, b in spec.phases}), list[Alike]()
+    for number, (a, b) in enumerate(spec.phases):
+        height = max(0, min(-(-(spec.source.height - a) // spec.step[0]), spec.out.height))
+        width = max(0, min(-(-(spec.source.width - b) // spec.step[1]), spec.out.width))
+        found.append(Alike(number, a, b, height, width, pitch))
+    if len(found) <= MOST_PHASES:
+        return found
+    lines = list[Alike]()
+    for one in found:
+        last = lines[-1] if lines else None
+        beside = last is not None and (one.row, one.column) == (last.row, last.column + last.columns)
+        if last is not None and beside and (one.height, one.width) == (last.height, last.width):
+            last.columns += 1
+        else:
+            lines.append(one)
+    groups = dict[tuple[int, ...], Alike]()
+    done = list[Alike]()
+    for line in lines:
+        key = (line.column, line.columns, line.height, line.width)
+        first = groups.get(key)
+        below = first is not None and line.row == first.row + first.rows
+        if first is not None and below and line.number == first.number + first.rows * pitch:
+            first.rows += 1
+        else:
+            groups[key] = line
+            done.append(line)
+    return done
 
 
 def _transposed(e: Emitter, spec: RelayoutSpec, x: Value, result: Value, channel: Value) -> None:
