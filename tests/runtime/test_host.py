@@ -169,6 +169,21 @@ def test_other_sizes_are_right_or_the_model_says_no(name, batch):
         torch.testing.assert_close(fast(x), expected, rtol=0, atol=1e-5)
 
 
+def squeezed(m, x):
+    y = m.a(x)
+    gate = torch.sigmoid(m.b(F.adaptive_avg_pool2d(y, 1)))
+    return F.interpolate(torch.cat([gate * y, y[:, :2]], 1), scale_factor=2)
+
+
+def test_a_new_size_is_no_new_capture_where_the_model_leaves_it_open():
+    model = sparse(Of(squeezed, nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 1)))
+    fast = compiled(model, torch.randn(1, 6, 16, 16))
+    assert fast.report.regions == 1 and not fast.report.left
+    for shape in [(1, 6, 20, 9), (3, 6, 8, 8), (2, 6, 31, 17)]:
+        agree(fast, model, torch.randn(shape))
+    assert len(fast._body.captures) == 1 and not fast._body.captures[0].unfit
+
+
 def test_guards_read_sizes_and_nothing_else():
     x = torch.randn(3, 5)
     assert Guards(

@@ -5,8 +5,8 @@ from mirrormask.checks import require
 require("llvmlite", "runtime", "mm.compile")  # before the modules below import it
 
 # ruff: noqa: E402
+from mirrormask.runtime.bench import BenchResult, bench
 from mirrormask.runtime.build import compile
-from mirrormask.runtime.model.bench import BenchResult, bench
 from mirrormask.runtime.model.compiled import CompiledModel
 from mirrormask.runtime.model.report import LayerReport, Report
 

@@ -216,9 +216,7 @@ class Graph:
                 if len(shape) != len(node.shape) or shape[0] != node.shape[0]:
                     raise Unfit(f"the input has shape {shape} per item where {node.shape} was captured")
             else:
-                source = nodes[node.inputs[0]].shape
-                same = source == self.node(node.inputs[0]).shape
-                shape = node.shape if same else _shape_after(node, source)
+                shape = _shape_after(node, nodes[node.inputs[0]].shape)
                 if node.op == "add" and nodes[node.inputs[1]].shape != shape:
                     raise Unfit(f"{node.layer!r} adds tensors of different shapes")
                 if node.op == "concat":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -99,7 +100,7 @@ def _views(node: fx.Node) -> bool:
 
 
 def without_identities(graph: fx.Graph) -> None:
-    """Leave out what gives its input back: dropout in evaluation, ``detach``, copies that nothing writes into."""
+    """Leave out what gives its input back: dropout in evaluation, ``detach``, slices of all, copies to no end."""
     written = any(_in_place(node) for node in graph.nodes)
     (output,) = (node for node in graph.nodes if node.op == "output")
     for node in list(graph.nodes):
@@ -122,4 +123,7 @@ def _identity(node: fx.Node, written: bool) -> bool:
         return not argument(node, 2, "train", True)
     if node.target in (aten.detach.default, aten.detach_.default, aten.alias.default):
         return True
+    if node.target is aten.slice.Tensor:  # x[:, :2] is two slices, of which the first takes all
+        start, end, step = argument(node, 2, "start"), argument(node, 3, "end"), argument(node, 4, "step", 1)
+        return start in (None, 0) and (end is None or (isinstance(end, int) and end >= sys.maxsize)) and step == 1
     return node.target is aten.clone.default and not written
