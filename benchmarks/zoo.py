@@ -64,14 +64,6 @@ EXACT = 1e-5
 TURNS = 90.0
 
 
-def regions_of(fast: CompiledModel) -> list[nn.Module]:
-    """The regions of a compiled model. Its report does not speak of them, hence this one look inside."""
-    held = vars(fast)
-    whole = list(held.get("_regions", {}).values())[:1]
-    parts = [m for module in held.get("_partial", {}).values() for m in module.modules()]
-    return whole or [m for m in parts if type(m).__name__ == "Region"]
-
-
 class ProductShare(TorchDispatchMode):
     """Counts the products of a forward pass: all, and those with one of ``matrices``."""
 
@@ -240,7 +232,7 @@ class Child:
         self.enter("calling the compiled model")
         found = [error(fast(given), want) for given, want in zip((x, other), expected, strict=True)]
         self.say(error=max(report.error, *found))
-        regions = regions_of(fast)
+        regions = fast.regions
         self.say(regions=len(regions), outside=outside(fast, x, regions))
 
     def warm(self) -> None:

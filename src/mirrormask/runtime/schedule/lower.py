@@ -20,6 +20,7 @@ from mirrormask.runtime.kernels.planes import PLANES, PlanesSpec
 from mirrormask.runtime.kernels.pool import MEAN, POOL, MeanSpec, PoolSpec
 from mirrormask.runtime.kernels.relayout import RELAYOUT, RelayoutSpec, plain_layout
 from mirrormask.runtime.kernels.resample import RESAMPLE, ResampleSpec
+from mirrormask.runtime.kernels.vector import PANEL
 from mirrormask.runtime.kernels.windows import WINDOWS, WindowsSpec
 from mirrormask.runtime.schedule.maps import MapProblem
 from mirrormask.runtime.schedule.memory import MARGIN, Memory
@@ -351,7 +352,7 @@ class _Lowering:
         x = self._in(node.inputs[0], flat_layout(problem.terms))
         _, place = self._new(fused.out, flat_layout(problem.outputs))
         op = problem.op(choice, x, place)
-        if op.kind == "vector_dense" and not self.target.half:
+        if op.kernel is PANEL and node.op == "linear" and not self.target.half:
             # From here on the graph keeps the panels, rather than the same numbers twice.
             panel = op.spec.panel * self.target.lanes
             self.panels[node.name] = Weight(problem.weight.shape, None, op.args["weights"], panel)
