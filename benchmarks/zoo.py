@@ -233,7 +233,7 @@ class Child:
         found = [error(fast(given), want) for given, want in zip((x, other), expected, strict=True)]
         self.say(error=max(report.error, *found))
         regions = fast.regions
-        self.say(regions=len(regions), outside=outside(fast, x, regions))
+        self.say(regions=report.regions, outside=outside(fast, x, regions))
 
     def warm(self) -> None:
         """The build from the cache, and the race."""

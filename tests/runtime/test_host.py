@@ -118,6 +118,28 @@ def test_an_output_that_is_an_input():
     agree(fast, images, torch.randn(3, 6, 9, 9))
 
 
+@pytest.mark.parametrize("how", ["addmm", "matmul", "view and addmm"])
+def test_weights_of_inputs_by_outputs_are_layers_too(how):
+    class Product(nn.Module):
+        """As in GPT-2, whose layers are ``b + x W``."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.randn(24, 17)), nn.Parameter(torch.randn(17))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if how == "matmul":
+                return torch.relu(x @ self.weight) + 1.0
+            flat = torch.addmm(self.bias, x.reshape(-1, 24), self.weight)
+            return flat.view(*x.shape[:-1], 17) if how == "view and addmm" else torch.relu(flat)
+
+    model = sparse(Product())
+    fast = compiled(model, torch.randn(3, 7, 24))
+    assert fast.report.compiled and [row.shape for row in fast.report.layers if row.shape] == [(17, 24)]
+    for shape in [(3, 7, 24), (1, 1, 24), (2, 30, 24)]:
+        agree(fast, model, torch.randn(shape))
+
+
 # -- another size, another branch -------------------------------------------------------------------------------------
 
 

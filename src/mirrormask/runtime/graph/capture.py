@@ -26,7 +26,9 @@ from mirrormask.runtime.graph.simplify import simplify
 
 __all__ = ["Capture", "capture", "from_blueprint"]
 
-WEIGHTED = {aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding, aten.linear.default}
+CONVOLUTIONS = {aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding}
+#: Layers over rows, and which of their arguments is the weight.
+LINEARS = {aten.linear.default: 1, aten.addmm.default: 2, aten.mm.default: 1, aten.matmul.default: 1}
 #: Operations that may only give a tensor another shape.
 FLATTENS = {aten.flatten.using_ints, aten.view.default, aten.reshape.default}
 
@@ -82,7 +84,7 @@ def capture(
     reasons: dict[str, str] = {}
     regions: dict[str, Graph] = {}
     members: dict[str, frozenset[str]] = {}
-    has_maps = any(n.target in WEIGHTED and n.target is not aten.linear.default for n in module.graph.nodes)
+    has_maps = any(n.target in CONVOLUTIONS for n in module.graph.nodes)
     # First the images (with the linear layers of their heads), then the linear layers over rows of what is left.
     for rows in (False, True) if has_maps else (True,):
         for leading in _leadings(module, rows):
@@ -111,10 +113,18 @@ def _leadings(module: fx.GraphModule, rows: bool) -> list[tuple[str, ...]]:
     """The leading dimensions that layers have: each makes regions of its own, as a plan counts items by them."""
     found = []
     for node in module.graph.nodes:
-        if node.target in WEIGHTED and (rows or node.target is not aten.linear.default):
+        if _is_layer(node) and (rows or node.target in CONVOLUTIONS):
             with contextlib.suppress(Unsupported):
                 found.append(_leading(node, rows))
     return list(dict.fromkeys(found))
+
+
+def _is_layer(node: fx.Node) -> bool:
+    """Whether an operation multiplies by a stored weight."""
+    if node.target in LINEARS and len(node.args) > LINEARS[node.target]:
+        weight = node.args[LINEARS[node.target]]
+        return isinstance(weight, fx.Node) and weight.op == "get_attr"
+    return node.target in CONVOLUTIONS
 
 
 def _leading(node: fx.Node, rows: bool) -> tuple[str, ...]:
@@ -250,7 +260,7 @@ class _Support(OperatorSupportBase):
 def _fuse(module: fx.GraphModule, support: _Support, prefix: str) -> list[fx.Node]:
     """Replace the largest supported subgraphs that hold a weight by submodules; returns the new nodes."""
     partitioner = CapabilityBasedPartitioner(module, support, allows_single_node_partition=True)
-    found = [p for p in partitioner.propose_partitions() if any(n.target in WEIGHTED for n in p.nodes)]
+    found = [p for p in partitioner.propose_partitions() if any(_is_layer(n) for n in p.nodes)]
     for partition in found:
         for node in partition.nodes:
             support.reasons.pop(node.name, None)

@@ -76,6 +76,23 @@ def _linear(context: Context, node: fx.Node) -> Node:
     )
 
 
+def _product(context: Context, node: fx.Node) -> Node:
+    """``x W`` and ``b + x W``, with a stored ``W`` of ``[inputs, outputs]``: a linear layer by another name."""
+    bias, x, weight = (None, *node.args[:2]) if len(node.args) == 2 else node.args[:3]
+    if any(node.kwargs.get(name, 1) != 1 for name in ("alpha", "beta")) or not isinstance(x, fx.Node):
+        raise Unsupported("it adds multiples")
+    if x in context.constants:
+        raise Unsupported("it multiplies a stored tensor by another")
+    if not context.rows and len(shape_of(node)) != 2:
+        raise Unsupported("it is a linear layer over a map")
+    name, shape = context.constant(weight)
+    added, length = context.constant(bias)
+    if len(shape) != 2 or (added and length != shape[1:]):
+        raise Unsupported("it multiplies by something else than a matrix")
+    origin = Origin(name, added, transposed=True)
+    return Node("linear", node.name, [x.name], item_shape(context, node), layer=context.layer(weight), origin=origin)
+
+
 def _batch_norm(context: Context, node: fx.Node) -> Node:
     """A batch norm of its own is a 1x1 convolution with one weight per channel; binding merges it if it can."""
     if context.rows or len(shape_of(node)) < 3:
@@ -102,6 +119,9 @@ CONVERTERS: dict[Any, Callable[[Context, fx.Node], Node]] = {
     aten.conv2d.default: _conv,
     aten.conv2d.padding: _conv,
     aten.linear.default: _linear,
+    aten.addmm.default: _product,
+    aten.mm.default: _product,
+    aten.matmul.default: _product,
     aten.batch_norm.default: _batch_norm,
     **ACTIVATIONS,
     **ARITHMETIC,
@@ -119,7 +139,7 @@ VIEWS = {*RESHAPES, *SAME, aten.slice.Tensor}
 ROW_OPERATIONS = {
     target
     for target, converter in CONVERTERS.items()
-    if converter is _linear or target in SAME or target in ACTIVATIONS or target in ARITHMETIC
+    if converter in (_linear, _product) or target in SAME or target in ACTIVATIONS or target in ARITHMETIC
 }
 
 

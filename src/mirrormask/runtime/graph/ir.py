@@ -84,6 +84,7 @@ class Origin:
 
     Attributes:
         gain, bias_gain: what the weight (of ones without a name) and the bias are multiplied with.
+        transposed: whether the weight is stored as ``[inputs, outputs]``.
     """
 
     weight: str = ""
@@ -94,6 +95,7 @@ class Origin:
     gain: float = 1.0
     bias_gain: float = 1.0
     inverse: bool = False
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
