@@ -7,6 +7,7 @@ import pytest
 
 from mirrormask.machine.targets import FP16, TARGETS, Target, best_target
 from mirrormask.runtime.kernels import sparse, winograd
+from mirrormask.runtime.kernels.activation import Activation
 from mirrormask.runtime.kernels.layout import map_layout
 from mirrormask.runtime.kernels.tile import Tile
 
@@ -18,14 +19,14 @@ EVERY = {**TARGETS, FP16.name: FP16}
 def sparse_kernel(target: Target) -> str:
     """The sparse kernel for a 3x3 convolution of 28x28 maps."""
     layout = dataclasses.replace(map_layout(1, 28, 28, target.lanes, halo=1), channels=1)
-    tile = Tile(1, layout.vectors, layout, layout.pitch, "relu", True)
+    tile = Tile(1, layout.vectors, layout, layout.pitch, (Activation("relu"),), True)
     return sparse.emit(sparse.SparseSpec(target, tile, (-1, 0, 1), True, True), "kernel")
 
 
 def filtering_kernel(target: Target) -> str:
     """The kernel that filters rows, for six channels of a 3x3 convolution and as many vectors as leave registers."""
     layout = dataclasses.replace(map_layout(1, 64, 64, target.lanes, halo=0, gap=1), channels=1)
-    tile = Tile(4, SUMS[target.name], layout, 4096, "relu", True)
+    tile = Tile(4, SUMS[target.name], layout, 4096, (Activation("relu"),), True)
     return winograd.emit(winograd.WinogradSpec(target, tile, 6, 3), "kernel")
 
 
