@@ -327,7 +327,10 @@ def test_files_that_are_damaged_are_made_again(small):
             assert path.suffix == ".json" or machine_cache.load_bytes(path.stem) is None
         if how in ("half", "exchanged"):
             rebuilt(model, x)
-            assert all(path.read_bytes() == data for path, data in files.items() if path.suffix == ".o")
+            # (what this build did not choose may still be damaged, and is not read)
+            objects = {path: data for path, data in files.items() if path.suffix == ".o"}
+            assert all(p.read_bytes() == d or machine_cache.load_bytes(p.stem) is None for p, d in objects.items())
+            assert any(p.read_bytes() == d for p, d in objects.items())
 
 
 def test_json_of_the_wrong_kind_is_made_again(small):

@@ -486,6 +486,21 @@ def test_control_flow_on_data_stays_in_pytorch_and_the_rest_does_not(capfd):
     assert torch.equal(fast(torch.ones(1, 6, 9, 9)), expected)
 
 
+def test_the_report_names_what_stays_and_where():
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = nn.LSTM(24, 24, batch_first=True), nn.Linear(24, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.rnn(x)[0])
+
+    model = sparse(Reads(), 0.5)
+    fast = compiled(model, torch.randn(2, 6, 24))
+    assert [what for what, _ in fast.report.left] == ["lstm in rnn"]
+    agree(fast, model, torch.randn(3, 9, 24))
+
+
 @pytest.mark.parametrize("kind", ["random", "a counter"])
 def test_a_model_with_a_state_or_with_chance_is_named(kind):
     model = linears(lambda m, x: m.b(m.a(x) + torch.randn_like(x)))

@@ -123,7 +123,8 @@ def captured(size: int):
     """A network, exported once for all targets and kernels: its graph, an input, and what eager PyTorch makes of it."""
     model, x = residual_network(0.3), 5 + torch.randn(3, 3, size, size)
     with torch.no_grad():
-        return capture(model, (x,)).regions["maps_0"], x, model(x)
+        found = capture(model, (x,))
+        return found.regions[found.whole], x, model(x)
 
 
 @pytest.mark.parametrize("target", available_targets(), ids=lambda target: target.name)

@@ -137,7 +137,8 @@ def _left(module: fx.GraphModule, reasons: dict[str, str]) -> list[tuple[str, st
     found: dict[tuple[str, str], list[str]] = {}
     for node in module.graph.nodes:
         value = node.meta.get("val")
-        if isinstance(node.target, torch._ops.OpOverload) and node.name in reasons and isinstance(value, Tensor):
+        tensors = isinstance(value, Tensor) or (isinstance(value, (tuple, list)) and isinstance(value[0], Tensor))
+        if isinstance(node.target, torch._ops.OpOverload) and node.name in reasons and tensors:
             name = str(node.target).removeprefix("aten.").partition(".")[0]
             found.setdefault((name, reasons[node.name]), []).append(_owner(node))
     rows = []
