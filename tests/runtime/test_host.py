@@ -497,7 +497,7 @@ def test_the_report_names_what_stays_and_where():
 
     model = sparse(Reads(), 0.5)
     fast = compiled(model, torch.randn(2, 6, 24))
-    assert [what for what, _ in fast.report.left] == ["lstm in rnn"]
+    assert "lstm in rnn" in [what for what, _ in fast.report.left]
     agree(fast, model, torch.randn(3, 9, 24))
 
 
