@@ -160,8 +160,7 @@ def _build(model: nn.Module, arguments: Arguments, options: Options) -> Compiled
     parts, left, around = _parts(model, arguments, options)
     regions = [region for part in parts for region in part.regions.values()]
     body = _body(model, parts, around, snapshot)
-    plan = body if isinstance(body, Piece) else _Call(body, arguments)
-    call: Callable[[], Any] = (lambda: body.run(arguments)) if isinstance(body, Piece) else plan  # type: ignore[assignment]
+    call = _Call(body, arguments)
     rows: list[LayerReport] = []
     error, reason, eager, seconds, cached = 0.0, "", 0.0, 0.0, False
     if not regions:
@@ -381,6 +380,8 @@ class _Call:
         self.module, self.arguments = module, arguments
 
     def __call__(self) -> Any:
+        if isinstance(self.module, Piece):
+            return self.module.run(self.arguments)
         return self.module(*self.arguments.args, **self.arguments.kwargs)
 
 

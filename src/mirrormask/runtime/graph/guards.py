@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -89,6 +90,7 @@ class Guards:
         return cls(tuple(values["conditions"]), frozenset((n, dim) for n, dim in values["free"]))
 
 
+@functools.lru_cache(1024)
 def _parsed(condition: str) -> ast.expr:
     return ast.parse(condition, mode="eval").body
 

@@ -89,24 +89,17 @@ class CompiledModel(nn.Module):
                 return self._body(*arguments.args, **arguments.kwargs)
             result = self._body.run(arguments)
             if len(args) == 1 and not kwargs and type(x) is Tensor:
-                self._remember(x)
+                self._remember(x, self._body.region_of(arguments))
         return _strided_as(arguments, result)
 
-    def _remember(self, x: Tensor) -> None:
+    def _remember(self, x: Tensor, region: Region | None) -> None:
         """Let calls of this shape take the short way from now on, if there is one."""
-        region = self._region(x)
         quick = None if region is None else region.quick(x.shape)
         if quick is not None and x.shape not in self._quick:
             known = {**self._quick, x.shape: quick}  # others may be looking into the old one
             while len(known) > MOST_SHAPES:
                 known.pop(next(iter(known)))
             self.__dict__["_quick"] = known
-
-    def _region(self, x: Tensor) -> Region | None:
-        """The region that is the whole model, for this input."""
-        assert isinstance(self._body, Piece)
-        captured = self._body.capture_for(Arguments.of(self._signature, (x,), {}))
-        return None if captured is None else captured.region
 
     @property
     def regions(self) -> list[Region]:

@@ -187,6 +187,11 @@ class Piece(nn.Module):
             self._found.pop(key, None)
         return self.run(arguments)
 
+    def region_of(self, arguments: Arguments) -> Region | None:
+        """The region that was all of the last call with such arguments, if there is one."""
+        captured = self._found.get((arguments.kind, arguments.shapes))
+        return None if captured is None else captured.region
+
     def capture_for(self, arguments: Arguments) -> Captured | None:
         """The capture for a call, made if there is none; ``None`` if the module itself has to run."""
         captured = self._holding(arguments)
