@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mirrormask as mm
-from mirrormask.runtime.graph.export import Arguments
+from mirrormask.runtime.graph.export import Arguments, export, private_copy, signature_of
 from mirrormask.runtime.graph.guards import Guards
 from mirrormask.runtime.model.accuracy import acceptable, difference
 
@@ -204,6 +204,24 @@ def test_a_new_size_is_no_new_capture_where_the_model_leaves_it_open():
     for shape in [(1, 6, 20, 9), (3, 6, 8, 8), (2, 6, 31, 17)]:
         agree(fast, model, torch.randn(shape))
     assert len(fast._body.captures) == 1 and not fast._body.captures[0].unfit
+
+
+def test_sizes_that_become_formulas_are_not_reasoned_about():
+    # each layer pads its input to a multiple, as Swin's windows do: minutes in torch's proofs, if they are begun
+    def padded(self, x):
+        for window in (7, 5, 3):
+            right, down = ((window - side % window) % window for side in (x.shape[3], x.shape[2]))
+            x = F.pad(x, (0, right, 0, down))[..., ::2, ::2]
+            x = self.b(self.a(x)).relu()
+        return x
+
+    model = sparse(Of(padded, nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)))
+    example = torch.randn(1, 8, 40, 40)
+    made = export(private_copy(model), Arguments.of(signature_of(model), (example,), {}))
+    assert {dim for _, dim in made.guards.free} == {0}
+    fast = compiled(model, example)
+    for shape in ((3, 8, 40, 40), (2, 8, 37, 52)):
+        agree(fast, model, torch.randn(shape))
 
 
 def test_guards_read_sizes_and_nothing_else():

@@ -20,11 +20,17 @@ from typing import Any, TextIO
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from mirrormask.runtime.graph.guards import Guards
 
 __all__ = ["LOCK", "Arguments", "Export", "Refused", "export", "private_copy", "signature_of"]
+
+#: Characters of the longest formula of a size with which a trace goes on. Those of strided convolutions and pools have
+#: some fifty. Where each layer pads its input to a multiple (Swin's windows) they grow with every layer, and what torch
+#: proves of them takes minutes.
+LONGEST_SIZE = 150
 
 #: Held by whoever captures a model: one thread of the process at a time.
 LOCK = threading.RLock()
@@ -154,7 +160,7 @@ def export(model: nn.Module, arguments: Arguments) -> Export:
     last: Exception | None = None
     for given, which in attempts:
         try:
-            with _quiet():
+            with _quiet(), _ShortSizes():
                 made = _export(model, given, which)
             if made.guards.hold(arguments.named()):
                 return made
@@ -220,6 +226,21 @@ def _one_item(arguments: Arguments) -> bool:
 
 def _two(x: Tensor) -> Tensor:
     return x.expand(2, *x.shape[1:]).clone()
+
+
+class _ShortSizes(TorchFunctionMode):
+    """Ends a trace whose sizes become formulas too long to reason about."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, Tensor):
+            sizes = [str(size) for size in made.shape if isinstance(size, torch.SymInt)]
+            longest = max(sizes, key=len, default="")
+            if len(longest) > LONGEST_SIZE:
+                raise OverflowError(f"a size is a formula of {len(longest)} characters")
+        return made
 
 
 @contextlib.contextmanager
