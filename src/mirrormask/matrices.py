@@ -15,7 +15,16 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 
-__all__ = ["EMBEDDINGS", "Candidate", "candidates", "default_weights", "defaults", "inputs_elsewhere", "made_from"]
+__all__ = [
+    "EMBEDDINGS",
+    "Candidate",
+    "candidates",
+    "default_weights",
+    "defaults",
+    "inputs_elsewhere",
+    "made_from",
+    "output_axis",
+]
 
 #: Class of layer -> the names of its matrices, as a regular expression; subclasses are meant too.
 MATRICES: dict[type[nn.Module], str] = {
@@ -33,6 +42,8 @@ MATRICES_ELSEWHERE = {
 }
 #: Layers of the table whose input is not dimension 1 of their matrix, where N:M patterns count: by the full name.
 INPUTS_ELSEWHERE = r"(torch\.nn\.modules\.conv\._ConvTranspose.*|torch\.nn\.modules\.linear\.Bilinear)"
+#: Layers of other packages whose outputs are not dimension 0 of their matrix -> which it is; experts come first there.
+OUTPUTS_ELSEWHERE = dict(zip(MATRICES_ELSEWHERE, (1, 2), strict=True))
 #: Layers whose matrix is looked up by rows: not sparsifiable unless asked for, and of sparse gradients if so built.
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
@@ -92,6 +103,21 @@ def inputs_elsewhere(module: nn.Module) -> bool:
     kinds = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__]
     patterns = (INPUTS_ELSEWHERE, *MATRICES_ELSEWHERE)
     return any(re.fullmatch(pattern, kind) for pattern in patterns for kind in kinds)
+
+
+def output_axis(module: nn.Module) -> int:
+    """The dimension of a layer's matrix that counts its outputs: 0, but for transposed convolutions and their kind.
+
+    Example:
+        >>> output_axis(nn.Linear(4, 8)), output_axis(nn.ConvTranspose2d(4, 8, 3))
+        (0, 1)
+    """
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return 1
+    for pattern, axis in OUTPUTS_ELSEWHERE.items():
+        if _is_a(module, pattern):
+            return axis
+    return 0
 
 
 def candidates(model: nn.Module) -> list[Candidate]:

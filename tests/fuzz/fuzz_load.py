@@ -10,7 +10,8 @@ Random bytes rarely get past a checksum, so the first byte of an input chooses h
   signed file, so that the decoders meet arrays which say anything.
 
 Whatever happens, the reader must return a state dict or raise FormatError, and must never ask for more memory than 255
-elements a stored byte. Where it returns, the reader printed in docs/format.md must have read the same bits.
+elements a gap, of which a coded one takes a bit or more. Where it returns, the reader printed in docs/format.md must
+have read the same bits.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import io
 import re
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +42,7 @@ from mirrormask.storage import reader  # noqa: E402
 from mirrormask.storage.dtypes import BYTES, to_bits  # noqa: E402
 
 DTYPES = sorted(BYTES)
-ENCODINGS = {"dense": "", "bitmask": "mask", "gaps": "gaps", "blocked": "patterns"}
+ENCODINGS = {"dense": "", "bitmask": "mask", "gaps": "gaps", "blocked": "patterns", "coded": "coded"}
 LARGEST = 0
 
 
@@ -83,7 +85,7 @@ def forged(data: bytes) -> bytes:
     """A signed file with one tensor, everything about it taken from ``data``."""
     if len(data) < 8:
         data = data.ljust(8, b"\0")
-    encoding = list(ENCODINGS)[data[0] % 4]
+    encoding = list(ENCODINGS)[data[0] % 5]
     dtype = DTYPES[data[1] % len(DTYPES)]
     shape = [size + (size > 200) * 10**6 for size in data[3 : 3 + data[2] % 4]]
     fields = {}
@@ -91,6 +93,12 @@ def forged(data: bytes) -> bytes:
         order = ("rows", "channels", "x")[data[7] // 5 % 3]
         fields = {"n": data[6] % 17, "m": (2, 4, 8, 16, 3)[data[7] % 5], "order": order}
     rest = data[8:]
+    if encoding == "coded":
+        cut, gap = data[6] % (len(rest) + 1), data[7] % (len(rest) + 1)
+        fields = {"count": data[4], "codes": data[5], "gaps": min(cut, gap), "high": max(cut, gap) - min(cut, gap)}
+        if data[1] & 128:
+            rest = _streams(rest, fields)
+        return one("coded", dtype, shape, {"coded": ("U8", rest)}, **fields)
     if encoding == "dense":
         width = BYTES[dtype]
         return one("dense", dtype, [len(rest) // width], {"": (dtype, rest[: len(rest) // width * width])})
@@ -98,6 +106,16 @@ def forged(data: bytes) -> bytes:
     values = rest[cut:]
     values = values[: len(values) // BYTES[dtype] * BYTES[dtype]]
     return one(encoding, dtype, shape, {ENCODINGS[encoding]: ("U8", rest[:cut]), "values": (dtype, values)}, **fields)
+
+
+def _streams(rest: bytes, fields: dict[str, int]) -> bytes:
+    """The pieces with the first two as deflate streams, so that what lies behind them is reached."""
+    pieces = [rest[: fields["gaps"]], rest[fields["gaps"] :][: fields["high"]], rest[fields["gaps"] + fields["high"] :]]
+    for index, key in enumerate(("gaps", "high")):
+        stream = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
+        pieces[index] = stream.compress(pieces[index]) + stream.flush()
+        fields[key] = len(pieces[index])
+    return b"".join(pieces)
 
 
 def changed(data: bytes) -> bytes:
@@ -126,7 +144,7 @@ def check(data: bytes) -> str:
             _compare(file, state)
     finally:
         torch.empty = _EMPTY
-    assert 8 * 255 * (len(file) + 1) >= LARGEST, f"{LARGEST} bytes for a file of {len(file)}"
+    assert 8 * 255 * (8 * len(file) + 1) >= LARGEST, f"{LARGEST} bytes for a file of {len(file)}"
     return outcome
 
 
@@ -152,6 +170,7 @@ def seeds() -> list[bytes]:
         bytes([2, 1, dtype, 2, 8, 8, 0, 8, 0]) + b"\xff" * 8 + ones,
         bytes([2, 2, dtype, 2, 8, 8, 0, 64, 0]) + bytes(64) + ones,
         bytes([2, 3, dtype, 3, 4, 4, 12, 1, 1]) + bytes(12) + ones[:192],
+        bytes([2, 4, 8 * len(DTYPES) + dtype, 1, 10, 3, 3, 6, 3]) + bytes(3) + ones[:12],
     ]
 
 

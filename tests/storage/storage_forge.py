@@ -21,7 +21,7 @@ def forge(entries, arrays, **overrides):
             stored = {key: key[len(name) + 2 :] for key in arrays if key == name or key.startswith(name + "::")}
             entry["sha256"] = {part: hashlib.sha256(arrays[key][2]).hexdigest()[:32] for key, part in stored.items()}
     order = sorted(arrays, key=lambda key: -BYTES[arrays[key][0]])
-    own = {"format_version": "1", "separator": "::", "index": json.dumps(index), **overrides}
+    own = {"format_version": "2", "separator": "::", "index": json.dumps(index), **overrides}
     metadata = {f"mirrormask.{key}": value for key, value in own.items() if value is not None}
     header = build_header([(key, arrays[key][0], arrays[key][1]) for key in order], metadata)
     return header + b"".join(arrays[key][2] for key in order)

@@ -3,6 +3,7 @@
 import io
 import pickle
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -23,6 +24,17 @@ def load(data):
     return read_state(io.BytesIO(data), len(data))
 
 
+def deflated(data):
+    stream = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
+    return stream.compress(data) + stream.flush()
+
+
+def coded(first, second, low, shape=(4,), **fields):
+    """A file with one coded tensor of float32."""
+    fields = {"count": 0, "codes": 0, "gaps": len(first), "high": len(second), **fields}
+    return one("coded", "F32", list(shape), {"coded": ("U8", first + second + low)}, **fields)
+
+
 @pytest.fixture
 def small(tmp_path):
     """A file with every encoding, as bytes."""
@@ -31,14 +43,15 @@ def small(tmp_path):
     state = {
         "gaps": torch.randn(25, 25) * (torch.rand(25, 25) < 0.03) + 0.0,
         "bits": torch.randn(20, 8) * (torch.rand(20, 8) < 0.5) + 0.0,
-        "blocks": (torch.randn(60, 16) * keep.reshape(60, 16) + 0.0).bfloat16(),
+        "blocks": torch.randint(1, 2**15, (60, 16), dtype=torch.int16) * keep.reshape(60, 16),
+        "coded": (torch.randint(1, 3, (60, 60)) * (torch.rand(60, 60) < 0.3)).to(torch.int8),
         "bias": torch.randn(3),
     }
     state["tied"] = state["bias"]
     mm.save(state, tmp_path / "small.safetensors", metadata={"method": "pilot"})
     entries = read_contents(tmp_path / "small.safetensors").entries
-    assert [getattr(entry, "encoding", None) and entry.encoding.name for entry in list(entries.values())[:4]] == [
-        "gaps", "bitmask", "blocked", "dense",
+    assert [getattr(entry, "encoding", None) and entry.encoding.name for entry in list(entries.values())[:5]] == [
+        "gaps", "bitmask", "blocked", "coded", "dense",
     ]  # fmt: skip
     return (tmp_path / "small.safetensors").read_bytes()
 
@@ -51,7 +64,7 @@ def test_every_single_flipped_bit_is_found(small):
             with pytest.raises(mm.FormatError):
                 load(damaged)
             damaged[position] ^= 1 << bit
-    assert set(load(damaged)) == {"gaps", "bits", "blocks", "bias", "tied"}
+    assert set(load(damaged)) == {"gaps", "bits", "blocks", "coded", "bias", "tied"}
 
 
 def test_every_truncation_and_every_longer_file_is_found(small):
@@ -130,7 +143,7 @@ GAPS = {"dtype": "F32", "shape": [4], "encoding": "gaps"}
 DENSE = {"dtype": "F32", "shape": [1], "encoding": "dense"}
 ARRAY = {"w": ("F32", [1], f32(1.0))}
 INDEXES = {
-    "format version '2'; this library reads '1'; update it": forge({"w": DENSE}, ARRAY, format_version="2"),
+    "format version '3'; this library reads '1' and '2'; update it": forge({"w": DENSE}, ARRAY, format_version="3"),
     "format version 'None'": forge({"w": DENSE}, ARRAY, format_version=None),
     "the index is not valid JSON": forge({}, ARRAY, index="{"),
     "the index is a JSON list": forge({}, ARRAY, index="[]"),
@@ -226,6 +239,44 @@ INDEXES = {
     "tensor 'w': the encoding 'blocked' needs integers": one(
         "blocked", "F32", [4], {"patterns": ("U8", b"\0"), "values": ("F32", f32(1, 2))}, n="2", m=4, order="rows"
     ),
+    "tensor 'w': the encoding 'coded' needs integers": one(
+        "coded", "F32", [4], {"coded": ("U8", b"")}, count=1, codes="1"
+    ),
+    "tensor 'w': 5 values and 5 gaps for 4 elements": coded(b"", b"", b"", count=5, codes=5),
+    "tensor 'w': 0 and 0 bytes cannot hold 1 gaps": coded(b"", b"", b"", count=0, codes=1),
+    "tensor 'w': 3 bytes, of which the streams are 5": coded(b"abc", b"", b"", high=2),
+    "tensor 'w': 2 gaps cannot cover the 1,000 elements": coded(
+        deflated(b"\0\0"), deflated(b"ab"), bytes(6), count=2, codes=2, shape=[1000]
+    ),
+    r"tensor 'w': \d+ bytes instead of \d+": coded(deflated(b"\0"), deflated(b"a"), b"", count=1, codes=1),
+    "tensor 'w': a gap leads to element 9 of 4": coded(deflated(b"\x09"), deflated(b"a"), bytes(3), count=1, codes=1),
+    "tensor 'w': the gaps are no such stream, or too few": coded(b"abc", deflated(b"a"), bytes(3), count=1, codes=1),
+    "tensor 'w': the high bytes are no such stream": coded(deflated(b"\0"), b"abc", bytes(3), count=1, codes=1),
+    "tensor 'w': 1 of 1 values, or more in a stream": coded(
+        deflated(b"\0\0"), deflated(b"a"), bytes(3), count=1, codes=1
+    ),
+    "tensor 'w': 0 of 1 values, or more in a stream": coded(
+        deflated(b"\xff"), deflated(b"a"), bytes(3), count=1, codes=1, shape=[300]
+    ),
+    "tensor 'w': gaps for more than the 1 values": coded(deflated(b"\0\0"), deflated(b"a"), bytes(3), count=1, codes=2),
+    "tensor 'w': the gaps end 299 elements before": coded(
+        deflated(b"\0\0"), deflated(b"ab"), bytes(6), count=2, codes=2, shape=[301]
+    ),
+    "tensor 'w': F32 cannot become 'F64'": one("dense", "F32", [1], {"": ("F32", f32(1))}, becomes="F64"),
+    "tensor 'w': I8 cannot become 'F32'": one("dense", "I8", [1], {"": ("I8", b"a")}, becomes="F32"),
+    "tensor 'w': I8 cannot become 'BOOL'": one("dense", "I8", [1], {"": ("I8", b"a")}, becomes="BOOL", axis=0),
+    r"tensor 'w': scales along dimension 1 of shape \[1\]": one(
+        "dense", "I8", [1], {"": ("I8", b"a")}, becomes="F32", axis=1
+    ),
+    "tensor 'w': its index entry needs a checksum for each of": one(
+        "dense", "I8", [1], {"": ("I8", b"a")}, becomes="F32", axis=0
+    ),
+    "tensor 'w': its stored array 'w::scales' is not BF16": one(
+        "dense", "I8", [1], {"": ("I8", b"a"), "scales": ("BF16", bytes(4))}, becomes="F32", axis=0
+    ),
+    "tensor 'w': a scale that is not a positive number": one(
+        "dense", "I8", [1], {"": ("I8", b"a"), "scales": ("BF16", bytes(2))}, becomes="F32", axis=0
+    ),
     "tensor 'w': a bool that is neither 0 nor 1": one(
         "gaps", "BOOL", [4], {"gaps": ("U8", b"\0"), "values": ("BOOL", b"\2")}
     ),
@@ -251,8 +302,8 @@ def test_no_lie_about_a_shape_makes_the_reader_allocate(monkeypatch):
         asked.clear()
         with pytest.raises(mm.FormatError):
             load(data)
-        # 255 elements a stored byte, and fewer than 255 after the last, of at most 8 bytes each
-        assert sum(asked) <= 8 * 255 * (len(data) + 1)
+        # 255 elements a gap, and fewer than 255 after the last, of at most 8 bytes each; 8 gaps a byte if coded
+        assert sum(asked) <= 8 * 255 * (8 * len(data) + 1)
 
 
 def test_a_file_that_shrinks_while_it_is_read(tmp_path, monkeypatch):

@@ -47,7 +47,7 @@ def test_any_input_is_read_or_refused(data):
 
 def test_the_target_reaches_every_decoder():
     """Its seeds must be read, all but the changed file, or the fuzzing would stop at the checksums."""
-    assert [target.check(seed) for seed in target.seeds()] == ["read", "refused", "read", "read", "read", "read"]
+    assert [target.check(seed) for seed in target.seeds()] == ["read", "refused", *5 * ["read"]]
 
 
 @st.composite
@@ -64,13 +64,12 @@ def tensors(draw):
     return torch.from_numpy(raw.reshape(-1)).view(TYPES[dtype]).reshape(shape)
 
 
-@pytest.mark.filterwarnings("ignore:.*negative zeros")
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.text(max_size=8).filter(lambda name: name != "__metadata__"), tensors(), max_size=5))
 def test_any_state_dict_comes_back_bit_for_bit(tmp_path, state):
     if any(0xD800 <= ord(letter) < 0xE000 for name in state for letter in name):
         return
-    mm.save(state, tmp_path / "file")
+    mm.save(state, tmp_path / "file", signed_zeros=True)
     loaded = mm.load(tmp_path / "file")
     assert list(loaded) == list(state)
     for name, tensor in state.items():

@@ -24,20 +24,29 @@ def plain_reader():
 
 def two_four(*shape):
     keep = torch.rand(*shape[:-1], shape[-1] // 4, 4).argsort(-1) < 2
-    return torch.randn(shape) * keep.reshape(shape) + 0.0
+    return any_bits(*shape) * keep.reshape(shape)
+
+
+def any_bits(*shape):
+    """Numbers that no code shortens."""
+    return torch.randint(-(2**31), 2**31, shape, dtype=torch.int32)
 
 
 def test_the_reader_of_the_document_agrees_bit_for_bit(tmp_path):
     shared = torch.randn(30, 30)
     state = {
         "dense": torch.randn(40, 40),
-        "bitmask": torch.randn(90, 40) * (torch.rand(90, 40) < 0.5) + 0.0,
+        "bitmask": any_bits(90, 40) * (torch.rand(90, 40) < 0.5),
         "gaps": torch.randn(90, 90) * (torch.rand(90, 90) < 0.002) + 0.0,
         "rows": two_four(60, 40),
         "channels": two_four(16, 3, 3, 32).permute(0, 3, 1, 2),
         "half": (torch.randn(90, 90) * (torch.rand(90, 90) < 0.05) + 0.0).bfloat16(),
         "double": (torch.randn(30, 90) * (torch.rand(30, 90) < 0.05) + 0.0).double(),
         "eighth": (torch.randn(90, 90) * (torch.rand(90, 90) < 0.05) + 0.0).to(torch.float8_e5m2),
+        "coded": torch.randn(90, 900) * (torch.rand(90, 900) < 0.1) + 0.0,
+        "coded half": (torch.randn(90, 900) * (torch.rand(90, 900) < 0.1) + 0.0).half(),
+        "coded bytes": torch.randint(-4, 5, (90, 900), dtype=torch.int8) * (torch.rand(90, 900) < 0.1),
+        "coded double": (torch.randn(90, 900) * (torch.rand(90, 900) < 0.01) + 0.0).double(),
         "bool": torch.rand(90, 90) < 0.05,
         "one": shared,
         "two": shared,
@@ -48,7 +57,7 @@ def test_the_reader_of_the_document_agrees_bit_for_bit(tmp_path):
     mm.save(state, path)
     entries = mm.storage.read_contents(path).entries
     used = {getattr(getattr(entry, "encoding", None), "name", "tied") for entry in entries.values()}
-    assert used == {"dense", "bitmask", "gaps", "blocked", "tied"}
+    assert used == {"dense", "bitmask", "gaps", "blocked", "coded", "tied"}
     assert entries["channels"].encoding.order == "channels"
     loaded, plain = mm.load(path), plain_reader()(path)
     assert list(plain) == list(loaded) == list(state)
@@ -57,6 +66,17 @@ def test_the_reader_of_the_document_agrees_bit_for_bit(tmp_path):
         assert shape == list(state[name].shape)
         for tensor in (state[name], loaded[name]):
             assert np.frombuffer(raw, np.uint8).tobytes() == to_bits(tensor).tobytes(), name
+
+
+@pytest.mark.parametrize("values", ["int8", "float16"])
+def test_the_reader_of_the_document_reads_rounded_weights(values, tmp_path):
+    state = {"w": torch.randn(40, 90, 3) * (torch.rand(40, 90, 3) < 0.1), "b": torch.randn(40)}
+    path = tmp_path / "model.safetensors"
+    mm.save(state, path, values=values)
+    loaded, plain = mm.load(path), plain_reader()(path)
+    for name, (dtype, _, raw) in plain.items():
+        assert dtype == "F32"
+        assert np.frombuffer(raw, np.uint8).tobytes() == to_bits(loaded[name]).tobytes(), name
 
 
 def test_the_reader_of_the_document_checks_the_checksums(tmp_path):

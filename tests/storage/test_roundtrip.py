@@ -46,7 +46,7 @@ def test_every_element_type_at_every_sparsity(name, sparsity, tmp_path):
     raw = rng.integers(0, 2 if name == "BOOL" else 256, (900, width), np.uint8)  # random bits: NaNs of all kinds too
     raw[rng.random(900) < sparsity] = 0
     tensor = torch.from_numpy(raw.reshape(-1)).view(TYPES[name]).reshape(30, 30)
-    loaded = back({"w": tensor}, tmp_path)["w"]
+    loaded = back({"w": tensor}, tmp_path, signed_zeros=True)["w"]
     assert same_bits(loaded, tensor)
 
 
@@ -54,15 +54,27 @@ def test_negative_zero_nan_and_denormals_survive(tmp_path):
     special = torch.tensor([-0.0, float("nan"), -float("nan"), float("inf"), 1e-45, -1e-45])
     tensor = torch.zeros(3000)
     tensor[torch.arange(6) * 400] = special
-    with pytest.warns(UserWarning, match="1 negative zeros"):
-        assert same_bits(back({"w": tensor}, tmp_path)["w"], tensor)
+    assert same_bits(back({"w": tensor}, tmp_path, signed_zeros=True)["w"], tensor)
     assert encodings(tmp_path / "model.safetensors") == {"w": "gaps"}
 
 
-def test_negative_zeros_warn_because_they_cost_as_much_as_values(tmp_path):
-    masked = -torch.ones(100, 100) * (torch.arange(100) == 3)  # -1 * 0 is -0.0
-    with pytest.warns(UserWarning, match=r"'w' holds 9,900 negative zeros.*w \+= 0.0"):
-        mm.save({"w": torch.cat([masked, torch.zeros(100, 100)])}, tmp_path / "x")
+def test_zeros_lose_their_sign_unless_it_is_to_be_kept(tmp_path):
+    mask = torch.rand(200, 200) < 0.1
+    pruned = torch.randn(200, 200) * mask  # -1 * 0 is -0.0
+    mm.save(
+        {"w": pruned, "half": pruned.bfloat16(), "int": torch.tensor([-(2**31)], dtype=torch.int32)}, tmp_path / "x"
+    )
+    loaded = mm.load(tmp_path / "x")
+    assert torch.equal(loaded["w"], pruned)
+    assert not loaded["w"][~mask].signbit().any() and not loaded["half"][~mask].signbit().any()
+    assert same_bits(loaded["w"], pruned + 0.0)
+    assert loaded["int"].item() == -(2**31)  # the same bits, and no zero
+    mm.save({"w": pruned}, tmp_path / "signed", signed_zeros=True)
+    assert same_bits(mm.load(tmp_path / "signed")["w"], pruned)
+    mm.save({"w": pruned}, tmp_path / "plain")
+    assert os.path.getsize(tmp_path / "plain") < 0.35 * os.path.getsize(tmp_path / "signed")
+    assert int(mm.predict_size({"w": pruned})) == os.path.getsize(tmp_path / "plain")
+    assert torch.signbit(pruned).sum() > mask.sum()  # the model's own tensor is left as it is
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (1,), (1, 1, 1, 1), (7,), (5, 3, 2, 2, 2)])
@@ -216,9 +228,9 @@ def test_the_safetensors_package_opens_what_is_written(tmp_path):
     }
     mm.save(state, path)
     raw = load_file(path)
-    assert set(raw) == {"w::gaps", "w::values", "f8::gaps", "f8::values", "b", "i"}
+    assert set(raw) == {"w::coded", "f8::gaps", "f8::values", "b", "i"}
     assert torch.equal(raw["b"], state["b"])
-    assert torch.equal(raw["w::values"], state["w"][state["w"] != 0])
+    assert torch.equal(raw["f8::values"].float(), state["f8"][state["f8"].float() != 0].float())
 
 
 def test_a_hundred_thousand_tensors(tmp_path):

@@ -54,15 +54,15 @@ def test_resnet18_reaches_its_sizes(sparsity, tmp_path):
         assert path.stat().st_size <= BARS[sparsity] * dense
 
 
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_the_prediction_is_the_size_of_the_file(dtype, tmp_path):
-    model = nn.Sequential(nn.Linear(100, 80), nn.BatchNorm1d(80), nn.Linear(80, 60), nn.Linear(60, 7))
+@pytest.mark.parametrize("options", [{}, {"dtype": torch.bfloat16}, {"values": "int8"}, {"values": "float16"}], ids=str)
+def test_the_prediction_is_the_size_of_the_file(options, tmp_path):
+    model = nn.Sequential(nn.Linear(100, 80), nn.BatchNorm1d(80), nn.Linear(60, 12), nn.Linear(12, 7))
     with torch.no_grad():
         model[0].weight.mul_(torch.rand(80, 100) < 0.03).add_(0.0)
-        model[2].weight.mul_(torch.rand(60, 80) < 0.5).add_(0.0)
+        model[2].weight.mul_(torch.rand(12, 60) < 0.5).add_(0.0)
     path = tmp_path / "model.safetensors"
-    predicted = mm.predict_size(model, metadata={"run": "1"}, dtype=dtype)
-    mm.save(model, path, metadata={"run": "1"}, dtype=dtype)
+    predicted = mm.predict_size(model, metadata={"run": "1"}, **options)
+    mm.save(model, path, metadata={"run": "1"}, **options)
     assert int(predicted) == predicted.total == path.stat().st_size
     assert file_sizes(path) == predicted
     by_name = {tensor.name: tensor for tensor in predicted.tensors}
@@ -76,9 +76,11 @@ def test_the_table_shows_what_other_encodings_would_give():
     weight[0, :4] = 1.0
     sizes = mm.predict_size({"w": weight})
     (tensor,) = sizes.tensors
+    coded = tensor.others.pop("coded")
     # gaps: 4 codes, 39 escapes for the 9996 zeros after them, 4 values; blocks: 4:16, 625 * 11 bits and 625 * 4 values
     assert tensor.nbytes == tensor.others["gaps"] == 4 + 39 + 16
     assert tensor.others == {"dense": 40_000, "bitmask": 1250 + 16, "gaps": 59, "blocked": 860 + 10_000}
+    tensor.others["coded"] = coded
     header, row, total = str(sizes).splitlines()
     columns = [
         "tensor",
@@ -91,7 +93,8 @@ def test_the_table_shows_what_other_encodings_would_give():
         "as_bitmask",
         "as_gaps",
         "as_blocked",
+        "as_coded",
     ]
     assert header.replace("as ", "as_").split() == columns
-    assert row.split() == ["w", "100x100", "F32", "99.96%", "gaps", "59", "40,000", "1,266", "59", "10,860"]
+    assert row.split() == ["w", "100x100", "F32", "99.96%", "gaps", "59", "40,000", "1,266", "59", "10,860", f"{coded}"]
     assert f"{sizes.total:,} bytes" in total and "dense 40,000" in total

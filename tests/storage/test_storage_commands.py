@@ -31,7 +31,7 @@ def test_info_prints_metadata_sizes_and_alternatives(saved, capsys):
     assert "sparsity: 0.5" in text
     row = next(line for line in text.splitlines() if line.startswith("weight "))
     # one of every two: 1024 blocks of a bit and a value each; a mask of 256 bytes; 1024 gaps
-    for cell in ("32x64", "F32", "50.00%", "blocked", "4,224", "8,192", "4,352", "5,120"):
+    for cell in ("32x64", "F32", "50.00%", "coded", "4,224", "8,192", "4,352", "5,120"):
         assert cell in row
     assert mm.predict_size(saved[0], metadata={"method": "pilot", "run": {"seed": 3}}).summary() in text
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,16 +14,33 @@ from torch import Tensor, nn
 from mirrormask.matrices import default_weights
 from mirrormask.storage.container import build_header
 from mirrormask.storage.dtypes import BYTES, NAMES, Bits, to_bits
-from mirrormask.storage.encodings import Dense, Encoding, Source, choose
+from mirrormask.storage.encodings import Coded, Encoding, Source, all_sizes, choose
+from mirrormask.storage.narrow import Narrow, Values, narrow
 from mirrormask.storage.parts import DIGITS, checksum
 from mirrormask.storage.tensors import Storable, named_tensors, ties
 
-__all__ = ["FORMAT_VERSION", "PREFIX", "Plan", "Planned", "make_plan", "stored_name"]
+__all__ = ["FORMAT_VERSIONS", "PREFIX", "SCALES", "Form", "Plan", "Planned", "make_plan", "source_of", "stored_name"]
 
-#: Raised when a reader of the old format could not read, or could misread, the new one.
-FORMAT_VERSION = "1"
+#: The first has the encodings dense, bitmask, gaps and blocked; the second also coded, and tensors that become wider
+#: when they are loaded. A file says the least that it needs.
+FORMAT_VERSIONS = ("1", "2")
+#: The part of a tensor of levels that holds their scales.
+SCALES = "scales"
 #: What the library's own metadata keys begin with.
 PREFIX = "mirrormask."
+
+
+@dataclass(frozen=True)
+class Form:
+    """How values are written.
+
+    Attributes:
+        values: ``"int8"``, ``"float16"`` or ``None``: what weights are rounded to in the file.
+        signed_zeros: whether ``-0.0`` is kept, which costs as much as a value.
+    """
+
+    values: Values = None
+    signed_zeros: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,6 +55,12 @@ class Planned:
     stored: dict[str, tuple[str, tuple[int, ...]]]
     #: part -> its bits; empty when only the sizes were asked for
     arrays: dict[str, Bits] = field(repr=False)
+    #: what is loaded: the element type, and the dimension that its scales go with, if there are any
+    becomes: str = ""
+    axis: int | None = None
+    #: nonzero elements and the bytes of each encoding; empty when the arrays were asked for
+    nonzeros: int = 0
+    others: dict[str, int | None] = field(default_factory=dict, repr=False)
 
     @property
     def nbytes(self) -> int:
@@ -48,13 +70,21 @@ class Planned:
     def index(self) -> dict[str, Any]:
         """The tensor's entry in the file's index."""
         digests = {part: checksum(array) for part, array in self.arrays.items()}
+        loaded: dict[str, Any] = {"becomes": self.becomes} if self.becomes else {}
         return {
             "encoding": self.encoding.name,
             **self.encoding.index(),
             "dtype": self.dtype,
             "shape": list(self.shape),
+            **loaded,
+            **({} if self.axis is None else {"axis": self.axis}),
             "sha256": digests or dict.fromkeys(self.stored, "0" * DIGITS),
         }
+
+    @property
+    def is_new(self) -> bool:
+        """Whether readers of the first version could not read it."""
+        return bool(self.becomes) or isinstance(self.encoding, Coded)
 
 
 @dataclass(frozen=True)
@@ -77,18 +107,26 @@ class Plan:
 
 
 def make_plan(
-    model: Storable, metadata: Mapping[str, Any] | None, dtype: torch.dtype | None, *, sizes_only: bool = False
+    model: Storable,
+    metadata: Mapping[str, Any] | None,
+    dtype: torch.dtype | None,
+    form: Form,
+    *,
+    sizes_only: bool = False,
 ) -> Plan:
     """Choose an encoding for every tensor and encode it; with ``sizes_only``, keep the sizes and drop the arrays."""
     notes = _texts(metadata or {})
+    if form.values is not None and dtype is not None:
+        raise ValueError(f"values={form.values!r} and dtype={dtype} both say how to store a weight; pass one of them")
     state = named_tensors(model, dtype)
     tied = ties(state)
-    tensors = tuple(_planned(name, tensor, sizes_only) for name, tensor in state.items() if name not in tied)
+    narrowed = narrow(model, {name: tensor for name, tensor in state.items() if name not in tied}, form.values)
+    tensors = tuple(_planned(name, stored, form, sizes_only) for name, stored in narrowed.items())
     entries = {planned.name: planned.index() for planned in tensors}
     entries |= {name: {"encoding": "tied", "to": first} for name, first in tied.items()}
     separator = _separator(tensors)
     own = {
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSIONS[any(planned.is_new for planned in tensors)],
         "library_version": _version(),
         "sparsity": repr(_sparsity(model, state, tied)),
         "separator": separator,
@@ -106,28 +144,35 @@ def stored_name(tensor: str, part: str, separator: str) -> str:
     return f"{tensor}{separator}{part}" if part else tensor
 
 
-def _planned(name: str, tensor: Tensor, sizes_only: bool) -> Planned:
-    dtype, shape = NAMES[tensor.dtype], tuple(tensor.shape)
-    source = Source(to_bits(tensor), shape)
+def source_of(tensor: Tensor, form: Form) -> Source:
+    """What is encoded of a tensor: its bits, without the sign of zeros unless it is to be kept."""
+    bits = to_bits(tensor)
+    has_sign = tensor.is_floating_point() and not NAMES[tensor.dtype].endswith("FNUZ")  # their -0.0 is NaN
+    if has_sign and not form.signed_zeros:
+        zeros = bits == bits.dtype.type(1 << (8 * bits.itemsize - 1))
+        if zeros.any():
+            bits = bits.copy()
+            bits[zeros] = 0
+    return Source(bits, tuple(tensor.shape))
+
+
+def _planned(name: str, values: Narrow, form: Form, sizes_only: bool) -> Planned:
+    tensor, shape = values.tensor, tuple(values.tensor.shape)
+    dtype = NAMES[tensor.dtype]
+    source = source_of(tensor, form)
     encoding, _ = choose(source)
     arrays = encoding.encode(source)
-    if not isinstance(encoding, Dense) and tensor.is_floating_point() and not dtype.endswith("FNUZ"):  # has no -0.0
-        _warn_of_negative_zeros(name, source)
     stored = {
         part: (dtype, shape) if part == "" else (dtype if part == "values" else "U8", (array.size,))
         for part, array in arrays.items()
     }
-    return Planned(name, dtype, shape, encoding, stored, {} if sizes_only else arrays)
-
-
-def _warn_of_negative_zeros(name: str, source: Source) -> None:
-    """A weight times its mask has ``-0.0`` where it was negative; those are kept, and cost as much as values."""
-    if 10 * source.negative_zeros > source.nonzeros:
-        warnings.warn(
-            f"{name!r} holds {source.negative_zeros:,} negative zeros, which are stored bit for bit like values; "
-            "add 0.0 to the weight (w += 0.0) to make them plain zeros and the file smaller",
-            stacklevel=6,
-        )
+    if values.scales is not None:
+        arrays = {**arrays, SCALES: to_bits(values.scales)}
+        stored[SCALES] = ("BF16", tuple(values.scales.shape))
+    becomes = "" if values.becomes is None else NAMES[values.becomes]
+    if not sizes_only:
+        return Planned(name, dtype, shape, encoding, stored, arrays, becomes, values.axis)
+    return Planned(name, dtype, shape, encoding, stored, {}, becomes, values.axis, source.nonzeros, all_sizes(source))
 
 
 def _file_order(tensors: Sequence[Planned]) -> list[tuple[Planned, str]]:

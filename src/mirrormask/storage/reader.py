@@ -14,16 +14,19 @@ from typing import IO, Any, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
+from mirrormask.quantization import rounded
 from mirrormask.storage.container import Container, Extent, check_shape, open_container, parse_json
 from mirrormask.storage.dtypes import BITS, BYTES, TYPES
 from mirrormask.storage.encodings import Dense, Encoding, from_index
 from mirrormask.storage.errors import FormatError
 from mirrormask.storage.parts import DIGITS, Part
-from mirrormask.storage.plan import FORMAT_VERSION, PREFIX, stored_name
+from mirrormask.storage.plan import FORMAT_VERSIONS, PREFIX, SCALES, stored_name
 
-__all__ = ["Contents", "Entry", "load", "read_contents", "read_state"]
+__all__ = ["Contents", "Entry", "load", "read_contents", "read_state", "stored_tensors"]
 
 Model = TypeVar("Model", bound=nn.Module)
+#: What levels may become.
+WIDE = ("F64", "F32", "F16", "BF16")
 
 
 @overload
@@ -78,6 +81,10 @@ class Entry:
     stored: dict[str, Extent]
     #: part -> the checksum that the file states; empty for a plain safetensors file
     digests: dict[str, str]
+    #: the element type that is loaded, where it is another than the stored one
+    becomes: str = ""
+    #: the dimension that the scales of stored levels go with, where there are any
+    axis: int | None = None
 
     @property
     def nbytes(self) -> int:
@@ -127,8 +134,20 @@ def read_state(file: IO[bytes], nbytes: int) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name, entry in contents.entries.items():
         if isinstance(entry, Entry):
-            state[name] = _decode(file, entry)
+            state[name] = _loaded(file, entry, _decode(file, entry))
     return {name: state[entry if isinstance(entry, str) else name] for name, entry in contents.entries.items()}
+
+
+def stored_tensors(path: str | os.PathLike[str]) -> Iterator[tuple[Entry, Tensor]]:
+    """Each entry of a file with its tensor as it is stored: levels, where it is stored by levels.
+
+    Raises:
+        FormatError: the file is damaged.
+    """
+    with _open(path) as (file, nbytes):
+        for entry in _contents(open_container(file, nbytes)).entries.values():
+            if isinstance(entry, Entry):
+                yield entry, _decode(file, entry)
 
 
 @contextlib.contextmanager
@@ -154,8 +173,9 @@ def _contents(container: Container) -> Contents:
         }
         return Contents(plain, metadata, False, container.nbytes)
     version = metadata.get(PREFIX + "format_version")
-    if version != FORMAT_VERSION:
-        raise FormatError(f"format version {str(version)[:40]!r}; this library reads {FORMAT_VERSION!r}; update it")
+    if version not in FORMAT_VERSIONS:
+        known = " and ".join(map(repr, FORMAT_VERSIONS))
+        raise FormatError(f"format version {str(version)[:40]!r}; this library reads {known}; update it")
     separator = metadata.get(PREFIX + "separator", "")
     index = parse_json(metadata.get(PREFIX + "index", ""), "the index")
     if len(separator) < 2:
@@ -184,27 +204,40 @@ def _entry(name: str, entry: Any, separator: str, left: dict[str, Extent]) -> En
     if not isinstance(dtype, str) or dtype not in BYTES:
         raise FormatError(f"unknown element type {str(dtype)[:50]!r}; known: {', '.join(BYTES)}", tensor=name)
     shape = check_shape(entry.get("shape"), BYTES[dtype], name)
+    becomes, axis = _becomes(entry, dtype, shape, name)
+    parts = (*encoding.parts, *(() if axis is None else (SCALES,)))
     digests = entry.get("sha256")
-    if not (
-        isinstance(digests, dict) and set(digests) == set(encoding.parts) and all(map(_is_digest, digests.values()))
-    ):
-        raise FormatError(f"its index entry needs a checksum for each of {list(encoding.parts)}", tensor=name)
+    if not (isinstance(digests, dict) and set(digests) == set(parts) and all(map(_is_digest, digests.values()))):
+        raise FormatError(f"its index entry needs a checksum for each of {list(parts)}", tensor=name)
     stored = {}
-    for part in encoding.parts:
+    for part in parts:
         key = stored_name(name, part, separator)
         if key not in left:
             raise FormatError(f"its stored array {key[:200]!r} is missing or used twice", tensor=name)
         stored[part] = left.pop(key)
-        wanted = dtype if part in ("", "values") else "U8"
-        if (
-            stored[part].dtype != wanted
-            or (shape if part == "" else (math.prod(stored[part].shape),)) != stored[part].shape
-        ):
+        wanted = dtype if part in ("", "values") else "BF16" if part == SCALES else "U8"
+        sizes = {"": shape, SCALES: (shape[axis or 0],) if axis is not None else ()}
+        if stored[part].dtype != wanted or sizes.get(part, (math.prod(stored[part].shape),)) != stored[part].shape:
             raise FormatError(f"its stored array {key[:200]!r} is not {wanted} of the right shape", tensor=name)
     fault = encoding.check_room(shape, {part: math.prod(extent.shape) for part, extent in stored.items()})
     if fault:
         raise FormatError(fault, tensor=name)
-    return Entry(name, dtype, shape, encoding, stored, digests)
+    return Entry(name, dtype, shape, encoding, stored, digests, becomes, axis)
+
+
+def _becomes(entry: Mapping[str, Any], dtype: str, shape: tuple[int, ...], name: str) -> tuple[str, int | None]:
+    """The element type that is loaded of an entry, ``""`` if it is the stored one, and the dimension of its scales."""
+    becomes, axis = entry.get("becomes", ""), entry.get("axis")
+    if becomes == "" and axis is None:
+        return "", None
+    wide = {"I8": WIDE, "F16": ("F32", "F64")}
+    if becomes not in wide.get(dtype, ()) or (axis is not None) != (dtype == "I8"):
+        fault = f"{dtype} cannot become {str(becomes)[:40]!r}; known: levels (I8 with an axis) and F16, of wider floats"
+        raise FormatError(fault, tensor=name)
+    if axis is not None and not (type(axis) is int and 0 <= axis < len(shape)):
+        raise FormatError(f"scales along dimension {str(axis)[:40]} of shape {list(shape)}", tensor=name)
+    check_shape(list(shape), BYTES[becomes], name)
+    return becomes, axis
 
 
 def _is_digest(value: object) -> bool:
@@ -220,7 +253,7 @@ def _decode(file: IO[bytes], entry: Entry) -> Tensor:
             flat.zero_()
     except (RuntimeError, MemoryError):
         raise FormatError(f"its {nbytes:,} bytes do not fit into memory", tensor=entry.name) from None
-    parts = {part: Part(file, extent, entry.name, entry.digests.get(part)) for part, extent in entry.stored.items()}
+    parts = {part: _part(file, entry, part) for part in entry.encoding.parts}
     fault = entry.encoding.decode(parts, flat.numpy().view(BITS[BYTES[entry.dtype]]), entry.shape)
     if fault is None and entry.dtype == "BOOL" and nbytes and int(flat.max()) > 1:
         fault = "a bool that is neither 0 nor 1"
@@ -230,6 +263,27 @@ def _decode(file: IO[bytes], entry: Entry) -> Tensor:
     if fault is not None:
         raise FormatError(fault, tensor=entry.name)
     return flat.view(TYPES[entry.dtype]).reshape(entry.shape)
+
+
+def _part(file: IO[bytes], entry: Entry, part: str) -> Part:
+    return Part(file, entry.stored[part], entry.name, entry.digests.get(part))
+
+
+def _loaded(file: IO[bytes], entry: Entry, stored: Tensor) -> Tensor:
+    """What the model gets of a stored tensor."""
+    if not entry.becomes:
+        return stored
+    try:
+        if entry.axis is None:
+            return stored.to(TYPES[entry.becomes])
+        part = _part(file, entry, SCALES)
+        scale = torch.from_numpy(part.take(part.left)).view(torch.bfloat16)
+        part.finish()
+        if not bool(((scale > 0) & scale.isfinite()).all()):
+            raise FormatError("a scale that is not a positive number", tensor=entry.name)
+        return rounded(stored, scale, entry.axis).to(TYPES[entry.becomes])
+    except (RuntimeError, MemoryError):
+        raise FormatError(f"its {stored.numel():,} elements do not fit into memory", tensor=entry.name) from None
 
 
 def _check_fits(model: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:

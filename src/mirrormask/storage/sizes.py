@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mirrormask.storage.dtypes import NAMES, to_bits
-from mirrormask.storage.encodings import Source, all_sizes
-from mirrormask.storage.plan import make_plan
-from mirrormask.storage.reader import Entry, load, read_contents
-from mirrormask.storage.tensors import Storable, named_tensors
+from mirrormask.storage.dtypes import BYTES
+from mirrormask.storage.encodings import all_sizes
+from mirrormask.storage.narrow import Values
+from mirrormask.storage.plan import Form, make_plan, source_of
+from mirrormask.storage.reader import Entry, read_contents, stored_tensors
+from mirrormask.storage.tensors import Storable
 
 __all__ = ["FileSizes", "TensorSizes", "file_sizes", "predict_size"]
 
@@ -25,7 +26,9 @@ class TensorSizes:
     """One stored tensor: what it is, how it is encoded, its bytes, and its bytes under each encoding.
 
     Attributes:
-        nonzeros: elements whose bits are not all zero; ``-0.0`` is one of them.
+        dtype: the stored element type.
+        nonzeros: elements whose bits are not all zero.
+        becomes: the element type that is loaded.
         others: encoding -> bytes; ``None`` for ``"blocked"`` where the tensor has no N:M pattern.
     """
 
@@ -36,6 +39,7 @@ class TensorSizes:
     encoding: str
     nbytes: int
     others: dict[str, int | None]
+    becomes: str
 
     @property
     def numel(self) -> int:
@@ -67,8 +71,8 @@ class FileSizes:
 
     @property
     def dense(self) -> int:
-        """Bytes of the same tensors with their zeros, without any header."""
-        return sum(tensor.others["dense"] or 0 for tensor in self.tensors)
+        """Bytes of the tensors that are loaded, without any header."""
+        return sum(tensor.numel * BYTES[tensor.becomes] for tensor in self.tensors)
 
     def __int__(self) -> int:
         return self.total
@@ -79,7 +83,7 @@ class FileSizes:
             (
                 tensor.name,
                 "x".join(map(str, tensor.shape)) or "scalar",
-                tensor.dtype,
+                tensor.dtype if tensor.dtype == tensor.becomes else f"{tensor.dtype} for {tensor.becomes}",
                 f"{100 * tensor.sparsity:.2f}%",
                 tensor.encoding,
                 f"{tensor.nbytes:,}",
@@ -97,7 +101,7 @@ class FileSizes:
         return f"{self.total:,} bytes, of which header {self.overhead:,}; dense {self.dense:,}{times}"
 
 
-_COLUMNS = ("dense", "bitmask", "gaps", "blocked")
+_COLUMNS = ("dense", "bitmask", "gaps", "blocked", "coded")
 #: Name, shape, type and encoding are texts and stand at the left; numbers stand at the right.
 _TEXTS = (0, 1, 2, 4)
 
@@ -108,14 +112,19 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def predict_size(
-    model: Storable, *, metadata: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None
+    model: Storable,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+    values: Values = None,
+    signed_zeros: bool = False,
 ) -> FileSizes:
     """The size of the file that :func:`mirrormask.save` would write with the same arguments, to the byte.
 
     Args:
         model: a module or a state dict.
         metadata: as for :func:`mirrormask.save`; it is part of the file.
-        dtype: as for :func:`mirrormask.save`.
+        dtype, values, signed_zeros: as for :func:`mirrormask.save`.
 
     Returns:
         A :class:`FileSizes`: ``int()`` for the total, ``str()`` for a table with a row a tensor.
@@ -124,10 +133,19 @@ def predict_size(
         >>> int(predict_size({"w": torch.zeros(1000, 1000)})) < 8000
         True
     """
-    plan = make_plan(model, metadata, dtype, sizes_only=True)
-    state = named_tensors(model, dtype)
+    plan = make_plan(model, metadata, dtype, Form(values, signed_zeros), sizes_only=True)
     tensors = tuple(
-        _sizes(planned.name, state[planned.name], planned.encoding.name, planned.nbytes) for planned in plan.tensors
+        TensorSizes(
+            planned.name,
+            planned.dtype,
+            planned.shape,
+            planned.nonzeros,
+            planned.encoding.name,
+            planned.nbytes,
+            planned.others,
+            planned.becomes or planned.dtype,
+        )
+        for planned in plan.tensors
     )
     return FileSizes(tensors, len(plan.header))
 
@@ -138,12 +156,20 @@ def file_sizes(path: str | os.PathLike[str]) -> FileSizes:
     Raises:
         FormatError: the file is damaged.
     """
-    contents, state = read_contents(path), load(path)
-    entries = [entry for entry in contents.entries.values() if isinstance(entry, Entry)]
-    tensors = tuple(_sizes(entry.name, state[entry.name], entry.encoding.name, entry.nbytes) for entry in entries)
+    contents = read_contents(path)
+    tensors = tuple(_sizes(entry, tensor) for entry, tensor in stored_tensors(path))
     return FileSizes(tensors, contents.nbytes - sum(tensor.nbytes for tensor in tensors))
 
 
-def _sizes(name: str, tensor: Tensor, encoding: str, nbytes: int) -> TensorSizes:
-    source = Source(to_bits(tensor), tuple(tensor.shape))
-    return TensorSizes(name, NAMES[tensor.dtype], source.shape, source.nonzeros, encoding, nbytes, all_sizes(source))
+def _sizes(entry: Entry, stored: Tensor) -> TensorSizes:
+    source = source_of(stored, Form(signed_zeros=True))
+    return TensorSizes(
+        entry.name,
+        entry.dtype,
+        entry.shape,
+        source.nonzeros,
+        entry.encoding.name,
+        entry.nbytes,
+        all_sizes(source),
+        entry.becomes or entry.dtype,
+    )

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mirrormask.storage.dtypes import NAMES
 
-__all__ = ["Storable", "named_tensors", "ties"]
+__all__ = ["Storable", "converted", "named_tensors", "ties"]
 
 #: What can be saved: a module, or a state dict.
 Storable = nn.Module | Mapping[str, Tensor]
@@ -37,7 +37,7 @@ def named_tensors(model: Storable, dtype: torch.dtype | None = None) -> dict[str
     state = model.state_dict() if isinstance(model, nn.Module) else model
     if not isinstance(state, Mapping):
         raise TypeError(f"cannot save a {type(model).__name__}; pass a torch.nn.Module or a state dict")
-    return {name: _converted(name, _checked(name, tensor), dtype) for name, tensor in state.items()}
+    return {name: converted(name, _checked(name, tensor), dtype) for name, tensor in state.items()}
 
 
 def ties(state: Mapping[str, Tensor]) -> dict[str, str]:
@@ -90,7 +90,12 @@ def _problem(tensor: Tensor) -> str | None:
     return None
 
 
-def _converted(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+def converted(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A weight in a type of 16 bits, if it is a wider one; biases and other vectors as they are.
+
+    Raises:
+        ValueError: it is too large for float16.
+    """
     if dtype is None or not tensor.is_floating_point() or tensor.ndim < 2 or tensor.element_size() <= dtype.itemsize:
         return tensor
     small = tensor.to(dtype)

@@ -31,6 +31,8 @@ class Source:
         self.bits = bits
         self.shape = shape
         self.itemsize = bits.itemsize
+        self.coded: tuple[bytes, ...] = ()
+        """The pieces of the coded form, once it was made."""
 
     @cached_property
     def mask(self) -> Bits:
