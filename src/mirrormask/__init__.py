@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from mirrormask.methods import Method
     from mirrormask.optimizer import SparseOptimizer, apply_masks, keep_zeros
     from mirrormask.optimizer.sparsify import sparsify
+    from mirrormask.pruning.prune import prune
+    from mirrormask.pruning.report import PruneReport
     from mirrormask.runtime import compile
     from mirrormask.selection import Sparsity, select_weights, sparsity
     from mirrormask.storage import FormatError, export, load, predict_size, save
@@ -20,6 +22,7 @@ __version__ = "0.1.0"
 __all__ = [
     "FormatError",
     "Method",
+    "PruneReport",
     "SparseOptimizer",
     "Sparsity",
     "__version__",
@@ -35,6 +38,7 @@ __all__ = [
     "masks",
     "methods",
     "predict_size",
+    "prune",
     "recalibrate",
     "report",
     "save",
@@ -48,6 +52,7 @@ __all__ = [
 _LAZY: dict[str, str] = {
     "FormatError": "mirrormask.storage",
     "Method": "mirrormask.methods",
+    "PruneReport": "mirrormask.pruning",
     "SparseOptimizer": "mirrormask.optimizer",
     "Sparsity": "mirrormask.selection",
     "apply_masks": "mirrormask.optimizer",
@@ -62,6 +67,7 @@ _LAZY: dict[str, str] = {
     "masks": "mirrormask.masks",
     "methods": "mirrormask.methods",
     "predict_size": "mirrormask.storage",
+    "prune": "mirrormask.pruning",
     "recalibrate": "mirrormask.batchnorm",
     "report": "mirrormask.report",
     "save": "mirrormask.storage",
