@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mirrormask import corrections, decay, flow, geometry, masks, methods, report
     from mirrormask.batchnorm import recalibrate
+    from mirrormask.distillation import Distillation, distill
     from mirrormask.methods import Method
     from mirrormask.optimizer import SparseOptimizer, apply_masks, keep_zeros
     from mirrormask.optimizer.sparsify import sparsify
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Distillation",
     "FormatError",
     "Method",
     "PruneReport",
@@ -30,6 +32,7 @@ __all__ = [
     "compile",
     "corrections",
     "decay",
+    "distill",
     "export",
     "flow",
     "geometry",
@@ -50,6 +53,7 @@ __all__ = [
 #: Public name -> its module, imported when the name is first used: the command line must not wait for torch
 #: before it needs it, and some modules need an extra.
 _LAZY: dict[str, str] = {
+    "Distillation": "mirrormask.distillation",
     "FormatError": "mirrormask.storage",
     "Method": "mirrormask.methods",
     "PruneReport": "mirrormask.pruning",
@@ -59,6 +63,7 @@ _LAZY: dict[str, str] = {
     "corrections": "mirrormask.corrections",
     "compile": "mirrormask.runtime",
     "decay": "mirrormask.decay",
+    "distill": "mirrormask.distillation",
     "export": "mirrormask.storage.export",
     "flow": "mirrormask.flow",
     "geometry": "mirrormask.geometry",
