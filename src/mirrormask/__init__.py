@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mirrormask import corrections, decay, flow, geometry, masks, methods, report
     from mirrormask.batchnorm import recalibrate
+    from mirrormask.distillation import Distillation, distill
     from mirrormask.methods import Method
     from mirrormask.optimizer import SparseOptimizer, apply_masks, keep_zeros
     from mirrormask.optimizer.sparsify import sparsify
+    from mirrormask.pruning.prune import prune
+    from mirrormask.pruning.report import PruneReport
     from mirrormask.runtime import compile
     from mirrormask.selection import Sparsity, select_weights, sparsity
     from mirrormask.storage import FormatError, export, load, predict_size, save
@@ -18,8 +21,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Distillation",
     "FormatError",
     "Method",
+    "PruneReport",
     "SparseOptimizer",
     "Sparsity",
     "__version__",
@@ -27,6 +32,7 @@ __all__ = [
     "compile",
     "corrections",
     "decay",
+    "distill",
     "export",
     "flow",
     "geometry",
@@ -35,6 +41,7 @@ __all__ = [
     "masks",
     "methods",
     "predict_size",
+    "prune",
     "recalibrate",
     "report",
     "save",
@@ -46,14 +53,17 @@ __all__ = [
 #: Public name -> its module, imported when the name is first used: the command line must not wait for torch
 #: before it needs it, and some modules need an extra.
 _LAZY: dict[str, str] = {
+    "Distillation": "mirrormask.distillation",
     "FormatError": "mirrormask.storage",
     "Method": "mirrormask.methods",
+    "PruneReport": "mirrormask.pruning",
     "SparseOptimizer": "mirrormask.optimizer",
     "Sparsity": "mirrormask.selection",
     "apply_masks": "mirrormask.optimizer",
     "corrections": "mirrormask.corrections",
     "compile": "mirrormask.runtime",
     "decay": "mirrormask.decay",
+    "distill": "mirrormask.distillation",
     "export": "mirrormask.storage.export",
     "flow": "mirrormask.flow",
     "geometry": "mirrormask.geometry",
@@ -62,6 +72,7 @@ _LAZY: dict[str, str] = {
     "masks": "mirrormask.masks",
     "methods": "mirrormask.methods",
     "predict_size": "mirrormask.storage",
+    "prune": "mirrormask.pruning",
     "recalibrate": "mirrormask.batchnorm",
     "report": "mirrormask.report",
     "save": "mirrormask.storage",

@@ -9,11 +9,13 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mirrormask.calibration.batches import Forward, feed
+
 __all__ = ["recalibrate"]
 
 
 @torch.no_grad()
-def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
+def recalibrate(model: nn.Module, batches: Iterable[Any], *, forward: Forward | None = None) -> int:
     """Estimate the batch-norm statistics of ``model`` anew, as plain averages over ``batches``.
 
     Pruning changes what every layer puts out, and running averages of the unpruned network no longer describe it:
@@ -22,8 +24,9 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
 
     Args:
         model: any module.
-        batches: inputs, or tuples whose first element is the input, on the model's device; at least one if the
-            model has batch-norm layers. Some thousand examples are enough.
+        batches: inputs, tuples whose first element is the input, or mappings of keyword arguments, on the model's
+            device; at least one if the model has batch-norm layers. Some thousand examples are enough.
+        forward: for other batches, ``forward(model, batch)``.
 
     Returns:
         How many batches were read.
@@ -50,7 +53,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
             norm.momentum = None  # a cumulative average
             norm.reset_running_stats()
         for batch in batches:
-            model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+            feed(model, batch, forward)
             count += 1
         if count == 0:
             for buffer, value in saved:

@@ -19,20 +19,23 @@ __all__ = ["LayerSparsity", "Sparsity", "Weights", "count_zeros", "select_weight
 Weights = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
 
-def select_weights(model: nn.Module, weights: Weights | None = None) -> dict[str, nn.Parameter]:
+def select_weights(
+    model: nn.Module, weights: Weights | None = None, *, frozen: bool = False
+) -> dict[str, nn.Parameter]:
     """The parameters of ``model`` that may become sparse, by name, in the order of ``named_parameters``.
 
     By default these are the matrices of its layers: ``weight`` of Linear, Conv, ConvTranspose, Bilinear and Hugging
     Face's Conv1D, ``in_proj_weight`` or ``q/k/v_proj_weight`` of MultiheadAttention, ``weight_ih``, ``weight_hh`` and
     ``weight_hr`` of recurrent layers and cells; never biases, norms, embeddings or a head that is tied to one
     (``docs/selection.md``). Of a layer under weight norm it is ``v``, under spectral norm the original. Frozen
-    parameters are left out.
+    parameters are left out unless asked for.
 
     Args:
         model: any module.
         weights: ``None`` for the default; glob patterns over parameter names (``"layer4.*.weight"``); or a predicate
             ``(name, module) -> bool`` that is asked for every parameter, with the module that owns it. A tied tensor
             goes by all its names and owners: one that a pattern matches or the predicate wants is enough.
+        frozen: whether the default takes parameters with ``requires_grad=False`` too.
 
     Returns:
         name -> parameter. A tied weight appears once, under its first name.
@@ -55,7 +58,7 @@ def select_weights(model: nn.Module, weights: Weights | None = None) -> dict[str
         ['weight_ih_l0', 'weight_hh_l0']
     """
     listed = candidates(model)
-    chosen = _choose(model, listed, weights, frozen=False)
+    chosen = _choose(model, listed, weights, frozen=frozen)
     if weights is None:
         said = notes.on_default(model, listed, chosen)
     else:

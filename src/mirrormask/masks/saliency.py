@@ -1,4 +1,4 @@
-"""How much a weight matters, judged by data before training: SNIP, SynFlow, GraSP; larger stays."""
+"""How much a weight matters, judged by data before training: SNIP, SynFlow, GraSP, and by a layer's inputs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mirrormask.masks.calibrated import of_inputs
 from mirrormask.masks.selection import select
 
 __all__ = ["DATA_SCORES", "Loss", "grasp", "measure", "snip", "synflow"]
@@ -98,7 +99,12 @@ def synflow(
 
 
 #: Scores that need data, by name.
-DATA_SCORES: Mapping[str, Callable[..., list[Tensor]]] = {"snip": snip, "synflow": synflow, "grasp": grasp}
+DATA_SCORES: Mapping[str, Callable[..., list[Tensor]]] = {
+    "snip": snip,
+    "synflow": synflow,
+    "grasp": grasp,
+    **{name: of_inputs(name) for name in ("obs", "ria", "wanda")},
+}
 
 
 def measure(

@@ -1,0 +1,290 @@
+"""Distillation: a loss that draws a network to another's outputs, and to what it computes on the way."""
+
+from __future__ import annotations
+
+import difflib
+import weakref
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
+
+from mirrormask.checks import check_int, check_number, few
+
+__all__ = ["Distillation", "distill", "feature_loss", "logit_loss"]
+
+Features = Sequence[str] | Mapping[str, str]
+
+#: The least that a token's squared norm counts as, as a share of the mean: padding may be next to zero.
+FLOOR = 1e-3
+
+
+def logit_loss(student: Tensor, teacher: Tensor, temperature: float, classes: int = -1) -> Tensor:
+    """``T² KL(softmax(teacher / T) ‖ softmax(student / T))``, summed over classes and averaged over all else.
+
+    Args:
+        student, teacher: logits of one shape.
+        temperature: T, in (0, inf).
+        classes: the dimension of the classes.
+
+    Example:
+        >>> round(float(logit_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 2.0]]), 2.0)), 4)
+        0.4438
+
+    Source: Hinton, Vinyals and Dean 2015, arXiv 1503.02531, section 2 and 2.1 (for the factor T²).
+    """
+    ours = F.log_softmax(student / temperature, classes)
+    theirs = F.log_softmax(teacher.to(student.dtype) / temperature, classes)
+    return temperature**2 * F.kl_div(ours, theirs, reduction="none", log_target=True).sum(classes).mean()
+
+
+def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """``mean over i of ‖s_i - t_i‖² / ‖t_i‖²``, for the vector of channels of each token or pixel i.
+
+    Args:
+        student, teacher: features of one shape, ``(..., channels)`` with up to three dimensions, and with more, as
+            convolutions have them, ``(examples, channels, ...)``.
+
+    Example:
+        >>> float(feature_loss(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.tensor([[4.0, 0.0], [0.0, 1.0]])))
+        0.03125
+
+    Source: this library; features as hints are Romero et al.'s, arXiv 1412.6550, normalised so that no layer and no
+    token counts more for being larger.
+    """
+    channels = -1 if student.dim() <= 3 else 1
+    theirs = teacher.to(student.dtype)
+    size = theirs.square().sum(channels)
+    floor = FLOOR * size.mean() + torch.finfo(size.dtype).tiny
+    return ((student - theirs).square().sum(channels) / torch.maximum(size, floor)).mean()
+
+
+class Distillation:
+    """The loss that :func:`distill` returns: ``loss = distill(output, inputs...)``.
+
+    It is also a context; its end, :meth:`close`, and the end of the object itself remove the hooks on both networks.
+
+    Attributes:
+        parts: what the last call was made of, detached: ``"logits"``, and each of the student's features by name.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        *,
+        temperature: float | None,
+        features: Features | None,
+        feature_weight: float,
+        classes: int,
+    ) -> None:
+        for name, model in (("student", student), ("teacher", teacher)):
+            if not isinstance(model, nn.Module):
+                raise TypeError(f"{name}={model!r} is a {type(model).__name__}, not an nn.Module")
+        shared = {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}
+        if student is teacher or shared:
+            raise ValueError(
+                "the teacher shares parameters with the student, and would change with it; pass copy.deepcopy(model)"
+            )
+        if temperature is not None:
+            check_number("temperature", temperature, low=0.0, open_low=True)
+        check_number("feature_weight", feature_weight, low=0.0)
+        check_int("classes", classes, low=-10)
+        if temperature is None and not features:
+            raise ValueError("temperature=None leaves out the logits; name features=, or nothing is left to learn")
+        if isinstance(features, str):
+            raise TypeError(f"features={features!r} is one name; pass [{features!r}]")
+        pairs = dict(features) if isinstance(features, Mapping) else {name: name for name in features or ()}
+        self.teacher = teacher
+        self.temperature = temperature
+        self.feature_weight = feature_weight
+        self.classes = classes
+        self.pairs = pairs
+        self.parts: dict[str, Tensor] = {}
+        self._ours: dict[str, Tensor] = {}
+        self._theirs: dict[str, Tensor] = {}
+        modules = [(_module(student, "student", name), _module(teacher, "teacher", pairs[name])) for name in pairs]
+        handles = []
+        for name, (ours, theirs) in zip(pairs, modules, strict=True):
+            handles.append(ours.register_forward_hook(_Catch(name, self._ours, learning=True)))
+            handles.append(theirs.register_forward_hook(_Catch(name, self._theirs, learning=False)))
+        self._end = weakref.finalize(self, _remove, handles)
+
+    def __call__(self, output: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss of the batch that the student has just seen.
+
+        Args:
+            output: what the student returned for it: logits; something with ``.logits`` or ``["logits"]``; or a tuple
+                that begins with them. Not read with ``temperature=None``.
+            args, kwargs: what the student was given, for the teacher.
+
+        Raises:
+            ValueError: outputs or features of student and teacher differ in shape, the student has not run, or a
+                module returns no tensor; the object is closed.
+        """
+        if not self._end.alive:
+            raise ValueError("this distillation is closed; make another with mm.distill")
+        ours, theirs = dict(self._ours), self._theirs
+        self._ours.clear()  # the next call shall not read what this batch left
+        missing = [name for name in self.pairs if name not in ours]
+        if missing:
+            raise ValueError(
+                f"the student has not computed {few(missing)} since the last call; run it, in training and with "
+                "gradients, on each batch before this loss (torch.compile it after mm.distill)"
+            )
+        target = self._teach(args, kwargs)
+        missing = [self.pairs[name] for name in self.pairs if name not in theirs]
+        if missing:
+            raise ValueError(f"the teacher does not reach {few(missing)} with these inputs; name other features")
+        parts: dict[str, Tensor] = {}
+        if self.temperature is not None:
+            student, teacher = logits(output, "student"), logits(target, "teacher")
+            if student.shape != teacher.shape:
+                raise ValueError(
+                    f"the student's output is {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}; both need "
+                    "the same classes in the same order: exchange the head of one, or pass temperature=None with "
+                    "features="
+                )
+            parts["logits"] = logit_loss(student, teacher, self.temperature, self.classes)
+        for name, theirs_name in self.pairs.items():
+            if ours[name].shape != theirs[name].shape:
+                raise ValueError(
+                    f"{name!r} of the student is {tuple(ours[name].shape)}, {theirs_name!r} of the teacher "
+                    f"{tuple(theirs[name].shape)}; name modules of the same width with features={{student: teacher}}"
+                )
+            parts[name] = self.feature_weight * feature_loss(ours[name], theirs[name]) / len(self.pairs)
+        theirs.clear()
+        self.parts = {name: part.detach() for name, part in parts.items()}
+        return torch.stack(list(parts.values())).sum()
+
+    def _teach(self, args: Any, kwargs: Any) -> Any:
+        """The teacher's outputs, in evaluation mode, without gradients."""
+        training = [module for module in self.teacher.modules() if module.training]
+        self.teacher.eval()
+        try:
+            with torch.no_grad():
+                return self.teacher(*args, **kwargs)
+        finally:
+            for module in training:
+                module.training = True
+
+    def close(self) -> None:
+        """Remove the hooks from both networks; twice is no error."""
+        self._end()
+
+    def __enter__(self) -> Distillation:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def distill(
+    student: nn.Module,
+    teacher: nn.Module,
+    *,
+    temperature: float | None,
+    features: Features | None = None,
+    feature_weight: float = 1.0,
+    classes: int = -1,
+) -> Distillation:
+    """A loss that draws ``student`` to ``teacher``: its logits, and the features of chosen modules.
+
+        loss = T² KL(teacher ‖ student) + feature_weight · mean over features of ‖s - t‖² / ‖t‖²
+
+    The student runs as it does anyway, and what its modules put out is caught on the way; the teacher runs once a
+    batch, in evaluation mode and without gradients.
+
+    Args:
+        student: the network in training; dense, sparse, or becoming so.
+        teacher: the one to learn from, often a copy of the student before it is sparse; it is not changed.
+        temperature: T, in (0, inf): the larger, the more the teacher's small probabilities count; 2 to 4 is usual. None
+            leaves out the logits.
+        features: names of modules whose outputs shall agree, ``["encoder.layer.5"]``, or a mapping from the student's
+            to the teacher's. A tuple's first tensor counts.
+        feature_weight: in [0, inf).
+        classes: the dimension of the classes in the logits.
+
+    Returns:
+        A :class:`Distillation`.
+
+    Raises:
+        TypeError: an argument is not of its kind.
+        ValueError: a name is no module's (the nearest is suggested), a number is out of range, there is nothing to
+            learn, or the teacher shares the student's parameters.
+
+    Example:
+        >>> import copy
+        >>> student = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> teacher, x = copy.deepcopy(student), torch.randn(5, 4)
+        >>> _ = student[2].weight.data.mul_(0.5)
+        >>> with distill(student, teacher, temperature=2.0, features=["0"]) as loss_of:
+        ...     loss = loss_of(student(x), x)
+        >>> loss.requires_grad, float(loss_of.parts["0"])
+        (True, 0.0)
+
+    Source: Hinton, Vinyals and Dean 2015, arXiv 1503.02531; features after Romero et al. 2014, arXiv 1412.6550.
+    """
+    return Distillation(
+        student,
+        teacher,
+        temperature=temperature,
+        features=features,
+        feature_weight=feature_weight,
+        classes=classes,
+    )
+
+
+def logits(output: Any, whose: str) -> Tensor:
+    """The logits in what a network returns."""
+    found = getattr(output, "logits", None)
+    if found is None and isinstance(output, Mapping):
+        found = output.get("logits")
+    if found is None and isinstance(output, (tuple, list)) and output:
+        found = output[0]
+    found = output if found is None else found
+    if not isinstance(found, Tensor):
+        raise ValueError(
+            f"the {whose} returned a {type(output).__name__} without logits; pass a tensor of its output, or leave the "
+            "logits out with temperature=None"
+        )
+    return found
+
+
+class _Catch:
+    """A hook that puts a module's output into a dict; it knows no more of the distillation, which may end before."""
+
+    def __init__(self, name: str, into: dict[str, Tensor], *, learning: bool) -> None:
+        self.name, self.into, self.learning = name, into, learning
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self.learning and not torch.is_grad_enabled():
+            return  # an evaluation in between
+        first = output[0] if isinstance(output, (tuple, list)) and output else output
+        if isinstance(first, Mapping):
+            first = next(iter(first.values()), None)
+        if not isinstance(first, Tensor) or not first.is_floating_point():
+            raise ValueError(
+                f"features: {self.name!r} puts out a {type(output).__name__}, no floating tensor; name another module"
+            )
+        self.into[self.name] = first
+
+
+def _module(model: nn.Module, whose: str, name: str) -> nn.Module:
+    names = [known for known, _ in model.named_modules() if known]
+    if not isinstance(name, str) or name not in names:
+        close = difflib.get_close_matches(str(name), names, n=3)
+        guess = f"; did you mean {' or '.join(map(repr, close))}?" if close else f"; it has {few(names)}"
+        raise ValueError(f"features: the {whose} has no module {name!r}{guess}")
+    return model.get_submodule(name)
+
+
+def _remove(handles: list[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()

@@ -1,0 +1,220 @@
+"""mm.distill: the loss by its formulas, one teacher's pass, hooks that go."""
+
+import copy
+import gc
+
+import pytest
+import torch
+from torch import nn
+
+import mirrormask as mm
+from mirrormask.distillation import feature_loss
+
+
+class Counted(nn.Sequential):
+    def __init__(self, *parts):
+        super().__init__(*parts)
+        self.passes = []
+
+    def forward(self, x):
+        self.passes.append((self.training, torch.is_grad_enabled()))
+        return super().forward(x)
+
+
+def pair(dropout=0.0):
+    student = Counted(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 3))
+    teacher = copy.deepcopy(student)
+    for p in teacher.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    return student, teacher
+
+
+def hooks(*models):
+    return sum(len(m._forward_hooks) for model in models for m in model.modules())
+
+
+def test_the_loss_by_its_formulas():
+    student, teacher = pair()
+    x = torch.randn(5, 6)
+    distill = mm.distill(student, teacher, temperature=3.0, features=["0", "1"], feature_weight=0.5)
+    loss = distill(student(x), x)
+    p = (teacher(x) / 3).softmax(1)
+    expected = 9 * (p * (p.log() - (student(x) / 3).log_softmax(1))).sum(1).mean()
+    for depth in (1, 2):
+        s, t = nn.Sequential(*student[:depth])(x), nn.Sequential(*teacher[:depth])(x)
+        expected = expected + 0.25 * ((s - t).square().sum(1) / t.square().sum(1)).mean()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(sum(distill.parts.values()), loss.detach())
+    assert set(distill.parts) == {"logits", "0", "1"}
+
+
+def test_a_student_like_its_teacher_has_nothing_to_learn():
+    student, _ = pair()
+    teacher, x = copy.deepcopy(student), torch.randn(5, 6)
+    loss = mm.distill(student, teacher, temperature=2.0, features=["1"])(student(x), x)
+    loss.backward()
+    assert abs(float(loss.detach())) < 1e-6
+    assert all(p.grad.abs().max() < 1e-6 for p in student.parameters())
+
+
+def test_features_a_token_and_a_pixel():
+    # (examples, tokens, channels): each token by its own norm, none counts more for being larger.
+    t = torch.tensor([[[3.0, 4.0], [30.0, 40.0]]])
+    s = torch.tensor([[[3.0, 3.0], [30.0, 30.0]]])
+    assert float(feature_loss(s, t)) == pytest.approx(1 / 25)
+    # (examples, channels, height, width)
+    t = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1).expand(1, 2, 4, 5)
+    assert float(feature_loss(t * 0, t)) == pytest.approx(1.0)
+    # A token that is all but zero does not make the others count for nothing.
+    t = torch.tensor([[[3.0, 4.0], [1e-9, 0.0]]])
+    assert float(feature_loss(t + 0.1, t)) < 1
+
+
+def test_one_pass_of_each_and_the_teacher_does_not_learn():
+    student, teacher = pair(dropout=0.5)
+    teacher[3].eval()
+    x = torch.randn(5, 6)
+    distill = mm.distill(student, teacher, temperature=2.0, features=["0"])
+    distill(student(x), x).backward()
+    assert student.passes == [(True, True)]
+    assert teacher.passes == [(False, False)]
+    assert [m.training for m in teacher] == [True, True, True, False]
+    assert all(p.grad is None for p in teacher.parameters())
+    assert all(p.grad is not None for p in student.parameters())
+
+
+def test_training_a_sparse_student_brings_it_to_its_teacher():
+    student, _ = pair()
+    teacher, x = copy.deepcopy(student), torch.randn(64, 6)
+    base = torch.optim.Adam(student.parameters(), lr=0.02)
+    mm.prune(student, [x], 0.5, "magnitude", weights=["0.weight"])
+    mm.keep_zeros(student, base)
+    losses = []
+    with mm.distill(student, teacher, temperature=2.0, features={"3": "3"}) as distill:
+        for _ in range(40):
+            base.zero_grad()
+            loss = distill(student(x), x)
+            loss.backward()
+            base.step()
+            losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 * losses[0]
+    assert mm.sparsity(student, ["0.weight"]).total == 0.5
+
+
+def test_hooks_go_with_the_context_with_close_and_with_the_object():
+    student, teacher = pair()
+    x = torch.randn(2, 6)
+    with mm.distill(student, teacher, temperature=1.0, features=["0", "1"]) as distill:
+        assert hooks(student, teacher) == 4
+    assert hooks(student, teacher) == 0
+    with pytest.raises(ValueError, match="closed"):
+        distill(student(x), x)
+    distill.close()
+    distill = mm.distill(student, teacher, temperature=1.0, features=["0"])
+    distill(student(x), x)
+    del distill
+    gc.collect()
+    assert hooks(student, teacher) == 0
+    with pytest.raises(ValueError, match="no module"):
+        mm.distill(student, teacher, temperature=1.0, features=["0", "nine"])
+    assert hooks(student, teacher) == 0
+
+
+def test_outputs_of_hugging_face_and_tuples():
+    class Output(dict):
+        @property
+        def logits(self):
+            return self["logits"]
+
+    class Wrapped(nn.Module):
+        def __init__(self, inner, wrap):
+            super().__init__()
+            self.inner, self.wrap = inner, wrap
+
+        def forward(self, x, scale=1.0):
+            return self.wrap(self.inner(x) * scale)
+
+    student, teacher = pair()
+    x, losses = torch.randn(5, 6), []
+    for wrap in (lambda y: y, lambda y: (y, None), lambda y: {"logits": y}, lambda y: Output(logits=y, more=None)):
+        models = Wrapped(student, wrap), Wrapped(teacher, wrap)
+        distill = mm.distill(*models, temperature=2.0, features=["inner.1"])
+        losses.append(float(distill(models[0](x, scale=2.0), x, scale=2.0).detach()))
+    assert len(set(losses)) == 1
+
+
+def test_classes_may_be_another_dimension():
+    student, teacher = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+    x = torch.randn(2, 3, 5, 5)
+    loss = mm.distill(student, teacher, temperature=1.0, classes=1)(student(x), x)
+    p = teacher(x).softmax(1)
+    expected = (p * (p.log() - student(x).log_softmax(1))).sum(1).mean()
+    torch.testing.assert_close(loss, expected)
+
+
+def test_an_evaluation_in_between_leaves_nothing_behind():
+    student, teacher = pair()
+    x = torch.randn(5, 6)
+    distill = mm.distill(student, teacher, temperature=None, features=["0"])
+    output = student(x)
+    with torch.no_grad():
+        student(torch.zeros(5, 6))
+        teacher(torch.zeros(5, 6))
+    expected = feature_loss(student[0](x), teacher[0](x))
+    torch.testing.assert_close(distill(output, x), expected)
+    student(x), distill(output, x)
+    with pytest.raises(ValueError, match="has not computed 0 since"):
+        distill(output, x)
+
+
+def narrow():
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+BAD = {
+    "no module": (lambda s: "x", {}, TypeError, "teacher='x'"),
+    "itself": (lambda s: s, {}, ValueError, "copy.deepcopy"),
+    "a part of it": (lambda s: nn.Sequential(s[0]), {}, ValueError, "shares parameters"),
+    "temperature": (lambda s: pair()[1], {"temperature": 0.0}, ValueError, r"temperature=0.0 is outside \(0"),
+    "nothing to learn": (lambda s: pair()[1], {"temperature": None}, ValueError, "nothing is left to learn"),
+    "weight": (lambda s: pair()[1], {"feature_weight": -1.0}, ValueError, "feature_weight=-1.0"),
+    "one name": (lambda s: pair()[1], {"features": "0"}, TypeError, r"pass \['0'\]"),
+    "unknown": (lambda s: pair()[1], {"features": ["00"]}, ValueError, "student has no module '00'; did you mean '0'"),
+    "unknown to the teacher": (lambda s: pair()[1], {"features": {"0": "x"}}, ValueError, "teacher has no module 'x'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_at_once(case):
+    make, options, error, match = BAD[case]
+    student, _ = pair()
+    with pytest.raises(error, match=match):
+        mm.distill(student, make(student), **{"temperature": 2.0, **options})
+    assert hooks(student) == 0
+
+
+@pytest.mark.parametrize(
+    ("teacher", "options", "match"),
+    [
+        (nn.Linear(6, 4), {}, r"output is \(5, 3\), the teacher's \(5, 4\)"),
+        (narrow(), {"features": ["0"]}, r"'0' of the student is \(5, 8\), '0' of the teacher \(5, 5\)"),
+        (nn.GRU(6, 3), {"temperature": None, "features": {"1": "inner"}}, "no module 'inner'"),
+        (Counted(*narrow()), {"features": {"1": "2"}}, r"'2' of the teacher \(5, 3\)"),
+    ],
+)
+def test_what_differs_in_shape_is_refused_at_the_first_call(teacher, options, match):
+    student, _ = pair()
+    x = torch.randn(5, 6)
+    with pytest.raises(ValueError, match=match):
+        mm.distill(student, teacher, **{"temperature": 2.0, **options})(student(x), x)
+
+
+def test_outputs_without_logits_are_refused():
+    class Odd(nn.Module):
+        def forward(self, x):
+            return {"hidden": x}
+
+    student, _ = pair()
+    x = torch.randn(5, 6)
+    with pytest.raises(ValueError, match="the teacher returned a dict without logits"):
+        mm.distill(student, Odd(), temperature=2.0)(student(x), x)
