@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mirrormask.optimizer.sparsify import sparsify
     from mirrormask.pruning.prune import prune
     from mirrormask.pruning.report import PruneReport
+    from mirrormask.quantization.quantize import quantize
     from mirrormask.runtime import compile
     from mirrormask.selection import Sparsity, select_weights, sparsity
     from mirrormask.storage import FormatError, export, load, predict_size, save
@@ -42,6 +43,7 @@ __all__ = [
     "methods",
     "predict_size",
     "prune",
+    "quantize",
     "recalibrate",
     "report",
     "save",
@@ -73,6 +75,7 @@ _LAZY: dict[str, str] = {
     "methods": "mirrormask.methods",
     "predict_size": "mirrormask.storage",
     "prune": "mirrormask.pruning",
+    "quantize": "mirrormask.quantization",
     "recalibrate": "mirrormask.batchnorm",
     "report": "mirrormask.report",
     "save": "mirrormask.storage",

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import mirrormask as mm
-from mirrormask.quantization import levels, rounded, scales
+from mirrormask.quantization.levels import levels, rounded, scales
 
 
 def pruned(*shape, sparsity=0.9):

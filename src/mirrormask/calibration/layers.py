@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mirrormask.checks import few
 from mirrormask.matrices import candidates
 
-__all__ = ["Layer", "layers_of"]
+__all__ = ["Layer", "can_be_seen", "layers_of"]
 
 #: Elements of unfolded inputs at a time: they are ``kernel size`` times the input.
 CHUNK = 2**22
@@ -116,11 +116,7 @@ def layers_of(model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> 
         >>> [layer.name for layer in layers_of(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))]
         ['0.weight', '2.weight']
     """
-    owners: dict[int, tuple[nn.Module, ...]] = {}
-    for candidate in candidates(model):
-        known = [m for m in candidate.owners if _is_known(m) and m._parameters.get("weight") is candidate.parameter]
-        if len(known) == len(candidate.owners):
-            owners[id(candidate.parameter)] = tuple(dict.fromkeys(known))
+    owners = _owners(model)
     if weights is None:
         weights = {name: p for name, p in model.named_parameters() if id(p) in owners}
     bad = [name for name, p in weights.items() if id(p) not in owners]
@@ -136,6 +132,27 @@ def layers_of(model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> 
     if odd:
         raise ValueError(f"{few(odd)}: layers of different kinds share this weight; leave it out with weights=")
     return layers
+
+
+def can_be_seen(model: nn.Module, weight: Tensor) -> bool:
+    """Whether :func:`layers_of` knows layers that compute with this parameter, and with nothing else of it.
+
+    Example:
+        >>> model = nn.LSTM(2, 3)
+        >>> can_be_seen(model, model.weight_ih_l0)
+        False
+    """
+    return id(weight) in _owners(model)
+
+
+def _owners(model: nn.Module) -> dict[int, tuple[nn.Module, ...]]:
+    """The modules of known kinds that compute with a parameter alone, by its ``id``."""
+    owners: dict[int, tuple[nn.Module, ...]] = {}
+    for candidate in candidates(model):
+        known = [m for m in candidate.owners if _is_known(m) and m._parameters.get("weight") is candidate.parameter]
+        if len(known) == len(candidate.owners):
+            owners[id(candidate.parameter)] = tuple(dict.fromkeys(known))
+    return owners
 
 
 def _parameter(p: Tensor) -> nn.Parameter:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mirrormask.checks import check_known
-from mirrormask.quantization import levels, output_axes, scales
+from mirrormask.quantization.levels import levels, output_axes, scales
 from mirrormask.storage.tensors import Storable, converted
 
 __all__ = ["Narrow", "Values", "narrow"]

@@ -14,7 +14,7 @@ from typing import IO, Any, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
-from mirrormask.quantization import rounded
+from mirrormask.quantization.levels import rounded
 from mirrormask.storage.container import Container, Extent, check_shape, open_container, parse_json
 from mirrormask.storage.dtypes import BITS, BYTES, TYPES
 from mirrormask.storage.encodings import Dense, Encoding, from_index
