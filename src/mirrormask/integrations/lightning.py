@@ -112,8 +112,8 @@ class SparsityCallback(Callback):
         optimizers = trainer.optimizers
         if len(optimizers) != 1 or not isinstance(optimizers[0], torch.optim.Optimizer):
             raise ValueError(
-                f"configure_optimizers returned {len(optimizers)} optimizers, and this callback wraps one; call mm.sparsify in configure_optimizers on the one that holds the weights, and "
-                "finalize() in on_train_end"
+                f"configure_optimizers returned {len(optimizers)} optimizers, and this callback wraps one; call "
+                "mm.sparsify in configure_optimizers on the one that holds the weights, and finalize() in on_train_end"
             )
         base = optimizers[0]
         if isinstance(base, SparseOptimizer):
