@@ -34,8 +34,12 @@ COMMANDS = {
     ),
     "bench": ("mirrormask.train.bench", "bench_run", "time a trained model in every engine against mm.compile"),
     "flow": ("mirrormask.flow.commands", "*", "check the theory: recovery, bias, signs, rates, norm, all"),
-    "export": ("mirrormask.storage.commands", "export_file", "turn a model's file into ONNX and other formats"),
-    "info": ("mirrormask.info", "main", "the installation; info methods: the methods; info FILE: a model's file"),
+    "export": ("mirrormask.train.export", "export_model", "turn a run's or a file's model into ONNX and other formats"),
+    "info": (
+        "mirrormask.info",
+        "main",
+        "the installation; info methods: the methods; info FOLDER or FILE: a run, a model's file",
+    ),
 }
 
 #: What to do after an interruption.

@@ -19,6 +19,8 @@ EXTRAS = {
     "cluster": ("ray",),
     "transformers": ("transformers", "accelerate"),
     "lightning": ("lightning",),
+    "timm": ("timm",),
+    "datasets": ("datasets",),
 }
 
 

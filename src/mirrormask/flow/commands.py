@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mirrormask.flow.bias import bias_experiment
-from mirrormask.flow.figures import Experiment
-from mirrormask.flow.norm import norm_experiment
-from mirrormask.flow.rates import rates_experiment
-from mirrormask.flow.recovery import recovery_experiment
-from mirrormask.flow.signs import signs_experiment
+if TYPE_CHECKING:
+    from mirrormask.flow.figures import Experiment
+
 
 __all__ = ["all", "bias", "norm", "rates", "recovery", "signs"]
 
@@ -27,6 +25,8 @@ def recovery(out: Path = OUT, seeds: int = 20) -> None:
         out: the folder to write to; it is made if it is not there.
         seeds: how many random problems the means and intervals are over.
     """
+    from mirrormask.flow.recovery import recovery_experiment
+
     _write(recovery_experiment(seeds), out)
 
 
@@ -36,6 +36,8 @@ def bias(out: Path = OUT) -> None:
     Args:
         out: the folder to write to.
     """
+    from mirrormask.flow.bias import bias_experiment
+
     _write(bias_experiment(), out)
 
 
@@ -45,6 +47,8 @@ def signs(out: Path = OUT) -> None:
     Args:
         out: the folder to write to.
     """
+    from mirrormask.flow.signs import signs_experiment
+
     _write(signs_experiment(), out)
 
 
@@ -54,6 +58,8 @@ def rates(out: Path = OUT) -> None:
     Args:
         out: the folder to write to.
     """
+    from mirrormask.flow.rates import rates_experiment
+
     _write(rates_experiment(), out)
 
 
@@ -64,6 +70,8 @@ def norm(out: Path = OUT, run: Path | None = None) -> None:
         out: the folder to write to.
         run: the folder of a run with a log.jsonl; without one, three small networks are trained on the digits.
     """
+    from mirrormask.flow.norm import norm_experiment
+
     _write(norm_experiment(run, Path(out)), out)
 
 
