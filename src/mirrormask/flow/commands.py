@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mirrormask.flow.figures import Experiment
-
+from typing import Any
 
 __all__ = ["all", "bias", "norm", "rates", "recovery", "signs"]
 
@@ -91,7 +87,8 @@ def all(out: Path = OUT, seeds: int = 20) -> None:
     print(f"all experiments took {time.perf_counter() - started:.1f} s")
 
 
-def _write(experiment: Experiment, out: Path) -> None:
+def _write(experiment: Any, out: Path) -> None:
+    # Not by its type: jsonargparse imports what annotations name, and help must not wait for torch.
     paths = experiment.save(out)
     print(f"{experiment.name}: {experiment.sentence}")
     print(f"  wrote {', '.join(str(path) for path in paths)}")

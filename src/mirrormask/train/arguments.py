@@ -62,11 +62,12 @@ def _one(given: str, names: set[str]) -> str:
     for free in FREE:
         if key.startswith(free + ".") and free in names:
             return free + given[len(free) :]
-    if key in names:
-        return key
+    # A section's name comes first: for the parser its bare option is a file.
     long = f"{key}.name" if key in SECTIONS else SHORT.get(key, key)
     if long in names:
         return long
+    if key in names:
+        return key
     usable = {short for short, meant in SHORT.items() if meant in names}
     usable |= {section for section in SECTIONS if f"{section}.name" in names}
     leaves = [name for name in sorted(names) if name.rpartition(".")[2] == key]

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["export_model"]
+from mirrormask import checks
+from mirrormask.train.arguments import spelled
+
+__all__ = ["export_model", "main"]
 
 Format = Literal["onnx", "torch_sparse", "two_four", "safetensors"]
 ENDINGS = {"onnx": ".onnx", "safetensors": ".dense.safetensors"}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run ``mirrormask export`` with these arguments; the exit status."""
+    jsonargparse = checks.require("jsonargparse", "train", "mirrormask export")
+    parser = jsonargparse.ArgumentParser(
+        prog="mirrormask export",
+        exit_on_error=False,
+        allow_abbrev=False,
+        description="Turn the model of a run, or a model's file, into another format.",
+        epilog="Example: mirrormask export runs/last --to onnx",
+    )
+    parser.add_argument("path", type=Path, help="a run's folder, a file of mm.save, or any safetensors file")
+    parser.add_argument("out", nargs="?", type=Path, help="where to write; by default beside the run's model")
+    parser.add_function_arguments(export_model, None, as_group=False, skip={"path", "out"})
+    try:
+        values = parser.parse_args(spelled(arguments, parser._option_string_actions))
+    except argparse.ArgumentError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    export_model(**values.as_dict())
+    return 0
 
 
 def export_model(
@@ -33,10 +58,9 @@ def export_model(
         input_shape: the shape of an example input with its batch, for onnx; random normal values are used.
         allow_code: import the code that a run's model is made by.
     """
-    from mirrormask.checks import check_known
     from mirrormask.storage import commands
 
-    check_known("format", to, commands.FORMATS)
+    checks.check_known("format", to, commands.FORMATS)
     if not path.is_dir():
         if out is None:
             raise ValueError(f"say where to write what {str(path)!r} becomes: mirrormask export {path} OUT --to {to}")

@@ -112,7 +112,8 @@ def _torchvision(name: str, classes: int, **options: Any) -> nn.Module:
 def _timm(name: str, shape: tuple[int, ...], classes: int, **options: Any) -> nn.Module:
     timm = checks.require("timm", "timm", f"the model 'timm:{name}'")
     if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        known = timm.list_models()
+        close = [one for one in known if one.startswith(name)][:3] or difflib.get_close_matches(name, known, n=3)
         guess = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() has their names"
         raise ValueError(f"unknown timm model {name!r}; {guess}")
     try:
