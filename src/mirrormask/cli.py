@@ -118,10 +118,21 @@ def _call(name: str, functions: Any, arguments: Sequence[str]) -> int:
     """Call one function, or one of several by its name, with command-line arguments for its parameters."""
     jsonargparse = checks.require("jsonargparse", "train", f"mirrormask {name}")
     try:
-        jsonargparse.auto_cli(functions, args=list(arguments), prog=f"mirrormask {name}", exit_on_error=False)
+        jsonargparse.auto_cli(functions, args=[_underscored(word) for word in arguments], prog=f"mirrormask {name}", exit_on_error=False)
     except argparse.ArgumentError as error:
         raise ValueError(" ".join(str(error).split())) from error
     return 0
+
+
+def _underscored(word: str) -> str:
+    """An option with underscores where it may have dashes; anything else as it is.
+
+    Example:
+        >>> _underscored("--input-shape=a-b"), _underscored("a-b")
+        ('--input_shape=a-b', 'a-b')
+    """
+    option, equals, value = word.partition("=")
+    return "--" + option[2:].replace("-", "_") + equals + value if option.startswith("--") else word
 
 
 if __name__ == "__main__":
