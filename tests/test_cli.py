@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import mirrormask
 from mirrormask import cli
@@ -25,6 +26,17 @@ def test_help_lists_the_commands_and_does_not_import_torch():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     for name in ("train", "compare", "flow", "export", "info"):
         assert f"\n  {name} " in out
+
+
+def test_help_on_every_command_waits_for_nothing_heavy():
+    """Seconds cannot be asserted on a busy machine; what costs them is this."""
+    code = (
+        "import sys\nfrom mirrormask.cli import COMMANDS, main\nfor name in COMMANDS:\n"
+        "    try: main([name, '--help'])\n    except SystemExit: pass\n"
+        "    print('THEN', name, *({'torch', 'numpy', 'scipy', 'rich'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert [line for line in out.splitlines() if line.startswith("THEN")] == [f"THEN {name}" for name in cli.COMMANDS]
 
 
 def test_every_command_that_is_listed_can_be_imported():
@@ -119,14 +131,22 @@ def test_resume_after_an_interruption(tmp_path, capsys, monkeypatch):
     [
         (["--sparsity", "1.5"], "sparsity=1.5 is outside [0, 1)"),
         (["--sparsity", "high"], "\"sparsity\": Expected a <class 'float'>. Got value: high"),
-        (["--epoch", "3"], "--epoch"),
+        (["--epoch", "3"], "unknown option --epoch; did you mean --epochs?"),
+        (["--shrinks", "3"], "unknown option --shrinks. --help lists them all"),
+        (
+            ["--sparsity", "95"],
+            "sparsity=95.0 is outside [0, 1); sparsity is the fraction of zeros; did you mean 0.95?",
+        ),
+        (["--device", "cuda"], "device='cuda' is not on this machine, which has cpu"),
+        (["--init", "no.pt"], "model.init='no.pt' is not a file"),
+        (["--data", "./nowhere"], "the data folder './nowhere' does not exist"),
         (["--method", "pruner"], "unknown method 'pruner'. Known: "),
         (["--method", "pilot,pilot"], "must name each method once"),
         (["--method", "pilot,"], "must name each method once"),
         (["--method", "gmp", "--method.options.beta", "1"], "method 'gmp' does not take the option 'beta'"),
         (["--method", "gmp", "--method.options.end_at", "2"], "end=2"),
         (["--model", "lenet"], "unknown model 'lenet'"),
-        (["--data", "mnist"], "unknown data set 'mnist'. Known: cifar10"),
+        (["--data", "mnist"], "unknown data set 'mnist'. Known: FILE.py:NAME, cifar10"),
         (["--data", "folder:/nowhere"], "'/nowhere' does not exist"),
         (["--data", "cifar10", "--data.root", "/nowhere"], "is not in data.root='/nowhere'"),
         (["nowhere.yaml"], "cannot read the recipe 'nowhere.yaml'"),
@@ -166,7 +186,9 @@ def test_info_methods_lists_every_method(capsys):
 
 
 def test_info_of_something_unknown(capsys):
-    assert "mirrormask info: error: 'method' is neither 'methods' nor a file" in errors(capsys, "info", "method")
+    assert "mirrormask info: error: 'method' is neither 'methods' nor a run's folder" in errors(
+        capsys, "info", "method"
+    )
 
 
 def test_a_function_s_signature_becomes_its_options(tmp_path, capsys):
@@ -176,8 +198,42 @@ def test_a_function_s_signature_becomes_its_options(tmp_path, capsys):
     assert "mirrormask flow: error: " in errors(capsys, "flow", "tides")
 
 
+def test_short_names_a_start_from_a_file_and_code_that_a_recipe_names(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(
+        "import torch\ndef net(classes):\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8), torch.nn.Linear(8, classes))\n"
+    )
+    torch.manual_seed(0)
+    from mirrormask.train import named
+
+    torch.save(named.fetch("own.py:net")(7).state_dict(), "net.pt")
+    (tmp_path / "r.yaml").write_text("model: own.py:net\nepochs: 1\nfigure: false\nthreads: 1\n")
+    arguments = ["--init=net.pt", "--batch-size", "64", "--lr", "0.01", "--weight-decay=1e-4", "--out", "a"]
+    assert "'own.py:net' is code that would be imported" in errors(capsys, "train", "r.yaml", *arguments)
+    assert cli.main(["train", "r.yaml", "--allow-code", "true", *arguments]) == 0
+    assert "own.py:net starts from net.pt: 2 tensors; 2.weight, 2.bias keep their first" in capsys.readouterr().out
+    recipe = RunResult.read("a/mirror").recipe
+    assert (recipe["batch_size"], recipe["optimizer"]["lr"], recipe["optimizer"]["weight_decay"]) == (64, 0.01, 1e-4)
+    assert cli.main(["train", "--model", "own.py:net", "r.yaml", *arguments, "--resume=true"]) == 0
+    assert "is code that would be imported" in errors(capsys, "bench", "a/mirror")
+    assert "is code that would be imported" in errors(capsys, "export", "a/mirror")
+    assert cli.main(["export", "a/mirror", "--to", "torch_sparse", "--allow_code", "true"]) == 0
+    assert "a state dict with torch_sparse weights" in capsys.readouterr().out
+    assert (tmp_path / "a" / "mirror" / "model.torch_sparse.pt").is_file()
+
+
 def test_info_and_export_take_the_file_of_a_run(tmp_path, capsys):
     assert cli.main(["train", "--method", "gmp", "--out", str(tmp_path / "a"), *FAST]) == 0
+    folder = str(tmp_path / "a" / "gmp")
+    assert cli.main(["info", folder]) == 0
+    out = capsys.readouterr().out
+    assert "mlp on digits with gmp, seed 0" in out
+    assert "1.weight" in out
+    assert cli.main(["export", folder, "--to", "safetensors"]) == 0
+    assert (tmp_path / "a" / "gmp" / "model.dense.safetensors").is_file()
+    assert "leave out --model" in errors(capsys, "export", folder, "--model", "torch.nn.Linear")
+    assert "say where to write" in errors(capsys, "export", str(tmp_path / "a" / "gmp" / "model.safetensors"))
     model = str(tmp_path / "a" / "gmp" / "model.safetensors")
     assert cli.main(["info", model]) == 0
     assert "1.weight" in capsys.readouterr().out

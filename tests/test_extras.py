@@ -7,7 +7,10 @@ SCRIPT = """
 import importlib.util, sys
 import torch, torch._dynamo
 
-EXTRAS = "llvmlite scipy rich jsonargparse sklearn torchvision accelerate tensorboard matplotlib plotly onnx".split()
+EXTRAS = (
+    "llvmlite scipy rich jsonargparse sklearn torchvision accelerate tensorboard matplotlib plotly onnx "
+    "transformers lightning pytorch_lightning timm datasets"
+).split()
 
 
 class Missing:
@@ -36,6 +39,7 @@ mm.save(model, sys.argv[1])
 assert torch.equal(mm.load(sys.argv[1])["weight"], model.weight)
 print(mm.sparsity(model).nonzeros)
 print(mm.flow.scale(1.0).item())
+assert not {"transformers", "lightning", "pytorch_lightning"} & set(sys.modules)
 try:
     mm.compile(model.eval(), torch.randn(1, 20))
 except ImportError as error:

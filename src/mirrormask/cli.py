@@ -34,8 +34,12 @@ COMMANDS = {
     ),
     "bench": ("mirrormask.train.bench", "bench_run", "time a trained model in every engine against mm.compile"),
     "flow": ("mirrormask.flow.commands", "*", "check the theory: recovery, bias, signs, rates, norm, all"),
-    "export": ("mirrormask.storage.commands", "export_file", "turn a model's file into ONNX and other formats"),
-    "info": ("mirrormask.info", "main", "the installation; info methods: the methods; info FILE: a model's file"),
+    "export": ("mirrormask.train.export", "main", "turn a run's or a file's model into ONNX and other formats"),
+    "info": (
+        "mirrormask.info",
+        "main",
+        "the installation; info methods: the methods; info FOLDER or FILE: a run, a model's file",
+    ),
 }
 
 #: What to do after an interruption.
@@ -114,10 +118,21 @@ def _call(name: str, functions: Any, arguments: Sequence[str]) -> int:
     """Call one function, or one of several by its name, with command-line arguments for its parameters."""
     jsonargparse = checks.require("jsonargparse", "train", f"mirrormask {name}")
     try:
-        jsonargparse.auto_cli(functions, args=list(arguments), prog=f"mirrormask {name}", exit_on_error=False)
+        jsonargparse.auto_cli(functions, args=[_underscored(word) for word in arguments], prog=f"mirrormask {name}", exit_on_error=False)
     except argparse.ArgumentError as error:
         raise ValueError(" ".join(str(error).split())) from error
     return 0
+
+
+def _underscored(word: str) -> str:
+    """An option with underscores where it may have dashes; anything else as it is.
+
+    Example:
+        >>> _underscored("--input-shape=a-b"), _underscored("a-b")
+        ('--input_shape=a-b', 'a-b')
+    """
+    option, equals, value = word.partition("=")
+    return "--" + option[2:].replace("-", "_") + equals + value if option.startswith("--") else word
 
 
 if __name__ == "__main__":

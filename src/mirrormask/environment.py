@@ -17,6 +17,10 @@ EXTRAS = {
     "export": ("onnx", "onnxscript", "onnxruntime"),
     "train": ("torchvision", "accelerate", "jsonargparse", "plotly", "rich", "scikit-learn", "tensorboard"),
     "cluster": ("ray",),
+    "transformers": ("transformers", "accelerate"),
+    "lightning": ("lightning",),
+    "timm": ("timm",),
+    "datasets": ("datasets",),
 }
 
 

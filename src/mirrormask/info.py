@@ -1,4 +1,4 @@
-"""``mirrormask info``: the installation, the methods, or a model's file."""
+"""``mirrormask info``: the installation, the methods, a run, or a model's file."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from mirrormask import environment
 
 __all__ = ["main"]
 
-USAGE = """usage: mirrormask info [methods | FILE]
+USAGE = """usage: mirrormask info [methods | FOLDER | FILE]
 
   (nothing)  versions, processor, instruction sets and extras
   methods    the methods that mirrormask train --method takes
+  FOLDER     what a run came to, and its model's file
   FILE       what a model's file holds, and its sizes"""
 
 
@@ -33,8 +34,11 @@ def main(arguments: Sequence[str]) -> int:
         print(methods())
     else:
         file = Path(arguments[0])
+        if file.is_dir():
+            print(run(file))
+            file = file / "model.safetensors"
         if not file.is_file():
-            raise ValueError(f"{arguments[0]!r} is neither 'methods' nor a file\n{USAGE}")
+            raise ValueError(f"{arguments[0]!r} is neither 'methods' nor a run's folder nor a file\n{USAGE}")
         commands = importlib.import_module("mirrormask.storage.commands")
         commands.info(file)
     return 0
@@ -60,6 +64,24 @@ def installation() -> str:
             state = f"missing {', '.join(missing)}: pip install 'mirrormask[{extra}]'"
         lines.append(f"[{extra}]{'':<{15 - len(extra)}} {state}")
     return "\n".join(lines)
+
+
+def run(folder: Path) -> str:
+    """A finished run, in a few lines.
+
+    Raises:
+        ValueError: the folder holds none.
+    """
+    runs = importlib.import_module("mirrormask.train.run_folder")
+    result = runs.RunResult.read(folder)
+    recipe = result.recipe
+    return "\n".join(
+        [
+            f"{folder}: {recipe['model']['name']} on {recipe['data']['name']} with {result.method}, seed {result.seed}",
+            f"  test accuracy {100 * result.test_accuracy:.2f}% after {result.epochs} epochs ({result.seconds:.1f} s)",
+            f"  {result.nonzeros:,} of {result.numel:,} weights are not zero: sparsity {100 * result.sparsity:.3f}%",
+        ]
+    )
 
 
 def methods() -> str:

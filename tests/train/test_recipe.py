@@ -7,6 +7,8 @@ import pytest
 from mirrormask.train import Data, Method, Model, Optimizer, Recipe, Schedule, load
 from mirrormask.train import recipe_file as rf
 
+OLDER = "bbcac8652509"
+
 
 @pytest.mark.parametrize(
     ("make", "message"),
@@ -17,7 +19,7 @@ from mirrormask.train import recipe_file as rf
         (lambda: Recipe(threads=0), "threads=0 is below 1"),
         (lambda: Recipe(precision="fp8"), "unknown precision 'fp8'.*Known: bf16, fp16, fp32"),
         (lambda: Data("digit"), "unknown data set 'digit'; did you mean 'digits'.*folder:PATH"),
-        (lambda: Data("folder:"), "names no folder"),
+        (lambda: Data("folder:"), "names no folder; write folder:PATH"),
         (lambda: Data(channels=2), "channels=2 is not 1 or 3"),
         (lambda: Data(crop=-1), "crop=-1 is below 0"),
         (lambda: Optimizer("lion"), "unknown optimizer 'lion'.*Known: adam, adamw, rmsprop, sgd"),
@@ -25,7 +27,11 @@ from mirrormask.train import recipe_file as rf
         (lambda: Optimizer("adam", momentum=0.9), "adam has no momentum"),
         (lambda: Optimizer("adamw", nesterov=True), "nesterov=True needs sgd"),
         (lambda: Optimizer(weight_decay=-1.0), "weight_decay=-1.0 is outside"),
-        (lambda: Schedule("step"), "unknown schedule 'step'.*Known: constant, cosine, linear"),
+        (lambda: Schedule("stairs"), "unknown schedule 'stairs'.*Known: constant, cosine, linear, one-cycle, step"),
+        (lambda: Schedule("step", at=(0.5, 0.2)), r"schedule.at=.0.5, 0.2. must rise"),
+        (lambda: Schedule("step", at=(1.0,)), r"schedule.at=1.0 is outside \(0, 1\)"),
+        (lambda: Recipe(sparsity=95), "sparsity=95 is outside.*did you mean 0.95"),
+        (lambda: Recipe(device="gpu"), "unknown device 'gpu'.*Known: cpu, cuda, mps, xpu"),
         (lambda: Schedule(warmup=1.0), r"warmup=1.0 is outside \[0, 1\)"),
     ],
 )
@@ -41,6 +47,16 @@ def test_defaults_that_depend_on_the_optimizer_are_resolved_in_the_recipe():
     assert Recipe(data=Data("folder:/a/birds"), model=Model("torchvision:resnet18")).out == (
         "runs/birds-torchvision-resnet18-0.95-seed0"
     )
+
+
+def test_what_a_recipe_has_gained_leaves_the_fingerprints_of_older_runs():
+    """That of the default recipe before networks could start from a file; its method was pilot then."""
+    tree = Recipe(method=Method("pilot")).identity()
+    assert "init" not in tree["model"]
+    assert "device" not in tree
+    assert sorted(tree["schedule"]) == ["name", "warmup"]
+    assert Recipe(method=Method("pilot")).fingerprint() == OLDER
+    assert Recipe(model=Model(init="net.pt")).fingerprint() != Recipe().fingerprint()
 
 
 def test_a_recipe_survives_its_file_unchanged(tmp_path):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from mirrormask import checks, files
-from mirrormask.compare import options, table
-from mirrormask.compare.comparison import Comparison, compare_runs
-from mirrormask.compare.grid import Grid
-from mirrormask.compare.runs import Skipped, by_setting, load_runs, measured
-from mirrormask.compare.training import train_grid
+from mirrormask.compare import options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mirrormask.compare.comparison import Comparison
+    from mirrormask.compare.grid import Grid
 
 __all__ = ["main"]
 
@@ -25,6 +26,12 @@ def main(arguments: Sequence[str]) -> int:
         OSError: the disk is full, or no Ray cluster answers.
     """
     grid, values = options.parse(arguments)
+    # From here on it takes torch, which help on the options must not wait for.
+    from mirrormask.compare import table
+    from mirrormask.compare.comparison import compare_runs
+    from mirrormask.compare.runs import Skipped, by_setting, load_runs
+    from mirrormask.compare.training import train_grid
+
     checks.check_number("--gpus", values["gpus"], low=0)
     if values["workers"] is not None:
         checks.check_int("--workers", values["workers"], low=1)
@@ -56,6 +63,8 @@ def _timed(comparison: Comparison, console: Console, grid: Grid | None) -> Compa
     """Time one run of each method and sparsity that has no measurement, after each other on one thread."""
     import torch
 
+    from mirrormask.compare.comparison import compare_runs
+    from mirrormask.compare.runs import measured
     from mirrormask.runtime import bench
     from mirrormask.train.loop import load_model
 
@@ -67,7 +76,9 @@ def _timed(comparison: Comparison, console: Console, grid: Grid | None) -> Compa
             seen.add((name, result.sparsity_asked))
             example = torch.randn(1, *result.input_shape, generator=torch.Generator().manual_seed(0))
             path = Path(result.folder) / "bench.json"
-            timed = bench(load_model(result.folder), example, threads=1, engines=("eager",), json_path=path)
+            timed = bench(
+                load_model(result.folder, allow_code=True), example, threads=1, engines=("eager",), json_path=path
+            )
             console.print(
                 f"{name} {100 * result.sparsity_asked:g}%: {1e6 * timed.seconds['mirrormask']:.1f} µs", markup=False
             )
@@ -88,6 +99,8 @@ def _page(comparison: Comparison, out: Path, console: Console) -> list[str]:
 
 
 def _write(comparison: Comparison, out: Path) -> None:
+    from mirrormask.compare import table
+
     out.mkdir(parents=True, exist_ok=True)
     files.write_text(out / "comparison.json", table.to_json(comparison))
     files.write_text(out / "comparison.csv", table.to_csv(comparison))
@@ -97,4 +110,5 @@ def _write(comparison: Comparison, out: Path) -> None:
 def _console() -> Console:
     from mirrormask.train import command
 
-    return command._console()
+    console: Console = command._console()
+    return console

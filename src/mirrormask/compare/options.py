@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mirrormask import checks
-from mirrormask.compare.grid import Grid
-from mirrormask.train import recipe_file
+from mirrormask.train import named, recipe_file
+from mirrormask.train.recipe import Data, Model
+
+if TYPE_CHECKING:
+    from mirrormask.compare.grid import Grid
 
 __all__ = ["load_grid", "parse"]
 
@@ -57,10 +60,14 @@ def parse(arguments: Sequence[str]) -> tuple[Grid | None, dict[str, Any]]:
             values["out"] = values["out"] or "runs/compare"
             return None, values
         raise ValueError("the grid is empty: give a recipe file, --methods, or finished runs with --import FOLDER")
+    names = [values[section]["name"] for section in ("model", "data")]
+    named.check_allowed(names, typed=arguments, allow_code=values["allow_code"])
     methods = _methods(values["methods"], values["options"] or {}, tree.get("methods"))
     sparsities = _numbers(values["sparsity"] or tree.get("sparsity", ()), float, "--sparsity")
     seeds = _seeds(values["seeds"] or tree.get("seeds", 3), methods)
     base = recipe_file.from_namespace({**values, "sparsity": 0.0, "out": values["out"] or _folder(values)})
+    from mirrormask.compare.grid import Grid
+
     return Grid(base, methods, tuple(sparsities), seeds), values
 
 
@@ -84,6 +91,7 @@ def _parser() -> Any:
     add("--ray", type=str, default="", help="train on a Ray cluster: its address, host:port, or auto")
     add("--gpus", type=float, default=0.0, help="GPUs that a cell takes on a Ray cluster; may be a fraction")
     add("--bench", type=bool, default=False, help="afterwards, time each method and sparsity")
+    add("--allow_code", type=bool, default=False, help="import the code that a recipe file names")
     recipe_file.add_recipe_arguments(parser, skip=["method", "sparsity", "seed"])
     # The report draws all runs together; a figure of each would take longer than many a run.
     parser.set_defaults({"figure": False})
@@ -181,5 +189,4 @@ def _names(given: str) -> list[str]:
 
 
 def _folder(values: Mapping[str, Any]) -> str:
-    data, model = Path(values["data"]["name"]).name, str(values["model"]["name"]).replace(":", "-")
-    return f"runs/compare-{data}-{model}"
+    return f"runs/compare-{Data(values['data']['name']).short}-{Model(values['model']['name']).short}"

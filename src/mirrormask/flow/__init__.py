@@ -5,23 +5,30 @@ takes them from too. The experiments that check the theory are in :mod:`mirrorma
 line ``mirrormask flow recovery | bias | signs | rates | norm | all``.
 """
 
-from mirrormask.flow.decays import ConstantDecay, SwitchedOff, VanishingDecay
-from mirrormask.flow.dual import minimize_potential
-from mirrormask.flow.flows import gradient_flow, mirror_flow
-from mirrormask.flow.linear import DiagonalLinearNetwork, min_l1, min_l2, proximal_gradient, sparse_regression
-from mirrormask.flow.problem import Flow, FlowError
-from mirrormask.geometry.hypentropy import (
-    bregman_divergence,
-    effective_exponent,
-    hessian_metric,
-    initial_latents,
-    initial_offset,
-    inverse_mirror_map,
-    mirror_map,
-    penalty,
-    potential,
-    scale,
-)
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mirrormask.lazy import lazily
+
+if TYPE_CHECKING:
+    from mirrormask.flow.decays import ConstantDecay, SwitchedOff, VanishingDecay
+    from mirrormask.flow.dual import minimize_potential
+    from mirrormask.flow.flows import gradient_flow, mirror_flow
+    from mirrormask.flow.linear import DiagonalLinearNetwork, min_l1, min_l2, proximal_gradient, sparse_regression
+    from mirrormask.flow.problem import Flow, FlowError
+    from mirrormask.geometry.hypentropy import (
+        bregman_divergence,
+        effective_exponent,
+        hessian_metric,
+        initial_latents,
+        initial_offset,
+        inverse_mirror_map,
+        mirror_map,
+        penalty,
+        potential,
+        scale,
+    )
 
 __all__ = [
     "ConstantDecay",
@@ -48,3 +55,32 @@ __all__ = [
     "scale",
     "sparse_regression",
 ]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "ConstantDecay": "mirrormask.flow.decays",
+        "DiagonalLinearNetwork": "mirrormask.flow.linear",
+        "Flow": "mirrormask.flow.problem",
+        "FlowError": "mirrormask.flow.problem",
+        "SwitchedOff": "mirrormask.flow.decays",
+        "VanishingDecay": "mirrormask.flow.decays",
+        "bregman_divergence": "mirrormask.geometry.hypentropy",
+        "effective_exponent": "mirrormask.geometry.hypentropy",
+        "gradient_flow": "mirrormask.flow.flows",
+        "hessian_metric": "mirrormask.geometry.hypentropy",
+        "initial_latents": "mirrormask.geometry.hypentropy",
+        "initial_offset": "mirrormask.geometry.hypentropy",
+        "inverse_mirror_map": "mirrormask.geometry.hypentropy",
+        "min_l1": "mirrormask.flow.linear",
+        "min_l2": "mirrormask.flow.linear",
+        "minimize_potential": "mirrormask.flow.dual",
+        "mirror_flow": "mirrormask.flow.flows",
+        "mirror_map": "mirrormask.geometry.hypentropy",
+        "penalty": "mirrormask.geometry.hypentropy",
+        "potential": "mirrormask.geometry.hypentropy",
+        "proximal_gradient": "mirrormask.flow.linear",
+        "scale": "mirrormask.geometry.hypentropy",
+        "sparse_regression": "mirrormask.flow.linear",
+    },
+)

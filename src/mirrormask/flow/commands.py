@@ -7,13 +7,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-
-from mirrormask.flow.bias import bias_experiment
-from mirrormask.flow.figures import Experiment
-from mirrormask.flow.norm import norm_experiment
-from mirrormask.flow.rates import rates_experiment
-from mirrormask.flow.recovery import recovery_experiment
-from mirrormask.flow.signs import signs_experiment
+from typing import Any
 
 __all__ = ["all", "bias", "norm", "rates", "recovery", "signs"]
 
@@ -27,6 +21,8 @@ def recovery(out: Path = OUT, seeds: int = 20) -> None:
         out: the folder to write to; it is made if it is not there.
         seeds: how many random problems the means and intervals are over.
     """
+    from mirrormask.flow.recovery import recovery_experiment
+
     _write(recovery_experiment(seeds), out)
 
 
@@ -36,6 +32,8 @@ def bias(out: Path = OUT) -> None:
     Args:
         out: the folder to write to.
     """
+    from mirrormask.flow.bias import bias_experiment
+
     _write(bias_experiment(), out)
 
 
@@ -45,6 +43,8 @@ def signs(out: Path = OUT) -> None:
     Args:
         out: the folder to write to.
     """
+    from mirrormask.flow.signs import signs_experiment
+
     _write(signs_experiment(), out)
 
 
@@ -54,6 +54,8 @@ def rates(out: Path = OUT) -> None:
     Args:
         out: the folder to write to.
     """
+    from mirrormask.flow.rates import rates_experiment
+
     _write(rates_experiment(), out)
 
 
@@ -64,6 +66,8 @@ def norm(out: Path = OUT, run: Path | None = None) -> None:
         out: the folder to write to.
         run: the folder of a run with a log.jsonl; without one, three small networks are trained on the digits.
     """
+    from mirrormask.flow.norm import norm_experiment
+
     _write(norm_experiment(run, Path(out)), out)
 
 
@@ -83,7 +87,8 @@ def all(out: Path = OUT, seeds: int = 20) -> None:
     print(f"all experiments took {time.perf_counter() - started:.1f} s")
 
 
-def _write(experiment: Experiment, out: Path) -> None:
+def _write(experiment: Any, out: Path) -> None:
+    # Not by its type: jsonargparse imports what annotations name, and help must not wait for torch.
     paths = experiment.save(out)
     print(f"{experiment.name}: {experiment.sentence}")
     print(f"  wrote {', '.join(str(path) for path in paths)}")

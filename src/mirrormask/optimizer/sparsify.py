@@ -15,6 +15,7 @@ from mirrormask.methods import Method
 from mirrormask.optimizer.arguments import check_arguments, held_weights, unwrapped
 from mirrormask.optimizer.mask_changes import report_empty
 from mirrormask.optimizer.sparse_optimizer import SparseOptimizer
+from mirrormask.optimizer.unheard import warn_of_weight_decay
 from mirrormask.progress import Clock
 from mirrormask.selection import Weights
 
@@ -99,6 +100,7 @@ def sparsify(
         )
     sparse = SparseOptimizer(model, base, method, named, steps=steps, on_empty=on_empty, fused=fused)
     sparse.take_over(scores)
+    warn_of_weight_decay(sparse)
     if wrapper is not None:
         _put_into(wrapper, sparse)
     return sparse

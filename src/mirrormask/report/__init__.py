@@ -7,6 +7,18 @@ package with a JavaScript engine inside to write a page that opens offline.
 
 from __future__ import annotations
 
-from mirrormask.report.page import write
+from typing import TYPE_CHECKING
+
+from mirrormask.lazy import lazily
+
+if TYPE_CHECKING:
+    from mirrormask.report.page import write
 
 __all__ = ["write"]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "write": "mirrormask.report.page",
+    },
+)

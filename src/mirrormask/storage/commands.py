@@ -17,7 +17,7 @@ from mirrormask.storage.plan import PREFIX
 from mirrormask.storage.reader import Contents, load, read_contents
 from mirrormask.storage.sizes import file_sizes
 
-__all__ = ["build_model", "export_file", "info"]
+__all__ = ["FORMATS", "build_model", "export_file", "export_module", "info"]
 
 Format = Literal["onnx", "torch_sparse", "two_four", "safetensors"]
 FORMATS = ("onnx", "torch_sparse", "two_four", "safetensors")
@@ -67,7 +67,11 @@ def export_file(
         return
     if model is None:
         raise ValueError(f"--to {to} needs --model package.module.function, to build what the weights belong to")
-    module = load(path, build_model(model, model_args or {})).eval()
+    export_module(load(path, build_model(model, model_args or {})).eval(), out, to=to, input_shape=input_shape)
+
+
+def export_module(module: nn.Module, out: Path, *, to: Format, input_shape: Sequence[int] | None = None) -> None:
+    """Write a model, in evaluation mode, as onnx, torch_sparse or two_four; see :func:`export_file`."""
     if to == "onnx":
         if not input_shape:
             raise ValueError("--to onnx needs --input_shape with the batch first, for example [2,3,224,224]")

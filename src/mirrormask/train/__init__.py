@@ -6,11 +6,16 @@ several beside each other.
 
 from __future__ import annotations
 
-from mirrormask.train.loop import Observer, load_model, run
-from mirrormask.train.recipe import Data, Method, Model, Optimizer, Recipe, Schedule
-from mirrormask.train.recipe_file import load
-from mirrormask.train.reference import dense_run
-from mirrormask.train.run_folder import RunFolder, RunResult
+from typing import TYPE_CHECKING
+
+from mirrormask.lazy import lazily
+
+if TYPE_CHECKING:
+    from mirrormask.train.loop import Observer, load_model, run
+    from mirrormask.train.recipe import Data, Method, Model, Optimizer, Recipe, Schedule
+    from mirrormask.train.recipe_file import load
+    from mirrormask.train.reference import dense_run
+    from mirrormask.train.run_folder import RunFolder, RunResult
 
 __all__ = [
     "Data",
@@ -27,3 +32,22 @@ __all__ = [
     "load_model",
     "run",
 ]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "Data": "mirrormask.train.recipe",
+        "Method": "mirrormask.train.recipe",
+        "Model": "mirrormask.train.recipe",
+        "Observer": "mirrormask.train.loop",
+        "Optimizer": "mirrormask.train.recipe",
+        "Recipe": "mirrormask.train.recipe",
+        "RunFolder": "mirrormask.train.run_folder",
+        "RunResult": "mirrormask.train.run_folder",
+        "Schedule": "mirrormask.train.recipe",
+        "dense_run": "mirrormask.train.reference",
+        "load": "mirrormask.train.recipe_file",
+        "load_model": "mirrormask.train.loop",
+        "run": "mirrormask.train.loop",
+    },
+)

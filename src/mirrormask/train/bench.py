@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from mirrormask import checks
-from mirrormask.train.loop import load_model
-from mirrormask.train.run_folder import RunResult
 
 __all__ = ["bench_run"]
 
 
-def bench_run(run: str, batch: int = 1, threads: int | None = None, rounds: int = 15) -> None:
+def bench_run(run: str, batch: int = 1, threads: int | None = None, rounds: int = 15, allow_code: bool = False) -> None:
     """Time the model of a finished run: eager, torch.compile, ONNX Runtime and OpenVINO against mm.compile.
 
     Prints what was compiled and a table of medians and ratios, and writes them to ``bench.json`` in the run's folder.
@@ -23,14 +19,19 @@ def bench_run(run: str, batch: int = 1, threads: int | None = None, rounds: int 
         batch: images at a time, at least 1.
         threads: for all engines; all cores by default.
         rounds: turns of each engine, at least 1.
+        allow_code: import the code that the run's model is made by.
 
     Raises:
         ValueError: the folder holds no finished run, or a number is out of range.
     """
+    import torch
+
     from mirrormask.runtime import bench
+    from mirrormask.train.loop import load_model
+    from mirrormask.train.run_folder import RunResult
 
     checks.check_int("batch", batch, low=1)
-    model = load_model(run)
+    model = load_model(run, allow_code=allow_code)
     example = torch.randn(batch, *RunResult.read(run).input_shape, generator=torch.Generator().manual_seed(0))
     path = Path(run) / "bench.json"
     result = bench(model, example, threads=threads, rounds=rounds, json_path=path)

@@ -9,18 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from mirrormask import checks
-from mirrormask.train import recipe_file
+from mirrormask.train import named, recipe_file
 from mirrormask.train.recipe import Recipe
-from mirrormask.train.run_folder import RunFolder, RunResult
 
 __all__ = ["main", "recipes"]
 
 EPILOG = """--data, --model, --method, --optimizer and --schedule take a name; their other settings are --data.root,
---method.options and so on. Examples: `mirrormask train --sparsity 0.98`, `mirrormask train recipes/digits-mlp.yaml
---method pilot,mirror --out runs/demo`."""
+--method.options and so on. Short names: --lr, --momentum, --weight-decay, --warmup, --init, --root, --size, --crop,
+--flip, --validation. Dashes and underscores are the same. Examples: `mirrormask train --sparsity 0.98`, `mirrormask
+train recipes/digits-mlp.yaml --method pilot,mirror --out runs/demo`, `mirrormask train --data PATH --size 96 --model
+timm:efficientnet_lite0 --init pretrained --sparsity 0.8 --epochs 5`."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -34,6 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     resume, overwrite = values["resume"], values["overwrite"]
 
     # Everything that can be checked without training is, for every run, before the first one starts.
+    from mirrormask.train.run_folder import RunFolder
     from mirrormask.train.session import make_method
 
     for recipe in runs:
@@ -56,9 +56,12 @@ def parse(arguments: Sequence[str]) -> dict[str, Any]:
     recipe_file.add_recipe_arguments(parser)
     parser.add_argument("--resume", type=bool, default=False, help="go on with runs that lie in the folder")
     parser.add_argument("--overwrite", type=bool, default=False, help="replace runs that lie in the folder")
+    parser.add_argument("--allow_code", type=bool, default=False, help="import the code that a recipe file names")
     values = recipe_file.parse_arguments(parser, {}, arguments)
     if values["file"] is not None:
         values = recipe_file.parse_arguments(parser, recipe_file.read(values["file"]), arguments)
+    names = [values[section]["name"] for section in ("model", "data")]
+    named.check_allowed(names, typed=arguments, allow_code=values["allow_code"])
     return values
 
 
@@ -103,11 +106,13 @@ def _train(runs: Sequence[Recipe], shared: Path, *, resume: bool, overwrite: boo
         observer.stop()
     if _is_main():
         print_tables(console, results, reused=reused)
-        _point_at(shared / "last", results[-1])
+        _point_at(shared / "last", results[-1].folder)
     return 0
 
 
-def _console() -> Console:
+def _console() -> Any:
+    from rich.console import Console
+
     console = Console(highlight=False)
     # Where nobody watches, lines must not be cut at the 80 columns that rich assumes.
     return console if console.is_terminal else Console(highlight=False, width=max(console.width, 140), soft_wrap=True)
@@ -119,9 +124,9 @@ def _is_main() -> bool:
     return bool(PartialState().is_main_process)
 
 
-def _point_at(link: Path, result: RunResult) -> None:
+def _point_at(link: Path, folder: str) -> None:
     """Let ``runs/last`` stand for the newest run, unless something else has that name or links are not to be had."""
     with contextlib.suppress(OSError):
         if link.is_symlink():
             link.unlink()
-        os.symlink(os.path.relpath(result.folder, link.parent), link)
+        os.symlink(os.path.relpath(folder, link.parent), link)

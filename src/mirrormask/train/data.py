@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mirrormask import checks
-from mirrormask.train import folder
+from mirrormask.train import folder, named, saved_dataset
 from mirrormask.train.recipe import Data
 
 __all__ = ["Images", "Splits", "load"]
@@ -74,6 +74,11 @@ def load(data: Data) -> Splits:
     if data.name.startswith("folder:"):
         train, test, classes = folder.load(Path(data.name.removeprefix("folder:")), data.size)
         splits = Splits(Images(*train), Images(*test), None, classes)
+    elif data.name.startswith("datasets:"):
+        train, test, classes = saved_dataset.load(Path(data.name.removeprefix("datasets:")), data.size)
+        splits = Splits(Images(*train), Images(*test), None, classes)
+    elif named.is_code(data.name):
+        splits = _own(data.name)
     elif data.name == "digits":
         splits = _digits()
     else:
@@ -98,6 +103,42 @@ def _digits() -> Splits:
     whole = Images(x, y)
     names = tuple(str(label) for label in range(10))
     return Splits(whole.take(torch.where(~is_test)[0]), whole.take(torch.where(is_test)[0]), None, names)
+
+
+def _own(name: str) -> Splits:
+    """What a function of the user's returns: splits, or images and labels to train and to test on."""
+    function = named.fetch(name)
+    if not callable(function):
+        raise TypeError(f"{name!r} is a {type(function).__name__}, not a function that returns the data")
+    found = function()
+    if isinstance(found, Splits):
+        return found
+    hint = (
+        "return ((train x, train y), (test x, test y)), with x uint8 of (n, channels, height, width), y int64 of (n,)"
+    )
+    try:
+        (train_x, train_y), (test_x, test_y) = found
+        pairs = [
+            (torch.as_tensor(train_x), torch.as_tensor(train_y)),
+            (torch.as_tensor(test_x), torch.as_tensor(test_y)),
+        ]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name!r} returned a {type(found).__name__}; {hint}") from error
+    for x, y in pairs:
+        if x.dtype != torch.uint8 or x.dim() != 4 or y.shape != x.shape[:1] or y.is_floating_point() or not len(y):
+            raise TypeError(
+                f"{name!r} returned x of {x.dtype}, {tuple(x.shape)} and y of {y.dtype}, {tuple(y.shape)}; {hint}"
+            )
+    if pairs[0][0].shape[1:] != pairs[1][0].shape[1:]:
+        raise ValueError(
+            f"{name!r} returned images of {tuple(pairs[0][0].shape[1:])} and {tuple(pairs[1][0].shape[1:])}"
+        )
+    lowest, highest = (int(op(torch.stack([op(y) for _, y in pairs]))) for op in (torch.min, torch.max))
+    if lowest < 0:
+        raise ValueError(f"{name!r} returned the label {lowest}; classes are counted from 0")
+    names = tuple(str(label) for label in range(highest + 1))
+    train, test = (Images(x, y.long()) for x, y in pairs)
+    return Splits(train, test, None, names)
 
 
 def _fifth(index: Tensor) -> Tensor:

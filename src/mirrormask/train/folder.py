@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from mirrormask import checks, files
 
-__all__ = ["cache_folder", "load"]
+__all__ = ["cache_folder", "load", "resized"]
 
 #: How many unreadable images an error lists before it only counts.
 LISTED = 20
@@ -99,12 +100,7 @@ def _decode(paths: Sequence[str], size: int | None) -> Tensor:
                 rgb = image.convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             return f"{path}: {error}"
-        if size is not None:
-            scale = size / min(rgb.size)
-            width, height = (max(size, round(side * scale)) for side in rgb.size)
-            left, top = (width - size) // 2, (height - size) // 2
-            rgb = rgb.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
-        return np.asarray(rgb)
+        return np.asarray(resized(rgb, size))
 
     # Pillow releases the interpreter while it decodes, so threads do.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -122,6 +118,18 @@ def _decode(paths: Sequence[str], size: int | None) -> Tensor:
     if problems:
         _refuse(f"are not {shape[1]}x{shape[0]} like {paths[0]}", problems, "set data.size to resize all of them")
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+
+def resized(image: Any, size: int | None) -> Any:
+    """A Pillow image, its shorter side scaled to ``size`` pixels, its centre cut out; None leaves it as it is."""
+    if size is None:
+        return image
+    from PIL import Image
+
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
 
 
 def _refuse(what: str, problems: list[str], remedy: str) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 import mirrormask as mm
 from mirrormask import environment
 from mirrormask.masks import keep_count
-from mirrormask.train import checkpoint, figure, models, predictions, recipe_file
+from mirrormask.train import checkpoint, figure, models, named, predictions, recipe_file
 from mirrormask.train.data import Splits
 from mirrormask.train.distributions import Distributions
 from mirrormask.train.log import Log
@@ -33,6 +33,9 @@ class Observer:
 
     def started(self, recipe: Recipe, steps: int, step: int) -> None:
         """A run of ``steps`` steps begins, or goes on at ``step``."""
+
+    def noted(self, text: str) -> None:
+        """Something about how the run begins that a person should know."""
 
     def stepped(self, step: int) -> None:
         """A step was made; called for each, so do little."""
@@ -115,6 +118,8 @@ class _Run:
     def complete(self) -> RunResult:
         session = self.session
         self.observer.started(session.recipe, session.steps, session.step)
+        if session.note and not session.step:
+            self.observer.noted(session.note)
         try:
             while session.epoch < session.recipe.epochs:
                 self._epoch()
@@ -236,17 +241,19 @@ class _Run:
         return time.perf_counter() - self.start
 
 
-def load_model(folder: str | Path) -> nn.Module:
+def load_model(folder: str | Path, *, allow_code: bool = False) -> nn.Module:
     """The final model of a finished run, in evaluation mode.
 
     Args:
         folder: the run's folder; ``RunResult.read(folder).input_shape`` is what the model takes.
+        allow_code: import what makes the model where that is code of the user's (``FILE.py:NAME``).
 
     Raises:
-        ValueError: the folder holds no finished run.
+        ValueError: the folder holds no finished run, or its model is made by code that is not allowed.
     """
     result = RunResult.read(folder)
     recipe = recipe_file.from_dict(result.recipe)
+    named.check_allowed([recipe.model.name], allow_code=allow_code)
     with torch.random.fork_rng():
         model = models.build(recipe.model.name, result.input_shape, result.classes, **recipe.model.options)
     return mm.load(Path(folder) / "model.safetensors", model).eval()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import difflib
+import inspect
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -10,6 +13,7 @@ import torch
 from torch import nn
 
 from mirrormask import checks
+from mirrormask.train import named
 from mirrormask.train.resnet import resnet20
 
 __all__ = ["build", "names"]
@@ -46,9 +50,13 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+#: What a name may be beside those of :data:`MODELS`.
+OTHERS = ("torchvision:NAME", "timm:NAME", "FILE.py:NAME", "PACKAGE.MODULE:NAME")
+
+
 def names() -> list[str]:
-    """The known models; ``torchvision:NAME`` stands for every classification model of torchvision."""
-    return [*sorted(MODELS), "torchvision:NAME"]
+    """The known models; ``torchvision:NAME`` stands for every classification model of torchvision, and so on."""
+    return [*sorted(MODELS), *OTHERS]
 
 
 def build(name: str, shape: tuple[int, ...], classes: int, **options: Any) -> nn.Module:
@@ -57,7 +65,8 @@ def build(name: str, shape: tuple[int, ...], classes: int, **options: Any) -> nn
     Its first weights are drawn from torch's global generator.
 
     Args:
-        name: one of :func:`names`.
+        name: one of :func:`names`. A function of one's own is given what it takes of ``shape``, ``classes`` (or
+            ``num_classes``) and the options; a module of one's own is copied.
         shape: of one image.
         classes: number of outputs.
         options: keyword arguments of the model.
@@ -75,8 +84,12 @@ def build(name: str, shape: tuple[int, ...], classes: int, **options: Any) -> nn
     """
     if name.startswith("torchvision:"):
         model = _torchvision(name.removeprefix("torchvision:"), classes, **options)
+    elif name.startswith("timm:"):
+        model = _timm(name.removeprefix("timm:"), shape, classes, **options)
+    elif named.is_code(name):
+        model = _own(name, shape, classes, **options)
     else:
-        make = MODELS[checks.check_known("model", name, [*MODELS, "torchvision:NAME"])]
+        make = MODELS[checks.check_known("model", name, [*MODELS, *OTHERS])]
         checks.check_options("model", name, make, options)
         model = make(shape, classes, **options)
     _try(name, model, shape, classes)
@@ -93,6 +106,42 @@ def _torchvision(name: str, classes: int, **options: Any) -> nn.Module:
         raise TypeError(
             f"torchvision:{name} does not take these options: {options}; torchvision says: {error}"
         ) from error
+    return model
+
+
+def _timm(name: str, shape: tuple[int, ...], classes: int, **options: Any) -> nn.Module:
+    timm = checks.require("timm", "timm", f"the model 'timm:{name}'")
+    if not timm.is_model(name):
+        known = timm.list_models()
+        close = [one for one in known if one.startswith(name)][:3] or difflib.get_close_matches(name, known, n=3)
+        guess = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() has their names"
+        raise ValueError(f"unknown timm model {name!r}; {guess}")
+    try:
+        model: nn.Module = timm.create_model(name, num_classes=classes, in_chans=shape[0], **options)
+    except TypeError as error:
+        raise TypeError(f"timm:{name} does not take these options: {options}; timm says: {error}") from error
+    return model
+
+
+def _own(name: str, shape: tuple[int, ...], classes: int, **options: Any) -> nn.Module:
+    """A network of the user's: a module, or what makes one."""
+    found = named.fetch(name)
+    if isinstance(found, nn.Module):
+        if options:
+            raise TypeError(f"{name!r} is a module, which takes no options; leave out {', '.join(options)}")
+        return copy.deepcopy(found)
+    if not callable(found):
+        raise TypeError(f"{name!r} is a {type(found).__name__}, neither a module nor a function that returns one")
+    taken = inspect.signature(found).parameters
+    known = {"shape": shape, "classes": classes, "num_classes": classes}
+    given = {**{key: value for key, value in known.items() if key in taken}, **options}
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
+        for option in options:
+            if option not in taken:
+                raise TypeError(f"{name!r} does not take the option {option!r}; it takes: {', '.join(taken) or 'none'}")
+    model = found(**given)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{name!r} returned a {type(model).__name__}, not a torch.nn.Module")
     return model
 
 

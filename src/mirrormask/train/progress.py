@@ -52,6 +52,10 @@ class ProgressObserver(Observer):
             self.task = self.progress.add_task(self.name, total=steps, completed=step, rate="", state="")
             self.progress.start()
 
+    def noted(self, text: str) -> None:
+        """Say how the run begins."""
+        self.console.print(f"{self.name}: {text}", markup=False)
+
     def stepped(self, step: int) -> None:
         """Move the live line, now and then."""
         now = time.perf_counter()

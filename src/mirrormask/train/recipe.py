@@ -5,19 +5,49 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mirrormask import checks
+from mirrormask.train import named
 
 __all__ = ["Data", "Method", "Model", "Optimizer", "Recipe", "Schedule"]
 
 #: The learning rate that a recipe without one gets, by optimizer.
 LEARNING_RATES = {"sgd": 0.05, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 1e-3}
 DATA = ("cifar10", "cifar100", "digits", "fashion-mnist")
-SCHEDULES = ("constant", "cosine", "linear")
+SCHEDULES = ("constant", "cosine", "linear", "one-cycle", "step")
+#: Fields that a recipe has gained: a run is the same run where they are what they were before there were any.
+GAINED: dict[str, dict[str, Any]] = {
+    "model": {"init": None},
+    "schedule": {"at": (0.5, 0.75), "factor": 0.1},
+    "": {"device": None},
+}
+DEVICES = ("cpu", "cuda", "mps", "xpu")
 PRECISIONS = ("bf16", "fp16", "fp32")
+
+
+def data_name(name: str) -> str:
+    """A data set's name as recipes keep it: the path of a folder gets the kind of folder in front.
+
+    Raises:
+        ValueError: no data set is called so; the nearest name is suggested.
+    """
+    kind, colon, path = name.partition(":")
+    if kind in ("folder", "datasets") and colon:
+        if not path:
+            raise ValueError(f"data {name!r} names no folder; write {kind}:PATH")
+        return name
+    if name in DATA or named.is_code(name):
+        return name
+    if Path(name).is_dir():
+        saved = any((Path(name) / file).is_file() for file in ("dataset_dict.json", "dataset_info.json"))
+        return f"{'datasets' if saved else 'folder'}:{name}"
+    if "/" in name:
+        raise ValueError(f"the data folder {name!r} does not exist (here: {Path.cwd()})")
+    return checks.check_known("data set", name, [*DATA, "folder:PATH", "datasets:PATH", "FILE.py:NAME"])
 
 
 @dataclass(frozen=True)
@@ -25,8 +55,10 @@ class Data:
     """Which images to train on, and how they are varied.
 
     Args:
-        name: ``digits``, ``fashion-mnist``, ``cifar10``, ``cifar100``, or ``folder:PATH`` for a folder with
-            ``train/`` and ``test/`` (or ``val/``), each with one folder a class.
+        name: ``digits``, ``fashion-mnist``, ``cifar10``, ``cifar100``; ``folder:PATH`` for a folder with ``train/``
+            and ``test/`` (or ``val/``), each with one folder a class; ``datasets:PATH`` for a folder that the library
+            datasets has saved; the PATH of either alone; ``FILE.py:NAME`` or ``PACKAGE.MODULE:NAME`` for a function
+            that returns ``(train x, train y), (test x, test y)``, or a :class:`mirrormask.train.data.Splits`.
         root: the folder in which torchvision looks for its data sets; not read by ``digits`` and ``folder:PATH``.
         download: fetch a torchvision data set that ``root`` does not hold.
         crop: random crop after padding each side with this many pixels; 0 for none.
@@ -46,10 +78,7 @@ class Data:
     channels: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.name.startswith("folder:"):
-            checks.check_known("data set", self.name, [*DATA, "folder:PATH"])
-        elif self.name == "folder:":
-            raise ValueError("data 'folder:' names no folder; write folder:PATH")
+        object.__setattr__(self, "name", data_name(self.name))
         checks.check_int("data.crop", self.crop, low=0)
         checks.check_int("data.validation", self.validation, low=0)
         if self.size is not None:
@@ -57,22 +86,36 @@ class Data:
         if self.channels not in (None, 1, 3):
             raise ValueError(f"data.channels={self.channels!r} is not 1 or 3; leave it out to keep the data's own")
 
+    @property
+    def short(self) -> str:
+        """The name as part of a folder's."""
+        return re.sub(r"[^\w.=+-]+", "-", Path(self.name).name)
+
 
 @dataclass(frozen=True)
 class Model:
     """Which network to train.
 
     Args:
-        name: ``mlp``, ``lenet-300-100``, ``resnet20``, ``resnet18-cifar`` or ``torchvision:NAME``.
+        name: ``mlp``, ``lenet-300-100``, ``resnet20``, ``resnet18-cifar``, ``torchvision:NAME``, ``timm:NAME``,
+            ``FILE.py:NAME`` or ``PACKAGE.MODULE:NAME``.
         options: keyword arguments of the model, for instance ``{"stem_stride": 2}`` of ``resnet20``.
+        init: the weights to start from: a state dict (``.pt``, ``.pth``, ``.bin``), a ``.safetensors`` file, or
+            ``pretrained`` for those of timm and torchvision; unset starts from random ones.
     """
 
     name: str = "mlp"
     options: dict[str, Any] = field(default_factory=dict)
+    init: str | None = None
+
+    @property
+    def short(self) -> str:
+        """The name as part of a folder's."""
+        return re.sub(r"[^\w.=+-]+", "-", Path(self.name).name)
 
 
 @dataclass(frozen=True)
-class Method:
+class RecipeMethod:
     """How the network becomes sparse.
 
     Args:
@@ -80,8 +123,12 @@ class Method:
         options: keyword arguments of the method.
     """
 
-    name: str = "pilot"
+    name: str = "mirror"
     options: dict[str, Any] = field(default_factory=dict)
+
+
+#: Its own name is another one than ``mm.Method``'s, for which jsonargparse would look, and import all of torch.
+Method = RecipeMethod
 
 
 @dataclass(frozen=True)
@@ -126,16 +173,31 @@ class Schedule:
     """The learning rate as a function of progress.
 
     Args:
-        name: ``cosine`` (to zero), ``linear`` (to zero) or ``constant``, after the warm-up.
-        warmup: the fraction of all steps over which the rate rises linearly from zero.
+        name: ``cosine`` (to zero), ``linear`` (to zero), ``constant`` or ``step`` (times ``factor`` at each of ``at``),
+            after the warm-up; ``one-cycle`` rises by a cosine from 1/25 and falls by one to nothing.
+        warmup: the fraction of all steps over which the rate rises from zero; unset gives 0.3 for ``one-cycle`` and
+            0.05 for the others.
+        at: of ``step``: the fractions of all steps at which the rate falls, in rising order.
+        factor: of ``step``: by what the rate is multiplied there.
     """
 
     name: str = "cosine"
-    warmup: float = 0.05
+    warmup: float | None = None
+    at: tuple[float, ...] = (0.5, 0.75)
+    factor: float = 0.1
 
     def __post_init__(self) -> None:
         checks.check_known("schedule", self.name, SCHEDULES)
-        checks.check_number("schedule.warmup", self.warmup, low=0.0, high=1.0, open_high=True)
+        warmup = (0.3 if self.name == "one-cycle" else 0.05) if self.warmup is None else self.warmup
+        object.__setattr__(
+            self, "warmup", checks.check_number("schedule.warmup", warmup, low=0.0, high=1.0, open_high=True)
+        )
+        object.__setattr__(self, "at", tuple(self.at))
+        for at in self.at:
+            checks.check_number("schedule.at", at, low=0.0, high=1.0, open_low=True, open_high=True)
+        if list(self.at) != sorted(set(self.at)):
+            raise ValueError(f"schedule.at={list(self.at)} must rise; each rate drop has a place of its own")
+        checks.check_number("schedule.factor", self.factor, low=0.0, high=1.0, open_high=True)
 
 
 @dataclass(frozen=True)
@@ -154,6 +216,7 @@ class Recipe:
         seed: of the weights, the data order and everything else that is random.
         precision: ``fp32``, ``bf16`` or ``fp16`` autocast.
         threads: CPU threads; unset leaves torch's choice.
+        device: ``cpu``, ``cuda``, ``mps`` or ``xpu``; unset takes an accelerator where there is one.
         log_every: steps between two lines of the log.
         figure: draw ``figure.png`` and ``figure.svg`` at the end; this may take longer than to train a small network.
         out: the run's folder; empty makes it ``runs/DATA-MODEL-SPARSITY-seedN``.
@@ -180,6 +243,7 @@ class Recipe:
     seed: int = 0
     precision: str = "fp32"
     threads: int | None = None
+    device: str | None = None
     log_every: int = 50
     figure: bool = True
     out: str = ""
@@ -193,11 +257,14 @@ class Recipe:
         checks.check_int("seed", self.seed, low=0)
         checks.check_int("log_every", self.log_every, low=1)
         checks.check_known("precision", self.precision, PRECISIONS)
+        if self.device is not None:
+            checks.check_known("device", self.device, DEVICES)
         if self.threads is not None:
             checks.check_int("threads", self.threads, low=1)
         if not self.out:
-            data, model = Path(self.data.name).name, self.model.name.replace(":", "-")
-            object.__setattr__(self, "out", f"runs/{data}-{model}-{self.sparsity:g}-seed{self.seed}")
+            object.__setattr__(
+                self, "out", f"runs/{self.data.short}-{self.model.short}-{self.sparsity:g}-seed{self.seed}"
+            )
 
     def dense(self, out: str) -> Recipe:
         """The run that this one is compared with: the same in everything but method and sparsity."""
@@ -210,6 +277,11 @@ class Recipe:
             del tree[name]
         for name in ("root", "download"):
             del tree["data"][name]
+        for section, fields in GAINED.items():
+            part = tree[section] if section else tree
+            for name, before in fields.items():
+                if part[name] == before:
+                    del part[name]
         return tree
 
     def fingerprint(self) -> str:

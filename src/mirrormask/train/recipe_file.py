@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mirrormask import checks, files
+from mirrormask.train import named
+from mirrormask.train.arguments import spelled
 from mirrormask.train.recipe import Data, Method, Model, Optimizer, Recipe, Schedule
 
-__all__ = ["SECTIONS", "add_recipe_arguments", "dump", "expand", "from_dict", "load", "shorten", "to_dict"]
+__all__ = ["SECTIONS", "add_recipe_arguments", "dump", "expand", "from_dict", "load", "to_dict"]
 
 #: The parts of a recipe that have a name of their own: ``model: resnet20`` stands for ``model: {name: resnet20}``.
 SECTIONS = {"data": Data, "model": Model, "method": Method, "optimizer": Optimizer, "schedule": Schedule}
@@ -32,18 +34,21 @@ def save(recipe: Recipe, path: Path) -> None:
     files.write_text(path, dump(recipe))
 
 
-def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+def load(path: str | Path, overrides: Mapping[str, Any] | None = None, *, allow_code: bool = False) -> Recipe:
     """Read a recipe from a YAML file.
 
     Args:
         path: the file.
         overrides: values that replace the file's, by dotted key: ``{"sparsity": 0.9, "data.root": "/data"}``.
+        allow_code: take a model or data that is code (``FILE.py:NAME``) from the file; from ``overrides`` it always is.
 
     Raises:
         ValueError: the file is not a YAML mapping, or a key or value is not allowed; names the file and the key.
     """
     arguments = [f"--{key}={_scalar(value)}" for key, value in (overrides or {}).items()]
-    return parse(read(path), arguments)
+    recipe = parse(read(path), arguments)
+    named.check_allowed([recipe.model.name, recipe.data.name], typed=arguments, allow_code=allow_code)
+    return recipe
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -93,17 +98,6 @@ def from_dict(tree: Mapping[str, Any]) -> Recipe:
     return Recipe(**parts)
 
 
-def shorten(arguments: Sequence[str]) -> list[str]:
-    """Command-line arguments with ``--model NAME`` written as ``--model.name NAME``, for each section."""
-    result = []
-    for argument in arguments:
-        option, equals, value = argument.partition("=")
-        if option[:2] == "--" and option[2:] in SECTIONS:
-            option += ".name"
-        result.append(option + equals + value)
-    return result
-
-
 def add_recipe_arguments(parser: Any, *, skip: Sequence[str] = ()) -> None:
     """Give a jsonargparse parser an option for every field of a recipe, but those to ``skip``."""
     parser.add_class_arguments(Recipe, None, as_group=False, skip=set(skip))
@@ -131,7 +125,7 @@ def parse_arguments(parser: Any, tree: Mapping[str, Any], arguments: Sequence[st
 
     given = ["--recipe", yaml.safe_dump(dict(tree))] if tree else []
     try:
-        return dict(parser.parse_args([*given, *shorten(arguments)]).as_dict())
+        return dict(parser.parse_args([*given, *spelled(arguments, parser._option_string_actions)]).as_dict())
     except argparse.ArgumentError as error:
         raise ValueError(" ".join(str(error).split())) from error
 

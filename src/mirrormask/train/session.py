@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import mirrormask as mm
 from mirrormask import checks
-from mirrormask.train import data, models
+from mirrormask.train import data, init, models
 from mirrormask.train.batches import Batches
 from mirrormask.train.recipe import Optimizer, Recipe
 from mirrormask.train.schedule import make_scheduler
@@ -74,7 +74,7 @@ class Session:
 
     def __init__(self, recipe: Recipe, splits: data.Splits | None = None) -> None:
         self.recipe = recipe
-        self.accelerator = _accelerator(recipe.precision)
+        self.accelerator = _accelerator(recipe.precision, recipe.device)
         device, rank, world = self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes
         self.splits = data.load(recipe.data) if splits is None else splits
         if len(self.splits.train) < recipe.batch_size:
@@ -86,7 +86,13 @@ class Session:
         self.epoch = self.step = 0
         torch.manual_seed(recipe.seed)
         options = recipe.model.options
-        self.model = models.build(recipe.model.name, self.splits.shape, len(self.splits.classes), **options).to(device)
+        self.model = models.build(recipe.model.name, self.splits.shape, len(self.splits.classes), **options)
+        #: What a person should know of how the run begins.
+        self.note = ""
+        if recipe.model.init is not None:
+            name, classes = recipe.model.name, len(self.splits.classes)
+            self.note = init.initialise(self.model, recipe.model.init, name=name, classes=classes)
+        self.model.to(device)
         mean, std = self.splits.statistics()
         convolves = any(isinstance(module, nn.Conv2d) for module in self.model.modules())
         shared: dict[str, Any] = {"device": device, "rank": rank, "world": world, "channels_last": convolves}
@@ -211,7 +217,10 @@ def make_optimizer(options: Optimizer, model: nn.Module) -> torch.optim.Optimize
     return optimizer
 
 
-def _accelerator(precision: str) -> Any:
+def _accelerator(precision: str, device: str | None = None) -> Any:
+    there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if device not in (None, "cpu") and (there is None or there.type != device):
+        raise ValueError(f"device={device!r} is not on this machine, which has {there.type if there else 'cpu'}")
     accelerate = checks.require("accelerate", "train", "training")
     mixed = "no" if precision == "fp32" else precision
     state = accelerate.state.AcceleratorState
@@ -219,4 +228,4 @@ def _accelerator(precision: str) -> Any:
         # Accelerate keeps one precision a process; runs after each other may each have their own.
         state._reset_state()
     # Without the flag Accelerate joins processes only if they have GPUs.
-    return accelerate.Accelerator(mixed_precision=mixed, cpu=not torch.accelerator.is_available())
+    return accelerate.Accelerator(mixed_precision=mixed, cpu=device == "cpu" or there is None)

@@ -1,0 +1,32 @@
+"""Names of a package that are imported when they are first used: help on a command must not wait for torch."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+__all__ = ["lazily"]
+
+
+def lazily(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
+    """A ``__getattr__`` for a package.
+
+    Args:
+        package: its name.
+        places: public name -> the module that it is in.
+
+    Raises:
+        AttributeError: by what is returned, for a name that is not among them; the public ones are listed.
+
+    Example:
+        >>> lazily("shapes", {"sqrt": "math"})("sqrt")(9.0)
+        3.0
+    """
+
+    def get(name: str) -> Any:
+        if name in places:
+            return getattr(importlib.import_module(places[name]), name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}; public names: {', '.join(sorted(places))}")
+
+    return get

@@ -1,0 +1,190 @@
+"""The weights that a network starts from: a file, or those that its library has."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mirrormask import checks, storage
+from mirrormask.checks import few
+from mirrormask.optimizer.weights import WRAPPERS
+
+__all__ = ["Matched", "initialise", "match", "read"]
+
+#: Under which names training scripts keep a state dict among other things, the average of weights first.
+WITHIN = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
+#: Counts batches for batch norm's momentum; files from elsewhere may lack it, and nothing here reads it.
+COUNTER = "num_batches_tracked"
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Which tensor of a file goes where.
+
+    Attributes:
+        tensors: name in the model -> tensor of the file.
+        fresh: names in the model that keep their first weights: a head for other classes.
+        unused: names in the file that nothing asked for.
+        how: in words, where names were not the same.
+    """
+
+    tensors: dict[str, Tensor]
+    fresh: list[str]
+    unused: list[str]
+    how: str = ""
+
+
+def initialise(model: nn.Module, source: str, *, name: str, classes: int) -> str:
+    """Write the weights of ``source`` into the model, and say in a line what came from where.
+
+    Args:
+        model: the network; its head has ``classes`` outputs.
+        source: a state dict of ``torch.save``, a safetensors file, a file of ``mm.save``, or ``pretrained`` for the
+            weights that timm or torchvision have for this model.
+        name: of the model, as in the recipe.
+        classes: a head in the file with another number of them is left out, and the model keeps its own.
+
+    Raises:
+        ValueError: the file cannot be read or holds no state dict, a parameter of the model is not in it (those that
+            are missing and those that are left over are listed), or it has another shape.
+    """
+    tensors = _of_library(name) if source == "pretrained" else read(Path(source))
+    matched = match(tensors, model.state_dict(), classes=classes, source=source)
+    model.load_state_dict(matched.tensors, strict=False)
+    said = f"{name} starts from {source}: {len(matched.tensors)} tensors{matched.how}"
+    if matched.fresh:
+        said += f"; {few(matched.fresh)} keep their first, random weights: a head for {classes} classes"
+    if matched.unused:
+        said += f"; nothing asked for {few(matched.unused)}"
+    return said
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file, whatever lies around it; nothing in the file is run.
+
+    Raises:
+        ValueError: there is no such file, or no state dict in it.
+    """
+    if not path.is_file():
+        raise ValueError(f"model.init={str(path)!r} is not a file; give a state dict (.pt, .pth, .bin), .safetensors")
+    if path.suffix == ".safetensors":
+        return dict(storage.load(path))
+    try:
+        held: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(
+            f"{str(path)!r} holds no plain state dict: {str(error).splitlines()[0]}; save one with "
+            "torch.save(model.state_dict(), path)"
+        ) from error
+    for key in WITHIN:
+        if isinstance(held, Mapping) and isinstance(held.get(key), Mapping):
+            held = held[key]
+            break
+    tensors = {str(k): v for k, v in held.items() if isinstance(v, Tensor)} if isinstance(held, Mapping) else {}
+    if not tensors:
+        raise ValueError(f"{str(path)!r} holds a {type(held).__name__} without tensors by name, not a state dict")
+    return tensors
+
+
+def match(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, classes: int, source: str) -> Matched:
+    """Which tensor goes where: by name, without what wrappers put in front, and else by order.
+
+    By order only where all names but the last parts differ and the last parts and shapes are the same, one by one: the
+    same network, written by someone else.
+
+    Raises:
+        ValueError: something of the model is in none of these ways found.
+
+    Example:
+        >>> file = {"module.body.weight": torch.ones(3, 2), "module.head.weight": torch.ones(7, 3)}
+        >>> model = {"body.weight": torch.zeros(3, 2), "head.weight": torch.zeros(5, 3)}
+        >>> found = match(file, model, classes=5, source="net.pt")
+        >>> list(found.tensors), found.fresh
+        (['body.weight'], ['head.weight'])
+    """
+    given, how = _unwrapped(given, wanted)
+    names = [name for name in wanted if not name.endswith(COUNTER)]
+    if not any(name in given for name in names):
+        ordered = _by_order(given, wanted, classes)
+        if ordered is None:
+            raise ValueError(
+                f"none of the names in {source!r} is one of this model's: it has {few(list(given))}; the model asks "
+                f"for {few(names)}"
+            )
+        given, how = ordered, ", by their order and shapes, since the names differ: look at the first accuracy"
+    tensors: dict[str, Tensor] = {}
+    fresh: list[str] = []
+    missing: list[str] = []
+    wrong: list[str] = []
+    last = _head(names)
+    for name in names:
+        if name not in given:
+            (fresh if name in last else missing).append(name)
+        elif given[name].shape == wanted[name].shape:
+            tensors[name] = given[name]
+        elif _is_head(given[name], wanted[name], classes):
+            fresh.append(name)
+        else:
+            wrong.append(f"{name} is {tuple(given[name].shape)} there, {tuple(wanted[name].shape)} here")
+    unused = [name for name in given if name not in wanted and not name.endswith(COUNTER)]
+    if missing or wrong:
+        left = f"; the file has left over {few(unused)}" if unused else ""
+        lacks = f"lacks {few(missing)} of this model{left}" if missing else ""
+        differs = f"{lacks and ' and '}does not fit: {few(wrong)}" if wrong else ""
+        raise ValueError(f"{source!r} {lacks}{differs}; choose the model that it is of, or rename its keys")
+    tensors.update({name: given[name] for name in wanted if name.endswith(COUNTER) and name in given})
+    return Matched(tensors, fresh, unused, how)
+
+
+def _unwrapped(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Without a first part that wrappers and trainers add, if more of the names are the model's then."""
+    best, how = dict(given), ""
+    for first in (*WRAPPERS, "model", "net", "backbone"):
+        if all(name.startswith(first + ".") for name in given):
+            bare = {name.removeprefix(first + "."): value for name, value in given.items()}
+            if sum(name in wanted for name in bare) > sum(name in wanted for name in best):
+                best, how = bare, f", without the {first!r} before their names"
+    return best, how
+
+
+def _by_order(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], classes: int) -> dict[str, Tensor] | None:
+    theirs, own = ([name for name in one if not name.endswith(COUNTER)] for one in (given, wanted))
+    if len(theirs) != len(own):
+        return None
+    for a, b in zip(theirs, own, strict=True):
+        alike = given[a].shape == wanted[b].shape or _is_head(given[a], wanted[b], classes)
+        if not alike or a.rpartition(".")[2] != b.rpartition(".")[2]:
+            return None
+    return {b: given[a] for a, b in zip(theirs, own, strict=True)}
+
+
+def _head(names: list[str]) -> list[str]:
+    """The last module's: what a network without its head lacks."""
+    owner = names[-1].rpartition(".")[0] if names else ""
+    return [name for name in names if name.rpartition(".")[0] == owner]
+
+
+def _is_head(there: Tensor, here: Tensor, classes: int) -> bool:
+    same_rest = there.dim() == here.dim() > 0 and there.shape[1:] == here.shape[1:]
+    return same_rest and here.shape[0] == classes != there.shape[0]
+
+
+def _of_library(name: str) -> dict[str, Tensor]:
+    kind, _, model = name.partition(":")
+    if kind == "timm":
+        timm = checks.require("timm", "timm", f"the model {name!r}")
+        built = timm.create_model(model, pretrained=True)
+    elif kind == "torchvision":
+        built = checks.require("torchvision.models", "train", f"the model {name!r}").get_model(model, weights="DEFAULT")
+    else:
+        raise ValueError(
+            f"model.init='pretrained' asks timm: or torchvision: for their weights, and {name!r} is of neither; give a "
+            "file instead"
+        )
+    return dict(built.state_dict())

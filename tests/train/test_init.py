@@ -1,0 +1,115 @@
+"""The weights that a network starts from: which tensor of a file goes where, and what is refused."""
+
+import pytest
+import torch
+from torch import nn
+
+import mirrormask as mm
+from mirrormask.train import init
+
+
+def net(classes=5, width=8):
+    return nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.Linear(width, classes))
+
+
+class Other(nn.Module):
+    """The same network, written by someone else."""
+
+    def __init__(self, classes=5):
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, classes)
+
+
+def same(a, b, *names):
+    return all(torch.equal(a.state_dict()[name], b.state_dict()[name]) for name in names)
+
+
+BODY = ("0.weight", "0.bias", "1.weight", "1.running_mean")
+
+
+@pytest.mark.parametrize("kind", ["pt", "within", "wrapped", "safetensors", "sparse"])
+def test_each_kind_of_file(tmp_path, kind):
+    torch.manual_seed(0)
+    source, model = net(), net()
+    path = tmp_path / ("net.safetensors" if kind in ("safetensors", "sparse") else "net.pth")
+    state = source.state_dict()
+    if kind == "pt":
+        torch.save(state, path)
+    elif kind == "within":
+        torch.save({"epoch": 3, "state_dict": state}, path)
+    elif kind == "wrapped":
+        torch.save({f"module.{name}": value for name, value in state.items()}, path)
+    elif kind == "safetensors":
+        from safetensors.torch import save_file
+
+        save_file(state, path)
+    else:
+        mm.save(source, path)
+    said = init.initialise(model, str(path), name="net", classes=5)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
+    assert "9 tensors" in said
+    assert ("without the 'module'" in said) == (kind == "wrapped")
+
+
+def test_another_number_of_classes_keeps_the_model_s_own_head_and_says_so(tmp_path):
+    source, model, before = net(1000), net(5), net(5)
+    before.load_state_dict(model.state_dict())
+    torch.save(source.state_dict(), tmp_path / "net.pt")
+    said = init.initialise(model, str(tmp_path / "net.pt"), name="net", classes=5)
+    assert "2.weight, 2.bias keep their first, random weights: a head for 5 classes" in said
+    assert same(model, source, *BODY)
+    assert same(model, before, "2.weight", "2.bias")
+
+
+def test_a_file_without_a_head_and_one_with_more(tmp_path):
+    state = {name: value for name, value in net().state_dict().items() if not name.startswith("2.")}
+    torch.save({**state, "aux.weight": torch.zeros(2)}, tmp_path / "net.pt")
+    said = init.initialise(net(), str(tmp_path / "net.pt"), name="net", classes=5)
+    assert "2.weight, 2.bias keep their first" in said
+    assert "nothing asked for aux.weight" in said
+
+
+def test_the_same_network_under_other_names_goes_by_order_and_says_so(tmp_path):
+    source, model = Other(7), net(5)
+    torch.save(source.state_dict(), tmp_path / "net.pt")
+    said = init.initialise(model, str(tmp_path / "net.pt"), name="net", classes=5)
+    assert "by their order and shapes, since the names differ: look at the first accuracy" in said
+    assert torch.equal(model[0].weight, source.stem.weight)
+    assert torch.equal(model[1].running_var, source.norm.running_var)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Linear(3, 4).state_dict(), "none of the names in .* is one of this model's: it has weight, bias"),
+        (lambda: net(5, 9).state_dict(), r"does not fit: 0.weight is \(9, 6\) there, \(8, 6\) here"),
+        (lambda: {k: v for k, v in net().state_dict().items() if k != "0.bias"}, "lacks 0.bias of this model"),
+        (lambda: {("0.bia" if k == "0.bias" else k): v for k, v in net().state_dict().items()},
+         "lacks 0.bias of this model; the file has left over 0.bia"),
+        (lambda: [1, 2], "holds a list without tensors by name"),
+        (lambda: {"model": 3}, "without tensors by name"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_listed_and_nothing_changes(tmp_path, make, message):
+    torch.save(make(), tmp_path / "net.pt")
+    model, before = net(), net()
+    before.load_state_dict(model.state_dict())
+    with pytest.raises(ValueError, match=message):
+        init.initialise(model, str(tmp_path / "net.pt"), name="net", classes=5)
+    assert same(model, before, *before.state_dict())
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("run",))
+
+
+def test_a_file_that_would_run_code_and_one_that_is_none(tmp_path, capsys):
+    torch.save({"0.weight": Evil()}, tmp_path / "net.pt")
+    with pytest.raises(ValueError, match="holds no plain state dict"):
+        init.initialise(net(), str(tmp_path / "net.pt"), name="net", classes=5)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match=r"is not a file; give a state dict"):
+        init.initialise(net(), str(tmp_path / "no.pt"), name="net", classes=5)
+    with pytest.raises(ValueError, match="asks timm: or torchvision: for their weights"):
+        init.initialise(net(), "pretrained", name="mlp", classes=5)
