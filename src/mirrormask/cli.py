@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrormask import checks
+from mirrormask.stopping import EXIT_STATUS, Stopped
 
 __all__ = ["COMMANDS", "main"]
 
@@ -46,7 +47,14 @@ EXPECTED = (ValueError, TypeError, ImportError, OSError, FloatingPointError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status: 0, 2 for a mistake of the user's, 130 after an interruption.
+    """Run one command; the exit status.
+
+    | status | meaning |
+    |---|---|
+    | 0 | done |
+    | 2 | a mistake of the user's, a full disk, damaged files: the message says which |
+    | 75 | a signal asked it to stop; everything is saved: go on with ``--resume true`` |
+    | 130 | interrupted where there was nothing to save |
 
     Set the environment variable ``MIRRORMASK_TRACEBACK`` to see where an error came from.
 
@@ -77,6 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"mirrormask {name}" if name in COMMANDS else "mirrormask"
         print(f"{where}: error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(f"mirrormask {name}: {stopped}{GO_ON.get(name, '')}", file=sys.stderr)
+        return EXIT_STATUS
     except KeyboardInterrupt:
         print(f"mirrormask {name}: interrupted{GO_ON.get(name, '')}", file=sys.stderr)
         return 130

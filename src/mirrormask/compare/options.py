@@ -86,7 +86,8 @@ def _parser() -> Any:
     add("--bench", type=bool, default=False, help="afterwards, time each method and sparsity")
     recipe_file.add_recipe_arguments(parser, skip=["method", "sparsity", "seed"])
     # The report draws all runs together; a figure of each would take longer than many a run.
-    parser.set_defaults({"figure": False})
+    # A network that a method has killed is a result there.
+    parser.set_defaults({"figure": False, "stop_dead": False})
     return parser
 
 

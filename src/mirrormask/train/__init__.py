@@ -6,13 +6,16 @@ several beside each other.
 
 from __future__ import annotations
 
+from mirrormask.train.checkpoint import CheckpointError
 from mirrormask.train.loop import Observer, load_model, run
 from mirrormask.train.recipe import Data, Method, Model, Optimizer, Recipe, Schedule
 from mirrormask.train.recipe_file import load
 from mirrormask.train.reference import dense_run
 from mirrormask.train.run_folder import RunFolder, RunResult
+from mirrormask.train.signals import Stopped
 
 __all__ = [
+    "CheckpointError",
     "Data",
     "Method",
     "Model",
@@ -22,6 +25,7 @@ __all__ = [
     "RunFolder",
     "RunResult",
     "Schedule",
+    "Stopped",
     "dense_run",
     "load",
     "load_model",

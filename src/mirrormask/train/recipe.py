@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrormask import checks
+from mirrormask.train import intervals
 
 __all__ = ["Data", "Method", "Model", "Optimizer", "Recipe", "Schedule"]
 
@@ -156,6 +157,11 @@ class Recipe:
         threads: CPU threads; unset leaves torch's choice.
         log_every: steps between two lines of the log.
         figure: draw ``figure.png`` and ``figure.svg`` at the end; this may take longer than to train a small network.
+        checkpoint_every: time or steps between checkpoints, ``10min`` or ``500steps``, beside those at the end of each
+            epoch; ``epoch`` for these only.
+        stop_after: steps in a row without a finite loss or gradient after which the run stops.
+        stop_dead: stop where a layer of zeros lets the network tell no image from another.
+        deterministic: refuse operations that may give other bits the next time, on GPUs; slower.
         out: the run's folder; empty makes it ``runs/DATA-MODEL-SPARSITY-seedN``.
 
     Raises:
@@ -182,6 +188,10 @@ class Recipe:
     threads: int | None = None
     log_every: int = 50
     figure: bool = True
+    checkpoint_every: str = "10min"
+    stop_after: int = 100
+    stop_dead: bool = True
+    deterministic: bool = False
     out: str = ""
 
     def __post_init__(self) -> None:
@@ -192,6 +202,8 @@ class Recipe:
         checks.check_int("batch_size", self.batch_size, low=1)
         checks.check_int("seed", self.seed, low=0)
         checks.check_int("log_every", self.log_every, low=1)
+        checks.check_int("stop_after", self.stop_after, low=1)
+        intervals.parse(self.checkpoint_every)
         checks.check_known("precision", self.precision, PRECISIONS)
         if self.threads is not None:
             checks.check_int("threads", self.threads, low=1)
@@ -204,10 +216,12 @@ class Recipe:
         return dataclasses.replace(self, method=Method("dense"), sparsity=0.0, out=out)
 
     def identity(self) -> dict[str, Any]:
-        """What decides the result: the tree without the folder, the data's place, the log's spacing and the figure."""
+        """What decides the result: the tree without folder, place of the data, log, figure and checkpoints."""
         tree = dataclasses.asdict(self)
-        for name in ("out", "log_every", "figure"):
+        for name in ("out", "log_every", "figure", "checkpoint_every", "stop_after", "stop_dead"):
             del tree[name]
+        if not self.deterministic:  # so that runs from before this option keep their fingerprint
+            del tree["deterministic"]
         for name in ("root", "download"):
             del tree["data"][name]
         return tree
