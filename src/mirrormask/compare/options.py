@@ -8,7 +8,7 @@ from typing import Any
 
 from mirrormask import checks
 from mirrormask.compare.grid import Grid
-from mirrormask.train import recipe_file
+from mirrormask.train import plain_yaml, recipe_file
 
 __all__ = ["load_grid", "parse"]
 
@@ -126,14 +126,13 @@ def _methods(names: str, options: Mapping[str, Any], held: Any) -> dict[str, Map
 
 def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
     """``--options.gmp.end_at 0.5`` comes as ``{"gmp.end_at": 0.5}``."""
-    yaml = checks.require("yaml", "train", "reading options")
     result: dict[str, Any] = {}
     for key, value in options.items():
         label, dot, option = key.partition(".")
         if dot:
             result[label] = {
                 **result.get(label, {}),
-                option: yaml.safe_load(value) if isinstance(value, str) else value,
+                option: plain_yaml.load(value, f"the option {option!r}") if isinstance(value, str) else value,
             }
         else:
             result[key] = {**result.get(key, {}), **value} if isinstance(value, dict) else value
