@@ -157,7 +157,7 @@ def resumed(folder, method, expected):
     status = forked(lambda: run(recipe(folder, method), resume=True))
     if status or not RunFolder(folder).finished:
         return "lost"
-    parts = [path for path in folder.rglob("*.part")]
+    parts = list(folder.rglob("*.part"))
     return "same" if traces(folder) == expected and not parts else "different"
 
 

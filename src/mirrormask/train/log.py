@@ -98,7 +98,7 @@ class Log:
         except OSError as error:
             if error.errno is None:
                 raise
-            where = str(error.filename or self.path)
+            where = os.fsdecode(error.filename or self.path)
             reason = f"{error.strerror}: appending {nbytes:,} bytes to the log"
             raise type(error)(error.errno, reason, where) from error
 

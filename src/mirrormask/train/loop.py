@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 import warnings
 from pathlib import Path
@@ -146,8 +147,12 @@ class _Run:
         except OSError as error:
             if error.errno is None:
                 raise
+            if not self.folder.path.is_dir():
+                raise FileNotFoundError(
+                    2, "the run's folder is gone, and what it held", str(self.folder.path)
+                ) from error
             reason = f"{error.strerror}; {self._remedy('make room or give access, and go on with --resume true')}"
-            raise type(error)(error.errno, reason, error.filename or str(self.folder.path)) from error
+            raise type(error)(error.errno, reason, os.fsdecode(error.filename or self.folder.path)) from error
         except FloatingPointError as error:
             rate = f"lower optimizer.lr (it is {session.recipe.optimizer.lr:g}) or use precision fp32"
             raise FloatingPointError(f"{error}; {rate}; {self._remedy('no more of it is of use')}") from error

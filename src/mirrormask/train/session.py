@@ -209,6 +209,8 @@ class Session:
             if saved.shape != tensor.shape or saved.dtype != tensor.dtype:
                 there = f"{tuple(saved.shape)} of {saved.dtype} there, {tuple(tensor.shape)} of {tensor.dtype} here"
                 raise ValueError(f"{name!r} is {there}")
+        if step > first and position is not None:
+            torch.Generator().set_state(position["order"])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": [None] * len(self.optimizer.param_groups)})

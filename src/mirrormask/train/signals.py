@@ -47,7 +47,7 @@ def heeded() -> Iterator[Request]:
     """
     global _current
     if _current is not None or threading.current_thread() is not threading.main_thread():
-        yield _current or Request()
+        yield Request() if _current is None else _current  # not `or`: one without a signal is false
         return
     request, before = Request(), dict[int, Any]()
     _current = request
