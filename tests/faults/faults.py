@@ -51,7 +51,7 @@ def recipe(folder, method):
         model=Model("mlp", {"hidden": [32]}),
         method=Method(method),
         sparsity=0.8,
-        epochs=3,
+        epochs=2,
         threads=1,
         log_every=10,
         checkpoint_every="20steps",
@@ -190,6 +190,8 @@ def kills(base, number, rng):
         if found != "same":
             print(f"  {method} killed in {phase}, call {at}, after {delay:.4f} s: {found}")
             shutil.copytree(folder, base / f"{found}-{i}")
+        if i % 10 == 9:
+            print(f"  after {i + 1} kills: {dict(sum(outcome.values(), Counter()))}", flush=True)
     return outcome, expected
 
 
