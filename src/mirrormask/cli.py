@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrormask import checks
+from mirrormask.stopping import EXIT_STATUS, Stopped
 
 __all__ = ["COMMANDS", "main"]
 
@@ -50,7 +51,14 @@ EXPECTED = (ValueError, TypeError, ImportError, OSError, FloatingPointError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status: 0, 2 for a mistake of the user's, 130 after an interruption.
+    """Run one command; the exit status.
+
+    | status | meaning |
+    |---|---|
+    | 0 | done |
+    | 2 | a mistake of the user's, a full disk, damaged files: the message says which |
+    | 75 | a signal asked it to stop; everything is saved: go on with ``--resume true`` |
+    | 130 | interrupted where there was nothing to save |
 
     Set the environment variable ``MIRRORMASK_TRACEBACK`` to see where an error came from.
 
@@ -81,6 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"mirrormask {name}" if name in COMMANDS else "mirrormask"
         print(f"{where}: error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(f"mirrormask {name}: {stopped}{GO_ON.get(name, '')}", file=sys.stderr)
+        return EXIT_STATUS
     except KeyboardInterrupt:
         print(f"mirrormask {name}: interrupted{GO_ON.get(name, '')}", file=sys.stderr)
         return 130
@@ -118,7 +129,9 @@ def _call(name: str, functions: Any, arguments: Sequence[str]) -> int:
     """Call one function, or one of several by its name, with command-line arguments for its parameters."""
     jsonargparse = checks.require("jsonargparse", "train", f"mirrormask {name}")
     try:
-        jsonargparse.auto_cli(functions, args=[_underscored(word) for word in arguments], prog=f"mirrormask {name}", exit_on_error=False)
+        jsonargparse.auto_cli(
+            functions, args=[_underscored(word) for word in arguments], prog=f"mirrormask {name}", exit_on_error=False
+        )
     except argparse.ArgumentError as error:
         raise ValueError(" ".join(str(error).split())) from error
     return 0

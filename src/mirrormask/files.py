@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["atomic_write", "size_text", "write_bytes", "write_text"]
+__all__ = ["PART", "atomic_write", "explained", "remove_parts", "size_text", "sync_folder", "write_bytes", "write_text"]
+
+#: How the name of a temporary file ends.
+PART = ".part"
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
+def atomic_write(path: str | os.PathLike[str], mode: str = "wb", *, expected: int | None = None) -> Iterator[IO[Any]]:
     """Open a temporary file beside ``path``; on leaving without an exception, fsync it and rename it to ``path``.
 
     A process that is killed at any moment, and a disk that fills up, leave the old file as it was.
@@ -21,24 +25,71 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     Args:
         path: where the file shall be; its folder must exist.
         mode: ``"wb"`` or ``"w"`` (UTF-8).
+        expected: how many bytes it will have, for the message where there is no room.
+
+    Raises:
+        OSError: the file cannot be written; with its path, the bytes it takes and those that are free.
     """
-    target = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    target, name, written = Path(path), None, None
     try:
-        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes the file private; give it the permissions that open() would have given.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, target)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
-    _sync_folder(target.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=PART, dir=target.parent)
+        try:
+            file = os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8")
+            try:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            finally:
+                written = os.fstat(file.fileno()).st_size
+                file.close()
+            # mkstemp makes the file private; give it the permissions that open() would have given.
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(name, 0o666 & ~umask)
+            os.replace(name, target)
+        except BaseException:
+            with contextlib.suppress(OSError):  # its folder may be gone, or read-only by now
+                os.unlink(name)
+            raise
+    except OSError as error:
+        if error.errno is None or (error.filename not in (None, name) and name is not None):
+            raise  # of something else that the caller did meanwhile
+        raise explained(error, target, expected, written) from error
+    sync_folder(target.parent)
+
+
+def explained(error: OSError, path: Path, expected: int | None = None, written: int | None = None) -> OSError:
+    """The error that says which file could not be written, how many bytes it takes and how many are free.
+
+    Args:
+        error: the system's.
+        path: the file that was to be written.
+        expected: its bytes, if known.
+        written: those that were written before the error.
+    """
+    reason = error.strerror or str(error)
+    try:
+        free = f", {shutil.disk_usage(path.parent).free:,} free"
+    except OSError:
+        free = ", and its folder is gone"
+    size = f"{expected:,} bytes" if expected is not None else f"after {written or 0:,} bytes"
+    return type(error)(error.errno, f"{reason}: writing {size}{free}; the old file is untouched", str(path))
+
+
+def remove_parts(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Remove the temporary files that killed writers have left in ``folder``.
+
+    Call it only where no other process can be writing these.
+
+    Args:
+        folder: where; it need not exist.
+        names: of the files that they were to become; all files by default.
+    """
+    heads = (".",) if names is None else tuple(f".{name}." for name in names)
+    with contextlib.suppress(OSError):
+        for entry in folder.iterdir():
+            if entry.name.endswith(PART) and entry.name.startswith(heads):
+                entry.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -53,7 +104,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         file.write(data)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the rename itself durable; not every platform lets a folder be opened."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

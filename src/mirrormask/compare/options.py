@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mirrormask import checks
-from mirrormask.train import named, recipe_file
+from mirrormask.train import named, plain_yaml, recipe_file
 from mirrormask.train.recipe import Data, Model
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ def _parser() -> Any:
     add("--allow_code", type=bool, default=False, help="import the code that a recipe file names")
     recipe_file.add_recipe_arguments(parser, skip=["method", "sparsity", "seed"])
     # The report draws all runs together; a figure of each would take longer than many a run.
-    parser.set_defaults({"figure": False})
+    # A network that a method has killed is a result there.
+    parser.set_defaults({"figure": False, "stop_dead": False})
     return parser
 
 
@@ -133,14 +134,13 @@ def _methods(names: str, options: Mapping[str, Any], held: Any) -> dict[str, Map
 
 def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
     """``--options.gmp.end_at 0.5`` comes as ``{"gmp.end_at": 0.5}``."""
-    yaml = checks.require("yaml", "train", "reading options")
     result: dict[str, Any] = {}
     for key, value in options.items():
         label, dot, option = key.partition(".")
         if dot:
             result[label] = {
                 **result.get(label, {}),
-                option: yaml.safe_load(value) if isinstance(value, str) else value,
+                option: plain_yaml.load(value, f"the option {option!r}") if isinstance(value, str) else value,
             }
         else:
             result[key] = {**result.get(key, {}), **value} if isinstance(value, dict) else value

@@ -186,7 +186,7 @@ class _Search:
         if "result.json" not in names:
             if ERROR in names and names & {"recipe.yaml", ".lock"}:
                 self.skip(path, f"failed: {_first_line(path / ERROR)}")
-            elif names & {"checkpoint.pt", "recipe.yaml", "log.jsonl"}:
+            elif names & {"checkpoints", "checkpoint.pt", "recipe.yaml", "log.jsonl"}:
                 self.skip(path, "unfinished: it has no result.json")
             else:
                 return False

@@ -109,7 +109,7 @@ def check_sessions(cells: Sequence[Cell]) -> Splits | None:
         TypeError, ValueError: naming the cell.
     """
     from mirrormask.train import data
-    from mirrormask.train.loop import isolated
+    from mirrormask.train.randomness import isolated
     from mirrormask.train.session import Session, make_method
 
     if not cells:

@@ -15,6 +15,8 @@ __all__ = ["command", "environment"]
 
 #: Always named, so that a command says what it does even where it agrees with the defaults.
 NAMED = ("data", "model", "method")
+#: Named already, or without an effect on the weights.
+NOT_NAMED = ("sparsity", "seed", "out", "log_every", "figure", "checkpoint_every", "stop_after", "stop_dead")
 
 
 def command(result: RunResult, out: str = "runs/again") -> str:
@@ -42,7 +44,7 @@ def command(result: RunResult, out: str = "runs/again") -> str:
                 for name, entry in value.items()
                 if name != "name" and entry != plain[key][name]
             ]
-        elif key not in ("sparsity", "seed", "out", "log_every", "figure") and value != plain[key]:
+        elif key not in NOT_NAMED and value != plain[key]:
             parts.append(f"--{key} {_argument(value)}")
     return " ".join(["mirrormask train", *parts, f"--out {shlex.quote(out)}"])
 

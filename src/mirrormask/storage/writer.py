@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,21 +64,7 @@ def save(
         True
     """
     plan = make_plan(model, metadata, dtype, Form(values, signed_zeros))
-    try:
-        with atomic_write(path) as file:
-            file.write(plan.header)
-            for array in plan.arrays():
-                file.write(array.view(np.uint8).data)
-    except OSError as error:
-        raise type(error)(
-            error.errno,
-            f"{error.strerror}: writing {plan.nbytes:,} bytes{_free(path)}; the old file is untouched",
-            str(path),
-        ) from error
-
-
-def _free(path: str | os.PathLike[str]) -> str:
-    try:
-        return f", {shutil.disk_usage(Path(path).parent).free:,} free"
-    except OSError:
-        return ""
+    with atomic_write(path, expected=plan.nbytes) as file:
+        file.write(plan.header)
+        for array in plan.arrays():
+            file.write(array.view(np.uint8).data)

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING
 from mirrormask.lazy import lazily
 
 if TYPE_CHECKING:
+    from mirrormask.train.checkpoint import CheckpointError
     from mirrormask.train.loop import Observer, load_model, run
     from mirrormask.train.recipe import Data, Method, Model, Optimizer, Recipe, Schedule
     from mirrormask.train.recipe_file import load
     from mirrormask.train.reference import dense_run
     from mirrormask.train.run_folder import RunFolder, RunResult
+    from mirrormask.train.signals import Stopped
 
 __all__ = [
+    "CheckpointError",
     "Data",
     "Method",
     "Model",
@@ -27,6 +30,7 @@ __all__ = [
     "RunFolder",
     "RunResult",
     "Schedule",
+    "Stopped",
     "dense_run",
     "load",
     "load_model",
@@ -36,6 +40,7 @@ __all__ = [
 __getattr__ = lazily(
     __name__,
     {
+        "CheckpointError": "mirrormask.train.checkpoint",
         "Data": "mirrormask.train.recipe",
         "Method": "mirrormask.train.recipe",
         "Model": "mirrormask.train.recipe",
@@ -45,6 +50,7 @@ __getattr__ = lazily(
         "RunFolder": "mirrormask.train.run_folder",
         "RunResult": "mirrormask.train.run_folder",
         "Schedule": "mirrormask.train.recipe",
+        "Stopped": "mirrormask.train.signals",
         "dense_run": "mirrormask.train.reference",
         "load": "mirrormask.train.recipe_file",
         "load_model": "mirrormask.train.loop",

@@ -80,10 +80,20 @@ class Batches:
         """The number of full batches."""
         return len(self.images) // self.size
 
-    def shuffled(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch in an order from ``generator``, augmented; an incomplete last batch is left out."""
+    def shuffled(
+        self, generator: torch.Generator, *, skip: int = 0, state: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch in an order from ``generator``, augmented; an incomplete last batch is left out.
+
+        Args:
+            generator: on the CPU; between two batches, its state is what the rest of the epoch is drawn from.
+            skip: how many batches of this order were had before.
+            state: of the generator after them.
+        """
         order = torch.randperm(len(self.images), generator=generator)
-        for start in range(0, len(self) * self.size, self.size):
+        if state is not None:
+            generator.set_state(state)
+        for start in range(skip * self.size, len(self) * self.size, self.size):
             index = order[start : start + self.size]
             # Every process draws the augmentation of the whole batch, so that all generators stay together.
             x = self.images.x[index]

@@ -12,6 +12,7 @@ from typing import Any
 from mirrormask import checks
 from mirrormask.train import named, recipe_file
 from mirrormask.train.recipe import Recipe
+from mirrormask.train.signals import heeded
 
 __all__ = ["main", "recipes"]
 
@@ -39,7 +40,8 @@ def main(arguments: Sequence[str]) -> int:
     for recipe in runs:
         make_method(recipe)
         RunFolder(recipe.out).check(recipe, resume=resume, overwrite=overwrite)
-    return _train(runs, shared, resume=resume, overwrite=overwrite)
+    with heeded():  # around all runs: a signal at the end of one must not let the next begin
+        return _train(runs, shared, resume=resume, overwrite=overwrite)
 
 
 def parse(arguments: Sequence[str]) -> dict[str, Any]:

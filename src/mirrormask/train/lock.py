@@ -1,10 +1,12 @@
-"""One writer at a time, between processes."""
+"""One writer at a time, between processes, on every platform."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 __all__ = ["locked"]
 
@@ -19,13 +21,15 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
 
     Raises:
         BlockingIOError: another process holds the lock, and ``wait`` is not set.
+        OSError: the file cannot be made: a full or a read-only disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, blocking=wait)
     try:
-        import fcntl
-    except ImportError:  # Windows has no fcntl; there nothing is locked
+        lock.acquire()
+    except Timeout as error:
+        raise BlockingIOError(f"another process holds {str(path)!r}") from error
+    try:
         yield
-        return
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
+    finally:
+        lock.release()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,47 +24,88 @@ class Log:
         folder: the run's folder.
         offset: how many bytes of an older ``log.jsonl`` to keep. A resumed run passes what its checkpoint
             recorded, so that lines written after the checkpoint do not appear twice.
+        digest: SHA-256 of these bytes, as the checkpoint recorded it; None to take them as they are.
         step: the step at which a resumed run goes on; TensorBoard drops what it has of later ones.
 
     Raises:
-        ValueError: the log is shorter than the checkpoint says.
+        ValueError: the log is not the one that the checkpoint belongs to.
     """
 
-    def __init__(self, folder: Path, *, offset: int = 0, step: int = 0) -> None:
-        path = folder / "log.jsonl"
-        size = path.stat().st_size if path.exists() else 0
-        if size < offset:
-            raise ValueError(f"{str(path)!r} has {size} bytes but the checkpoint belongs to one of at least {offset}")
-        self._file = open(path, "ab")  # noqa: SIM115 - closed by close()
+    def __init__(self, folder: Path, *, offset: int = 0, digest: str | None = None, step: int = 0) -> None:
+        self.path = folder / "log.jsonl"
+        kept = self.path.read_bytes()[:offset] if offset else b""
+        if len(kept) < offset:
+            raise ValueError(
+                f"{str(self.path)!r} has {len(kept)} bytes but the checkpoint belongs to one of at least {offset}; put "
+                "it back, or start again with --overwrite true"
+            )
+        self._hash = hashlib.sha256(kept)
+        if digest is not None and self._hash.hexdigest() != digest:
+            raise ValueError(
+                f"{str(self.path)!r} is not what this run had written; put it back, or start again with "
+                "--overwrite true"
+            )
+        self.offset = offset
+        # Unbuffered: what a full disk did not take must not be tried again when the file is closed.
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
         self._file.truncate(offset)
-        self._file.seek(0, os.SEEK_END)
         board = checks.require("torch.utils.tensorboard", "train", "writing TensorBoard events")
-        self._board = board.SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        self._excepthook = threading.excepthook
+        threading.excepthook = self._hear
+        older = (folder / "tensorboard").is_dir()
+        self._board = board.SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if older else None)
 
     @property
-    def offset(self) -> int:
-        """The length of ``log.jsonl`` so far, in bytes."""
-        return self._file.tell()
+    def digest(self) -> str:
+        """SHA-256 of ``log.jsonl`` so far."""
+        return self._hash.hexdigest()
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record; numbers that are not finite become null, which JSON can hold."""
+        """Append one record; numbers that are not finite become null, which JSON can hold.
+
+        Raises:
+            OSError: there is no room for it; names the file and the bytes.
+        """
         clean = {key: _finite(value) for key, value in record.items()}
-        self._file.write((json.dumps(clean) + "\n").encode())
-        self._file.flush()
-        for key, value in clean.items():
-            if isinstance(value, (int, float)) and key not in ("step", "epoch", "epoch_progress"):
-                self._board.add_scalar(f"{record['event']}/{key}", value, record["step"])
+        line = (json.dumps(clean) + "\n").encode()
+        with self._named(len(line)):
+            rest = memoryview(line)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            for key, value in clean.items():
+                if isinstance(value, (int, float)) and key not in ("step", "epoch", "epoch_progress"):
+                    self._board.add_scalar(f"{record['event']}/{key}", value, record["step"])
+        self._hash.update(line)
+        self.offset += len(line)
 
     def sync(self) -> None:
         """Bring everything written so far to the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._board.flush()
+        with self._named(0):
+            os.fsync(self._file.fileno())
+            self._board.flush()
 
     def close(self) -> None:
-        """Close both files."""
+        """Close both files; what could not be written was said before."""
+        threading.excepthook = self._excepthook
         self._file.close()
-        self._board.close()
+        with contextlib.suppress(OSError):
+            self._board.close()
+
+    @contextlib.contextmanager
+    def _named(self, nbytes: int) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno is None:
+                raise
+            where = os.fsdecode(error.filename or self.path)
+            reason = f"{error.strerror}: appending {nbytes:,} bytes to the log"
+            raise type(error)(error.errno, reason, where) from error
+
+    def _hear(self, args: threading.ExceptHookArgs) -> None:
+        """What TensorBoard's thread raises comes again in the next call here; a traceback beside that is too much."""
+        if not (isinstance(args.exc_value, OSError) and "tensorboard" in type(args.thread).__module__):
+            self._excepthook(args)
 
 
 def read(folder: str | Path) -> list[dict[str, Any]]:

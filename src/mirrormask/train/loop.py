@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
-from collections.abc import Iterator
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,20 @@ import torch
 from torch import nn
 
 import mirrormask as mm
-from mirrormask import environment
+from mirrormask import checks, environment
 from mirrormask.masks import keep_count
-from mirrormask.train import checkpoint, figure, models, named, predictions, recipe_file
+from mirrormask.train import figure, models, named, predictions, recipe_file
+from mirrormask.train.checkpoint import Checkpoints
 from mirrormask.train.data import Splits
 from mirrormask.train.distributions import Distributions
+from mirrormask.train.health import Health
+from mirrormask.train.keeper import Keeper
 from mirrormask.train.log import Log
+from mirrormask.train.randomness import deterministic, isolated
 from mirrormask.train.recipe import Recipe
 from mirrormask.train.run_folder import RunFolder, RunResult
 from mirrormask.train.session import Session, Totals
+from mirrormask.train.signals import Request, heeded
 
 __all__ = ["Observer", "load_model", "run"]
 
@@ -43,6 +49,10 @@ class Observer:
     def logged(self, record: dict[str, Any]) -> None:
         """A record was written to the log."""
 
+    def warned(self, text: str) -> None:
+        """Something is wrong and the run goes on; this one warns."""
+        warnings.warn(text, stacklevel=2)
+
     def finished(self, result: RunResult) -> None:
         """The run is complete."""
 
@@ -58,9 +68,10 @@ def run(
 ) -> RunResult:
     """Train as the recipe says, in the recipe's folder.
 
-    Everything that the recipe gets wrong is found before anything is written. The folder gets a checkpoint every
-    epoch and, last of all, ``result.json``, which marks a finished run. Global random state and torch's number
-    of threads are left as they were.
+    Everything that the recipe gets wrong is found before anything is written. The folder gets a checkpoint at the end
+    of every epoch, every ``recipe.checkpoint_every`` and when a signal (SIGTERM, SIGINT, SIGUSR1) asks the run to stop;
+    and, last of all, ``result.json``, which marks a finished run. Global random states and torch's number of threads
+    are left as they were.
 
     Args:
         recipe: the run; ``recipe.out`` is its folder.
@@ -76,13 +87,17 @@ def run(
 
     Raises:
         TypeError, ValueError: the recipe does not fit, or the folder holds another run.
-        FloatingPointError: the loss was not finite in a whole epoch.
+        CheckpointError: a ValueError: no checkpoint of the folder can be used.
+        FloatingPointError: the loss or gradients were not finite in ``recipe.stop_after`` steps in a row or in a whole
+            epoch, a factor passed all bounds, or the network died.
+        OSError: a file cannot be written; the last checkpoint is whole.
+        Stopped: a signal asked for it; the run can go on.
     """
     folder, observer = RunFolder(recipe.out), observer or Observer()
     folder.check(recipe, resume=resume, overwrite=overwrite)
     if resume and folder.finished:
         return RunResult.read(folder.path)
-    with isolated(recipe.threads):
+    with isolated(recipe.threads), deterministic(recipe.deterministic), heeded() as request:
         session = Session(recipe, splits)
         with contextlib.ExitStack() as stack:
             # No process may find a folder that another one has begun to fill.
@@ -94,26 +109,36 @@ def run(
             session.accelerator.wait_for_everyone()
             if resume and folder.finished:  # by the process that was waited for
                 return RunResult.read(folder.path)
-            return _Run(session, folder, observer).complete()
+            return _Run(session, folder, observer, request).complete()
 
 
 class _Run:
     """The loop over epochs, with its log and its clock."""
 
-    def __init__(self, session: Session, folder: RunFolder, observer: Observer) -> None:
+    def __init__(self, session: Session, folder: RunFolder, observer: Observer, request: Request) -> None:
         self.session, self.folder, self.observer = session, folder, observer
         self.main = session.accelerator.is_main_process
         # Before the checkpoint is loaded: a run that goes on makes the weights of its start again.
         self.distributions = Distributions(session.optimizer)
-        state = checkpoint.load(folder / "checkpoint.pt", session.recipe)
-        offset, earlier = 0, 0.0
-        self.last: dict[str, float] = {}
-        if state is not None:
-            session.load_state_dict(state["session"])
-            offset, earlier, self.last = state["log_bytes"], state["seconds"], state["last"]
-        self.log = Log(folder.path, offset=offset, step=session.step) if self.main else None
-        self.start = time.perf_counter() - earlier
         self.window, self.whole = Totals(session.accelerator.device), Totals(session.accelerator.device)
+        self.last: dict[str, float] = {}
+        self.best: float | None = None
+        self.earlier, self.offset = 0.0, 0
+        self.digest: str | None = None
+        self.health = Health(session, self._fault)
+        self.checkpoints = Checkpoints(folder.path, session.recipe)
+        self.keeper = Keeper(session, self.checkpoints, self._state, request)
+        self.came_from, damaged = self.checkpoints.load(self._use)
+        session.accelerator.wait_for_everyone()
+        if self.main:
+            self.checkpoints.set_aside(damaged)
+            for fault in damaged:
+                went_on = "the start" if self.came_from is None else f"{self.came_from.name!r}"
+                observer.warned(f"{fault}; it is set aside, and the run goes on from {went_on}")
+        self.start = time.perf_counter() - self.earlier
+        self.log: Log | None = None
+        if self.main:
+            self.log = Log(folder.path, offset=self.offset, digest=self.digest, step=session.step)
 
     def complete(self) -> RunResult:
         session = self.session
@@ -124,37 +149,46 @@ class _Run:
             while session.epoch < session.recipe.epochs:
                 self._epoch()
             return self._finish()
+        except OSError as error:
+            if error.errno is None:
+                raise
+            if not self.folder.path.is_dir():
+                raise FileNotFoundError(
+                    2, "the run's folder is gone, and what it held", str(self.folder.path)
+                ) from error
+            reason = f"{error.strerror}; {self._remedy('make room or give access, and go on with --resume true')}"
+            raise type(error)(error.errno, reason, os.fsdecode(error.filename or self.folder.path)) from error
+        except FloatingPointError as error:
+            rate = f"lower optimizer.lr (it is {session.recipe.optimizer.lr:g}) or use precision fp32"
+            raise FloatingPointError(f"{error}; {rate}; {self._remedy('no more of it is of use')}") from error
         finally:
             if self.log is not None:
                 self.log.close()
 
+    def _remedy(self, what: str) -> str:
+        newest = next(iter(self.checkpoints), None)
+        return f"{what}; the last good checkpoint is {str(newest)!r}" if newest else f"{what}; there is no checkpoint"
+
     def _epoch(self) -> None:
         session = self.session
-        self.whole.sums.zero_()
-        session.train_epoch(self.window, self._after_step)
+        if not session.done:
+            self.whole.sums.zero_()
+        session.train_epoch(self.window, self.health.look, self._after_step)
         self.whole.take(self.window)
         loss, accuracy = self.whole.means(session.accelerator)
         if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss was not finite in any step of epoch {session.epoch}; lower optimizer.lr "
-                f"(it is {session.recipe.optimizer.lr:g}) or use precision fp32"
-            )
+            raise FloatingPointError(f"the loss was not finite in any step of epoch {session.epoch + 1}")
+        # First, as long as the epoch can be gone on from.
+        held_out = self._held_out()
         session.optimizer.epoch_end(score=accuracy)
-        self.last = {"loss": loss, "train_accuracy": accuracy, **self._held_out()}
+        session.epoch += 1
+        self.health.epoch_end()
+        self.last = {"loss": loss, "train_accuracy": accuracy, **held_out}
         self._record("epoch", self.last)
-        if self.main and self.log is not None:
-            self.log.sync()
-            checkpoint.save(
-                self.folder / "checkpoint.pt",
-                session.recipe,
-                {
-                    "session": session.state_dict(),
-                    "log_bytes": self.log.offset,
-                    "seconds": self._seconds(),
-                    "last": self.last,
-                },
-            )
-        session.accelerator.wait_for_everyone()
+        reached = next(iter(held_out.values()))
+        best = self.best is None or reached >= self.best
+        self.best = reached if best else self.best
+        self.keeper.save(best=best)
 
     def _after_step(self) -> None:
         self.observer.stepped(self.session.step)
@@ -162,13 +196,59 @@ class _Run:
             loss, accuracy = self.window.means(self.session.accelerator)
             self._record("step", {"loss": loss, "train_accuracy": accuracy})
             self.whole.take(self.window)
+        self.keeper.after_step(sound=not self.health.row)
 
     def _held_out(self) -> dict[str, float]:
         # With a validation split, the test images are looked at once, at the end.
         session = self.session
+
+        def heed() -> None:
+            self.keeper.between(save=True)
+
         if session.validation is not None:
-            return {"validation_accuracy": session.evaluate(session.validation)[1]}
-        return {"test_accuracy": session.evaluate(session.test)[1]}
+            return {"validation_accuracy": session.evaluate(session.validation, heed)[1]}
+        return {"test_accuracy": session.evaluate(session.test, heed)[1]}
+
+    def _state(self) -> dict[str, Any]:
+        """All that a run goes on from."""
+        if self.log is not None:
+            self.log.sync()
+        session = self.session
+        own = {**session.position_dict(), "window": self.window.sums, "whole": self.whole.sums}
+        world = session.accelerator.num_processes
+        return {
+            "session": session.state_dict(),
+            "processes": [own] if world == 1 else _gathered(own),
+            "log": None if self.log is None else [self.log.offset, self.log.digest],
+            "seconds": self._seconds(),
+            "last": dict(self.last),
+            "best": self.best,
+            "health": self.health.state_dict(),
+        }
+
+    def _use(self, state: dict[str, Any]) -> None:
+        session, processes = self.session, state["processes"]
+        same = len(processes) == session.accelerator.num_processes
+        own = processes[session.accelerator.process_index] if same else None
+        offset, digest = state["log"]
+        checks.check_int("log", offset, low=0)
+        last = {str(key): checks.check_number(str(key), value) for key, value in state["last"].items()}
+        best = None if state["best"] is None else checks.check_number("best", state["best"], low=0.0, high=1.0)
+        earlier = checks.check_number("seconds", state["seconds"], low=0.0)
+        if state["session"]["epoch"] and not {"loss", "train_accuracy"} < last.keys():
+            raise ValueError("it lacks what the last epoch gave")
+        session.load_state_dict(state["session"], own)
+        self.health.load_state_dict(state["health"])
+        if own is not None:
+            self.window.sums.copy_(own["window"])
+            self.whole.sums.copy_(own["whole"])
+        self.last, self.best, self.earlier, self.offset, self.digest = last, best, earlier, offset, str(digest)
+
+    def _fault(self, what: str) -> None:
+        step = self.session.step + 1
+        self.observer.warned(f"step {step}: {what}")
+        if self.log is not None:
+            self.log.write({"event": "fault", "step": step, "epoch": self.session.epoch + 1, "what": what})
 
     def _record(self, event: str, values: dict[str, Any]) -> None:
         session = self.session
@@ -192,10 +272,17 @@ class _Run:
     def _finish(self) -> RunResult:
         session, recipe = self.session, self.session.recipe
         self.distributions.trained()
-        session.finish()
+        try:
+            session.finish()
+        except RuntimeError as error:
+            raise FloatingPointError(str(error)) from error
+
+        def heed() -> None:
+            self.keeper.between(save=False)
+
         counted = mm.sparsity(session.model)
-        test = session.evaluate(session.test)[1]
-        validation = session.evaluate(session.validation)[1] if session.validation is not None else None
+        test = session.evaluate(session.test, heed)[1]
+        validation = session.evaluate(session.validation, heed)[1] if session.validation is not None else None
         accuracies = {"test_accuracy": test, **({} if validation is None else {"validation_accuracy": validation})}
         self._record("final", {"loss": self.last["loss"], "train_accuracy": self.last["train_accuracy"], **accuracies})
         path = self.folder / "model.safetensors"
@@ -241,6 +328,13 @@ class _Run:
         return time.perf_counter() - self.start
 
 
+def _gathered(own: dict[str, Any]) -> list[dict[str, Any]]:
+    """What every process has of its own, in the order of their ranks."""
+    from accelerate.utils import gather_object
+
+    return list(gather_object([own]))
+
+
 def load_model(folder: str | Path, *, allow_code: bool = False) -> nn.Module:
     """The final model of a finished run, in evaluation mode.
 
@@ -257,16 +351,3 @@ def load_model(folder: str | Path, *, allow_code: bool = False) -> nn.Module:
     with torch.random.fork_rng():
         model = models.build(recipe.model.name, result.input_shape, result.classes, **recipe.model.options)
     return mm.load(Path(folder) / "model.safetensors", model).eval()
-
-
-@contextlib.contextmanager
-def isolated(threads: int | None) -> Iterator[None]:
-    """Give the random state and the number of threads back as they were."""
-    before = torch.get_num_threads()
-    with torch.random.fork_rng():
-        try:
-            if threads is not None:
-                torch.set_num_threads(threads)
-            yield
-        finally:
-            torch.set_num_threads(before)

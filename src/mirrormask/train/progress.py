@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mirrormask.train.loop import Observer
@@ -30,6 +31,7 @@ class ProgressObserver(Observer):
     def __init__(self, console: Console) -> None:
         self.console = console
         self.progress: Progress | None = None
+        self.name = "train"
 
     def started(self, recipe: Recipe, steps: int, step: int) -> None:
         """Begin a line for this run."""
@@ -74,6 +76,10 @@ class ProgressObserver(Observer):
             left = (self.steps - record["step"]) / max(self._speed(record["step"]), 1e-9)
             where = f"epoch {record['epoch']}/{self.recipe.epochs} step {record['step']}"
             self.console.print(f"{self.name}: {where} {self._rate(record['step'])} {left:.0f} s to go {state}")
+
+    def warned(self, text: str) -> None:
+        """Say what is wrong."""
+        self.console.print(f"[bold]{self.name}[/]: {escape(text)}")
 
     def finished(self, result: RunResult) -> None:
         """Leave one line behind."""

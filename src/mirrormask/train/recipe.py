@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrormask import checks
-from mirrormask.train import named
+from mirrormask.train import intervals, named
 
 __all__ = ["Data", "Method", "Model", "Optimizer", "Recipe", "Schedule"]
 
@@ -219,6 +219,11 @@ class Recipe:
         device: ``cpu``, ``cuda``, ``mps`` or ``xpu``; unset takes an accelerator where there is one.
         log_every: steps between two lines of the log.
         figure: draw ``figure.png`` and ``figure.svg`` at the end; this may take longer than to train a small network.
+        checkpoint_every: time or steps between checkpoints, ``10min`` or ``500steps``, beside those at the end of each
+            epoch; ``epoch`` for these only.
+        stop_after: steps in a row without a finite loss or gradient after which the run stops.
+        stop_dead: stop where a layer of zeros lets the network tell no image from another.
+        deterministic: refuse operations that may give other bits the next time, on GPUs; slower.
         out: the run's folder; empty makes it ``runs/DATA-MODEL-SPARSITY-seedN``.
 
     Raises:
@@ -246,6 +251,10 @@ class Recipe:
     device: str | None = None
     log_every: int = 50
     figure: bool = True
+    checkpoint_every: str = "10min"
+    stop_after: int = 100
+    stop_dead: bool = True
+    deterministic: bool = False
     out: str = ""
 
     def __post_init__(self) -> None:
@@ -256,6 +265,8 @@ class Recipe:
         checks.check_int("batch_size", self.batch_size, low=1)
         checks.check_int("seed", self.seed, low=0)
         checks.check_int("log_every", self.log_every, low=1)
+        checks.check_int("stop_after", self.stop_after, low=1)
+        intervals.parse(self.checkpoint_every)
         checks.check_known("precision", self.precision, PRECISIONS)
         if self.device is not None:
             checks.check_known("device", self.device, DEVICES)
@@ -271,10 +282,12 @@ class Recipe:
         return dataclasses.replace(self, method=Method("dense"), sparsity=0.0, out=out)
 
     def identity(self) -> dict[str, Any]:
-        """What decides the result: the tree without the folder, the data's place, the log's spacing and the figure."""
+        """What decides the result: the tree without folder, place of the data, log, figure and checkpoints."""
         tree = dataclasses.asdict(self)
-        for name in ("out", "log_every", "figure"):
+        for name in ("out", "log_every", "figure", "checkpoint_every", "stop_after", "stop_dead"):
             del tree[name]
+        if not self.deterministic:  # so that runs from before this option keep their fingerprint
+            del tree["deterministic"]
         for name in ("root", "download"):
             del tree["data"][name]
         for section, fields in GAINED.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrormask import checks, files
-from mirrormask.train import named
+from mirrormask.train import named, plain_yaml
 from mirrormask.train.arguments import spelled
 from mirrormask.train.recipe import Data, Method, Model, Optimizer, Recipe, Schedule
 
@@ -62,13 +62,17 @@ def read(path: str | Path) -> dict[str, Any]:
 
 def read_tree(path: str | Path) -> dict[str, Any]:
     """The tree in a YAML file, as it is."""
-    yaml = checks.require("yaml", "train", "reading a recipe")
     try:
-        tree = yaml.safe_load(Path(path).read_text("utf-8"))
+        if not Path(path).is_file() and Path(path).exists():  # a pipe could block for ever
+            raise OSError(0, "it is not a file")
+        if Path(path).stat().st_size > 4 * plain_yaml.MAX_CHARACTERS:
+            raise OSError(0, f"it has {Path(path).stat().st_size:,} bytes; a recipe is a page of text")
+        text = Path(path).read_text("utf-8")
     except OSError as error:
         raise ValueError(f"cannot read the recipe {str(path)!r}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ValueError(f"the recipe {str(path)!r} is not YAML: {error}") from error
+    tree = plain_yaml.load(text, f"the recipe {str(path)!r}")
     if not isinstance(tree, dict):
         raise ValueError(f"the recipe {str(path)!r} holds a {type(tree).__name__}, not a mapping of keys to values")
     return tree
@@ -79,7 +83,7 @@ def expand(tree: Mapping[str, Any]) -> dict[str, Any]:
     known = {field.name for field in dataclasses.fields(Recipe)}
     result: dict[str, Any] = {}
     for key, value in tree.items():
-        checks.check_known("recipe key", key, known)
+        checks.check_known("recipe key", _text(key, "recipe key"), known)
         section = SECTIONS.get(key)
         if section is not None:
             value = {"name": value} if isinstance(value, str) else value
@@ -87,9 +91,15 @@ def expand(tree: Mapping[str, Any]) -> dict[str, Any]:
                 raise TypeError(f"recipe key {key!r} is a {type(value).__name__}, not a name or a mapping")
             names = [field.name for field in dataclasses.fields(section)]
             for name in value:
-                checks.check_known(f"key of recipe section {key!r}:", name, names)
+                checks.check_known(f"key of recipe section {key!r}:", _text(name, "key"), names)
         result[key] = value
     return result
+
+
+def _text(key: Any, what: str) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"{what} {key!r} is a {type(key).__name__}, not a name")
+    return key
 
 
 def from_dict(tree: Mapping[str, Any]) -> Recipe:
@@ -123,6 +133,8 @@ def parse_arguments(parser: Any, tree: Mapping[str, Any], arguments: Sequence[st
     yaml = checks.require("yaml", "train", "reading a recipe")
     import argparse
 
+    # From a file they have been checked; a text within an argument may hide as much.
+    plain_yaml.check_strings([argument.partition("=")[2] or argument for argument in arguments], "an option")
     given = ["--recipe", yaml.safe_dump(dict(tree))] if tree else []
     try:
         return dict(parser.parse_args([*given, *spelled(arguments, parser._option_string_actions)]).as_dict())

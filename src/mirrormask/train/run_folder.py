@@ -104,9 +104,9 @@ class RunResult:
 class RunFolder:
     """The files of a run.
 
-    ``recipe.yaml`` (resolved), ``log.jsonl``, ``tensorboard/``, ``checkpoint.pt``, ``model.safetensors``,
-    ``distributions.json``, ``predictions.json``, ``figure.png`` and ``figure.svg`` where the recipe asks for them and,
-    last, ``result.json``; ``bench.json`` once ``mirrormask bench`` has timed it.
+    ``recipe.yaml`` (resolved), ``log.jsonl``, ``tensorboard/``, ``checkpoints/`` (``checkpoint.pt`` in version 0.1),
+    ``model.safetensors``, ``distributions.json``, ``predictions.json``, ``figure.png`` and ``figure.svg`` where the
+    recipe asks for them and, last, ``result.json``; ``bench.json`` once ``mirrormask bench`` has timed it.
     """
 
     NAMES = (
@@ -114,6 +114,7 @@ class RunFolder:
         "recipe.yaml",
         "log.jsonl",
         "tensorboard",
+        "checkpoints",
         "checkpoint.pt",
         "model.safetensors",
         "distributions.json",
@@ -177,6 +178,9 @@ class RunFolder:
                     shutil.rmtree(entry)
                 else:
                     entry.unlink(missing_ok=True)
+        # Of writers that were killed; `bench` writes without the lock, so its own are left alone.
+        files.remove_parts(self.path, [name for name in self.NAMES if name != "bench.json"])
+        files.remove_parts(self / "checkpoints")
         recipe_file.save(recipe, self / "recipe.yaml")
 
     @contextlib.contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import mirrormask as mm
 from mirrormask import checks
-from mirrormask.train import data, init, models
+from mirrormask.train import data, init, models, randomness
 from mirrormask.train.batches import Batches
 from mirrormask.train.recipe import Optimizer, Recipe
 from mirrormask.train.schedule import make_scheduler
@@ -60,8 +60,8 @@ class Totals:
 class Session:
     """The parts of a run, made from its recipe; nothing is written.
 
-    All randomness comes from the recipe's seed and the number of the epoch, so that a run that goes on after
-    an interruption draws what it would have drawn.
+    All randomness comes from the recipe's seed and the number of the epoch, and in the middle of an epoch from states
+    that a checkpoint holds, so that a run that goes on after an interruption draws what it would have drawn.
 
     Args:
         recipe: the run.
@@ -84,7 +84,9 @@ class Session:
             raise ValueError(f"batch_size={recipe.batch_size} is not divisible by the {world} processes; change one")
 
         self.epoch = self.step = 0
-        torch.manual_seed(recipe.seed)
+        self.order: torch.Generator | None = None
+        self.position: dict[str, Any] | None = None
+        randomness.seed(recipe.seed)
         options = recipe.model.options
         self.model = models.build(recipe.model.name, self.splits.shape, len(self.splits.classes), **options)
         #: What a person should know of how the run begins.
@@ -119,11 +121,24 @@ class Session:
         prepare = self.accelerator.prepare_optimizer
         self.stepper = prepare(self.optimizer, device_placement=False) if scaled else self.optimizer
 
-    def train_epoch(self, totals: Totals, after_step: Callable[[], None]) -> None:
-        """One pass over the training images: every batch is counted in ``totals`` before ``after_step`` is called."""
+    def train_epoch(
+        self, totals: Totals, after_backward: Callable[[Tensor], None], after_step: Callable[[], None]
+    ) -> None:
+        """What is left of a pass over the training images.
+
+        Args:
+            totals: counts every batch, before ``after_step`` is called.
+            after_backward: is called with each loss after the step, while the gradients are still there.
+            after_step: is called when a step is complete, and may leave the epoch with an exception: what
+                :meth:`state_dict` and :meth:`position_dict` give then is enough to go on.
+        """
         self.parallel.train()
-        torch.manual_seed(self._seed(self.accelerator.process_index + 1))
-        for x, y in self.train.shuffled(self._generator(0)):
+        self.order = self._generator(0)
+        if self.position is None:
+            randomness.seed(self._seed(self.accelerator.process_index + 1))
+        order = None if self.position is None else self.position["order"]
+        self.position = None
+        for x, y in self.train.shuffled(self.order, skip=self.done, state=order):
             if self.step:
                 # Before the step that uses it, so that what is logged after a step is the rate that made it.
                 self.scheduler.step()
@@ -131,20 +146,22 @@ class Session:
             loss = F.cross_entropy(scores, y)
             self.accelerator.backward(loss)
             self.stepper.step()
+            after_backward(loss)
             self.stepper.zero_grad()
             self.step += 1
             totals.add(loss, scores, y)
             after_step()
-        self.epoch += 1
 
     @torch.no_grad()
-    def evaluate(self, batches: Batches) -> tuple[float, float]:
-        """Mean loss and accuracy of the model as it is."""
+    def evaluate(self, batches: Batches, after_batch: Callable[[], None] | None = None) -> tuple[float, float]:
+        """Mean loss and accuracy of the model as it is; ``after_batch`` may leave with an exception."""
         self.model.eval()
         totals = Totals(self.accelerator.device)
         for x, y in batches.in_order():
             scores = self.model(x)
             totals.add(F.cross_entropy(scores, y), scores, y)
+            if after_batch is not None:
+                after_batch()
         return totals.means(self.accelerator)
 
     def finish(self) -> None:
@@ -154,25 +171,61 @@ class Session:
             mm.recalibrate(self.model, self._inputs())
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run needs to go on bit for bit, as tensors and plain containers."""
+        """What all processes share of what a run needs to go on bit for bit, as tensors and plain containers."""
         scaler = self.accelerator.scaler
         return {
             "epoch": self.epoch,
             "step": self.step,
-            "model": self.model.state_dict(),
+            "model": dict(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": {k: v for k, v in self.scheduler.state_dict().items() if k != "lr_lambdas"},
-            "scaler": scaler.state_dict() if scaler is not None else None,
+            "scaler": dict(scaler.state_dict()) if scaler is not None else None,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict` of a session with the same recipe."""
-        self.epoch, self.step = state["epoch"], state["step"]
+    def position_dict(self) -> dict[str, Any]:
+        """What each process has of its own: its random states, and how the rest of the epoch will be drawn."""
+        order = self.order.get_state() if self.order is not None and self.done else None
+        return {"random": randomness.state(), "order": order}
+
+    @property
+    def done(self) -> int:
+        """Steps of the epoch under way."""
+        return self.step - self.epoch * len(self.train)
+
+    def load_state_dict(self, state: dict[str, Any], position: dict[str, Any] | None) -> None:
+        """Go on from :meth:`state_dict` of a session with the same recipe.
+
+        Args:
+            state: of all processes.
+            position: of this one; None where it was not among them, which must then be at the end of an epoch.
+
+        Raises:
+            ValueError, and whatever a model or optimizer raises: the state does not fit.
+        """
+        epoch, step = state["epoch"], state["step"]
+        checks.check_int("epoch", epoch, low=0)
+        checks.check_int("step", step, low=0)
+        first = epoch * len(self.train)
+        if epoch > self.recipe.epochs or not first <= step <= min(first + len(self.train), self.steps):
+            raise ValueError(f"step {step} is not one of epoch {epoch} of {self.recipe.epochs}")
+        if step > first and (position is None or position["order"] is None):
+            raise ValueError("it is of another number of processes, in the middle of an epoch; start as many as then")
+        for name, tensor in self.model.state_dict().items():
+            saved = state["model"][name]
+            if saved.shape != tensor.shape or saved.dtype != tensor.dtype:
+                there = f"{tuple(saved.shape)} of {saved.dtype} there, {tuple(tensor.shape)} of {tensor.dtype} here"
+                raise ValueError(f"{name!r} is {there}")
+        if step > first and position is not None:
+            torch.Generator().set_state(position["order"])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": [None] * len(self.optimizer.param_groups)})
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        if position is not None:
+            randomness.use(position["random"])
+        self.epoch, self.step = epoch, step
+        self.position = position if step > first else None
 
     def _inputs(self) -> Iterator[Tensor]:
         batches = self.train.shuffled(self._generator(0))
