@@ -44,6 +44,9 @@ def _filled(node: Node, tensors: dict[str, Tensor]) -> Node:
         return node
     weight: Floats
     bias: Floats | None
+    if node.op == "norm":
+        gain, shift = (_array(tensors[name]).copy() if name else None for name in (origin.weight, origin.bias))
+        return replace(node, gain=gain, bias=shift, origin=None)
     if origin.variance:
         weight, bias = _batch_norm(origin, tensors, node.shape[0])
     elif node.kind == "batch_norm":

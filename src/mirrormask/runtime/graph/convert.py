@@ -21,6 +21,7 @@ from mirrormask.runtime.graph.aten import (
 from mirrormask.runtime.graph.channels import CHANNELS
 from mirrormask.runtime.graph.ir import Graph, Node, Origin
 from mirrormask.runtime.graph.pointwise import ACTIVATIONS, ARITHMETIC
+from mirrormask.runtime.graph.rowwise import ROWWISE
 from mirrormask.runtime.graph.spatial import SPATIAL, slice_
 from mirrormask.runtime.graph.views import RESHAPES, SAME
 
@@ -125,6 +126,7 @@ CONVERTERS: dict[Any, Callable[[Context, fx.Node], Node]] = {
     aten.batch_norm.default: _batch_norm,
     **ACTIVATIONS,
     **ARITHMETIC,
+    **ROWWISE,
     **SPATIAL,
     **CHANNELS,
     aten.slice.Tensor: slice_,
@@ -139,7 +141,7 @@ VIEWS = {*RESHAPES, *SAME, aten.slice.Tensor}
 ROW_OPERATIONS = {
     target
     for target, converter in CONVERTERS.items()
-    if converter in (_linear, _product) or target in SAME or target in ACTIVATIONS or target in ARITHMETIC
+    if converter in (_linear, _product) or any(target in table for table in (SAME, ACTIVATIONS, ARITHMETIC, ROWWISE))
 }
 
 

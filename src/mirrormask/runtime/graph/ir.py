@@ -104,14 +104,17 @@ class Node:
 
     Attributes:
         op: ``input``, ``conv``, ``linear``, ``act``, ``add``, ``combine``, ``concat``, ``slice``, ``gather``, ``pool``,
-            ``adaptive``, ``mean``, ``pad``, ``crop``, ``resample`` or ``flatten``.
+            ``adaptive``, ``mean``, ``pad``, ``crop``, ``resample``, ``flatten``, ``norm`` or ``softmax``.
         name: of the value it makes.
         inputs: names of the values it reads.
         shape: of the value, per item: ``(channels, height, width)`` or ``(features,)``.
         layer: what the user calls it (the parameter's module), or the operation's name.
         stride, padding, dilation: per (row, column), for ``conv`` and ``pool``.
-        kind: the activation, what ``combine`` does, or ``"max"`` / ``"mean"`` for a pool.
-        values: the activation's parameters; what a ``pad`` fills with; the scales of a ``resample``, if it has any.
+        gain: what a ``norm`` multiplies each feature with; ``bias`` is then added.
+        kind: the activation, what ``combine`` does, ``"max"`` / ``"mean"`` for a pool, ``"layer"`` / ``"rms"`` for a
+            norm, ``"softmax"`` / ``"log_softmax"``.
+        values: the activation's parameters; a norm's eps; what a ``pad`` fills with; the scales of a ``resample``,
+            if it has any.
         span: the first channel and past the last of a ``slice``; the channels of a ``gather`` in their new order;
             how much a ``pad`` adds left, right, above and below; the axis, start, stop and step of a ``crop``.
         ceil: whether the last windows of a pool may run over the edge.
@@ -126,6 +129,7 @@ class Node:
     layer: str = ""
     weight: Weight | None = None
     bias: Floats | None = None
+    gain: Floats | None = None
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)

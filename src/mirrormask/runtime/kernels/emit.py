@@ -363,6 +363,10 @@ class Emitter:
         """``|a|``."""
         return self._intrinsic("llvm.fabs", a.type, [a])
 
+    def root(self, a: Value) -> Value:
+        """The square root."""
+        return self._intrinsic("llvm.sqrt", a.type, [a])
+
     def rounded(self, a: Value) -> Value:
         """The nearest integer, as a float; ``|a|`` below 2^22.
 

@@ -151,6 +151,13 @@ def _result(node: Node, sources: list[Tensor]) -> Tensor:
         return ACTIVATIONS[node.kind](x, *node.values)
     if node.op in ("add", "combine"):
         return COMBINE[node.kind or "add"](x, sources[1])
+    if node.op == "norm":
+        gain, bias = (None if part is None else torch.from_numpy(part) for part in (node.gain, node.bias))
+        if node.kind == "layer":
+            return F.layer_norm(x, node.shape, gain, bias, node.values[0])
+        return F.rms_norm(x, node.shape, gain, node.values[0]) + (0.0 if bias is None else bias)
+    if node.op == "softmax":
+        return x.softmax(-1) if node.kind == "softmax" else x.log_softmax(-1)
     if node.op == "concat":
         return torch.cat(sources, 1)
     if node.op == "slice":

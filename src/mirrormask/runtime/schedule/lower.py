@@ -10,6 +10,7 @@ from mirrormask.runtime.schedule.channels import Channels
 from mirrormask.runtime.schedule.layers import Layers
 from mirrormask.runtime.schedule.places import Chooser, Value
 from mirrormask.runtime.schedule.plan import Plan
+from mirrormask.runtime.schedule.rowwise import Rowwise
 from mirrormask.runtime.schedule.spatial import Spatial
 
 __all__ = ["lower"]
@@ -31,7 +32,7 @@ def lower(graph: Graph, target: Target, threads: int, choose: Chooser, tokens: i
     return _Lowering(graph, target, threads, choose, tokens).plan()
 
 
-class _Lowering(Layers, Channels, Spatial):
+class _Lowering(Layers, Channels, Spatial, Rowwise):
     """One method ``_op`` for each operation that a node may be."""
 
     def plan(self) -> Plan:

@@ -1,0 +1,65 @@
+"""Operations over the features of each row: norms and softmax."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from mirrormask.runtime.graph.aten import Context, Unsupported, argument, item_shape, shape_of, source_of
+from mirrormask.runtime.graph.ir import Node, Origin
+from mirrormask.runtime.graph.pointwise import Converter
+
+__all__ = ["ROWWISE"]
+
+aten = torch.ops.aten
+#: What ``rms_norm`` takes for no ``eps``.
+LEAST = torch.finfo(torch.float32).eps
+
+
+def _norm(kind: str, places: tuple[int, int, int], eps: float) -> Converter:
+    """A norm whose weight, bias and eps are the arguments in these places."""
+
+    def convert_norm(context: Context, node: fx.Node) -> Node:
+        source, over = source_of(node), argument(node, 1, "normalized_shape")
+        if len(over) != 1:
+            raise Unsupported("it normalises over several dimensions")
+        if not context.rows:
+            raise Unsupported("it normalises over the last dimension of maps")
+        made = item_shape(context, node)
+        weight, bias = (
+            context.constant(argument(node, place, name) if place > 0 else None)[0]
+            for place, name in zip(places, ("weight", "bias"), strict=False)
+        )
+        given = argument(node, places[2], "eps")
+        number = float(eps if given is None else given)
+        layer = context.layer(argument(node, places[0], "weight")) or node.name
+        origin = Origin(weight, bias)
+        return Node("norm", node.name, [source.name], made, layer, kind=kind, values=(number,), origin=origin)
+
+    return convert_norm
+
+
+def _softmax(kind: str) -> Converter:
+    def convert_softmax(context: Context, node: fx.Node) -> Node:
+        source, dim = source_of(node), int(argument(node, 1, "dim"))
+        if argument(node, 2, "dtype") not in (None, torch.float32):
+            raise Unsupported("it makes another type")
+        if not context.rows:
+            raise Unsupported("it is a softmax over a map")
+        if dim % len(shape_of(node)) != len(shape_of(node)) - 1:
+            raise Unsupported("it is not over the last dimension")
+        return Node("softmax", node.name, [source.name], item_shape(context, node), layer=node.name, kind=kind)
+
+    return convert_softmax
+
+
+ROWWISE: dict[Any, Converter] = {
+    aten.layer_norm.default: _norm("layer", (2, 3, 4), 1e-5),
+    aten.rms_norm.default: _norm("rms", (2, 0, 3), LEAST),
+    aten.softmax.int: _softmax("softmax"),
+    aten._softmax.default: _softmax("softmax"),
+    aten.log_softmax.int: _softmax("log_softmax"),
+    aten._log_softmax.default: _softmax("log_softmax"),
+}

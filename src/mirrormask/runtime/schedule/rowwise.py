@@ -1,0 +1,45 @@
+"""Operations over the features of each row as ops: norms and softmax."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mirrormask.runtime.graph.ir import Node
+from mirrormask.runtime.kernels.base import Kernel, Op
+from mirrormask.runtime.kernels.norm import NORM, NormSpec
+from mirrormask.runtime.kernels.softmax import SOFTMAX, SoftmaxSpec
+from mirrormask.runtime.schedule.places import Places, one_channel
+from mirrormask.runtime.schedule.problem import Fused
+
+__all__ = ["Rowwise"]
+
+
+class Rowwise(Places):
+    """Across the features of rows."""
+
+    def _norm(self, node: Node, fused: Fused) -> None:
+        features, layout = node.shape[0], one_channel(self._layout(node.name))
+        spec = NormSpec(self.target, layout, features, node.values[0], node.kind == "layer")
+        args = {"gain": self._numbers(node.gain, 1.0, features), "shift": self._numbers(node.bias, 0.0, features)}
+        self._across(node, NORM, spec, args)
+
+    def _softmax(self, node: Node, fused: Fused) -> None:
+        layout = one_channel(self._layout(node.name))
+        self._across(node, SOFTMAX, SoftmaxSpec(self.target, layout, node.shape[0], node.kind == "log_softmax"), {})
+
+    def _across(self, node: Node, kernel: Kernel, spec: Any, args: dict[str, Any]) -> None:
+        layout = self._layout(node.name)
+        held = self._in(node.inputs[0], layout)
+        _, place = self._new(node.name, layout)
+        units = 1 if layout.flat else -(-layout.width // layout.lanes)
+        self.ops.append(Op(kernel, spec, {"x": held, "out": place, **args}, units, node.name))
+
+    def _numbers(self, given: npt.NDArray[np.float32] | None, default: float, features: int) -> npt.NDArray[np.float32]:
+        """One number per feature, and as many more as the last vector reads."""
+        numbers = np.full(features + self.target.lanes, default, np.float32)
+        if given is not None:
+            numbers[:features] = given
+        return numbers
