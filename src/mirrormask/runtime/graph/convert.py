@@ -147,7 +147,8 @@ ROW_OPERATIONS = {
 
 def writes_in_place(node: fx.Node) -> bool:
     """Whether an operation changes its input: by the naming of PyTorch."""
-    return str(node.target).partition(".")[2].partition(".")[0].endswith("_")
+    name = str(node.target).partition(".")[2].partition(".")[0]
+    return name.endswith("_") and not name.endswith("__")
 
 
 def convert_node(context: Context, node: fx.Node) -> Node:
