@@ -57,12 +57,13 @@ def attend(
     heads = []
     for x, first, features in zip((query, key, value), starts, (width[0], *width), strict=True):
         heads.append(torch.stack([x[..., start : start + features] for start in first], 1))
-    result = F.scaled_dot_product_attention(*heads, attn_mask=mask, is_causal=causal, scale=scale)
+    q, k, v = heads
+    result = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
     return result.transpose(1, 2).flatten(2)
 
 
 def split_heads(node: fx.Node) -> bool:
-    """Replace attention whose inputs are proved to be heads of rows by :func:`attend` on these rows; whether they are."""
+    """Replace attention whose inputs are proved to be heads of rows by :func:`attend` on these; whether they are."""
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
     given = {**dict(zip(names, node.args, strict=False)), **dict(node.kwargs)}
     parts = [given.get(name) for name in names[:3]]
@@ -81,7 +82,11 @@ def split_heads(node: fx.Node) -> bool:
     if any(part is None for part in found):
         return False
     (q, q_starts), (k, k_starts), (v, v_starts) = (part for part in found if part is not None)
-    if len(k_starts) != len(v_starts) or heads % len(k_starts) or (not given.get("enable_gqa") and len(k_starts) != heads):
+    if (
+        len(k_starts) != len(v_starts)
+        or heads % len(k_starts)
+        or (not given.get("enable_gqa") and len(k_starts) != heads)
+    ):
         return False
     shared = heads // len(k_starts)
     starts = (q_starts, *(tuple(start for start in part for _ in range(shared)) for part in (k_starts, v_starts)))
@@ -101,7 +106,9 @@ def split_heads(node: fx.Node) -> bool:
                 with graph.inserting_after(mask):
                     bias = graph.call_function(additive, (mask,))
                     shape = mask.meta["val"].shape
-                    bias.meta["val"] = mask.meta["val"].new_empty((*[1] * (4 - len(shape)), *shape), dtype=torch.float32)
+                    bias.meta["val"] = mask.meta["val"].new_empty(
+                        (*[1] * (4 - len(shape)), *shape), dtype=torch.float32
+                    )
         number = width[0] ** -0.5 if scale is None else float(scale)
         rows = graph.call_function(attend, (q, k, v, bias, starts, width, number, bool(given.get("is_causal", False))))
         batch, length = made.shape[0], made.shape[2]

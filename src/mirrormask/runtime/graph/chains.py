@@ -1,8 +1,8 @@
 """Chains of views: which number of a tensor each number of a view of it is, found by trying it out.
 
-A chain of reshapes, transposes, slices and their kin moves numbers and computes nothing. Run on the numbers 0, 1, 2, ...
-it says where each of its results comes from. Sizes that a capture leaves open are tried at two values each, different
-for each size: what these operations do is linear in every size, so that what holds for both holds for all.
+A chain of reshapes, transposes, slices and their kin moves numbers and computes nothing. Run on 0, 1, 2 and so
+on, it says where each of its results comes from. Sizes that a capture leaves open are tried at two values each,
+different for each size: what these operations do is linear in every size, so that what holds for both holds for all.
 """
 
 from __future__ import annotations
@@ -163,5 +163,5 @@ def _concrete(value: Any, known: dict[Any, int]) -> Any:
     if isinstance(value, dict):
         return {key: _concrete(item, known) for key, item in value.items()}
     if isinstance(value, Tensor):
-        raise ValueError("a view by a tensor")  # noqa: TRY004
+        raise ValueError("a view by a tensor")
     return value

@@ -18,6 +18,7 @@ from mirrormask.runtime.graph.aten import (
     shape_of,
     source_of,
 )
+from mirrormask.runtime.graph.attention import attend, product
 from mirrormask.runtime.graph.channels import CHANNELS
 from mirrormask.runtime.graph.ir import Graph, Node, Origin
 from mirrormask.runtime.graph.pointwise import ACTIVATIONS, ARITHMETIC
@@ -25,7 +26,7 @@ from mirrormask.runtime.graph.rowwise import ROWWISE
 from mirrormask.runtime.graph.spatial import SPATIAL, slice_
 from mirrormask.runtime.graph.views import RESHAPES, SAME
 
-__all__ = ["CONVERTERS", "convert", "why_not", "writes_in_place"]
+__all__ = ["CONVERTERS", "convert", "streams_of", "why_not", "writes_in_place"]
 
 aten = torch.ops.aten
 
@@ -123,6 +124,7 @@ CONVERTERS: dict[Any, Callable[[Context, fx.Node], Node]] = {
     aten.addmm.default: _product,
     aten.mm.default: _product,
     aten.matmul.default: _product,
+    product: _product,
     aten.batch_norm.default: _batch_norm,
     **ACTIVATIONS,
     **ARITHMETIC,
@@ -167,12 +169,17 @@ def convert_node(context: Context, node: fx.Node) -> Node:
     made = converter(context, node)
     if any(name in context.constants and name.name in made.inputs for name in node.all_input_nodes):
         raise Unsupported("it works on a stored tensor")
-    for source in node.all_input_nodes:
+    for source in streams_of(node):
         if source not in context.constants:
             item_shape(context, source)
             if not _varies(context, source):
                 raise Unsupported("it reads what is made of stored tensors alone, which has no items")
     return made
+
+
+def streams_of(node: fx.Node) -> list[fx.Node]:
+    """The tensors whose rows or maps an operation reads: all but the mask of attention."""
+    return [source for source in node.all_input_nodes if node.target is not attend or source is not node.args[3]]
 
 
 def _varies(context: Context, node: fx.Node) -> bool:
@@ -199,7 +206,15 @@ def why_not(context: Context, node: fx.Node) -> str:
 
 def convert(context: Context, body: list[fx.Node], inputs: list[fx.Node], outputs: list[fx.Node]) -> Graph:
     """The graph of a region: its inputs, then its operations, without weights."""
-    nodes = [Node("input", node.name, [], item_shape(context, node)) for node in inputs]
+    masks = {n.args[3] for n in body if n.target is attend}
+    nodes = [
+        Node("input", node.name, [], (), kind="mask")
+        if node in masks
+        else Node("input", node.name, [], item_shape(context, node))
+        for node in sorted(inputs, key=lambda node: node in masks)
+    ]
     nodes += [convert_node(context, node) for node in body]
-    shapes = {n.name: shape_of(n)[-1:] if context.rows else shape_of(n)[1:] for n in (*inputs, *outputs)}
-    return Graph(context.rows, nodes, [n.name for n in inputs], [n.name for n in outputs], shapes)
+    kept = [n for n in (*inputs, *outputs) if n not in masks]
+    shapes = {n.name: shape_of(n)[-1:] if context.rows else shape_of(n)[1:] for n in kept}
+    shapes |= {node.name: () for node in nodes if node.kind == "mask"}
+    return Graph(context.rows, nodes, [n.name for n in nodes[: len(inputs)]], [n.name for n in outputs], shapes)

@@ -1,19 +1,19 @@
 """Operations over rows before the views of their leading dimensions, rather than after them.
 
-A linear layer does not care in what order its rows come. ``linear(x.transpose(0, 1))`` is ``linear(x).transpose(0, 1)``,
-and with all such views moved behind what computes, they meet others that undo them: a transformer whose parts count
-tokens as ``[length, batch]``, as ``[batch * length]`` and as ``[batch, length]`` is one stream of rows.
+A linear layer does not care in what order its rows come: ``linear(x.transpose(0, 1))`` is
+``linear(x).transpose(0, 1)``. With all such views moved behind what computes, they meet others that undo them: a
+transformer whose parts count tokens as ``[length, batch]``, as ``[batch * length]`` and as ``[batch, length]`` is one
+stream of rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from mirrormask.runtime.graph.attention import attend, product, split_heads
+from mirrormask.runtime.graph.attention import product, split_heads
 from mirrormask.runtime.graph.chains import came_from, is_move, sizes, sources
 from mirrormask.runtime.graph.convert import writes_in_place
 from mirrormask.runtime.graph.pointwise import ACTIVATIONS, ARITHMETIC
@@ -35,7 +35,7 @@ UNCHANGED = {
 
 
 def views_last(module: fx.GraphModule) -> None:
-    """Move views of leading dimensions behind operations over rows, recognise attention, and drop what undoes itself."""
+    """Move views of leading dimensions behind operations over rows, find attention, and drop what undoes itself."""
     graph = module.graph
     if any(writes_in_place(node) for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)):
         return  # who shares memory with whom matters then
@@ -137,7 +137,8 @@ def _sink(node: fx.Node) -> None:
             assert isinstance(source, fx.Node)
             inner.meta = {**node.meta, "val": value.new_empty((*source.meta["val"].shape[:-1], value.shape[-1]))}
             if first.target in RESHAPES:
-                shape = [*first.args[1][:-1], int(value.shape[-1])]  # type: ignore[index]
+                given: Any = first.args[1]
+                shape = [*given[:-1], int(value.shape[-1])]
                 outer = _made(graph, aten.reshape.default, (inner, shape))
             elif first.target in (aten.contiguous.default, aten.clone.default):
                 outer = inner
@@ -163,7 +164,7 @@ def _rows_of(node: fx.Node) -> list[fx.Node] | None:
     stored = [arg for arg in node.args if isinstance(arg, fx.Node) and arg.op == "get_attr"]
     last = len(sizes(node)) - 1
     if target in (aten.linear.default, aten.mm.default, aten.matmul.default, aten.addmm.default, product):
-        weight = node.args[2 if target in (aten.addmm.default, product) else 1]
+        weight: Any = node.args[2 if target in (aten.addmm.default, product) else 1]
         known = weight in stored and len(sizes(weight)) == 2 and not node.kwargs
     elif target in (aten.layer_norm.default, aten.rms_norm.default):
         known = len(node.args[1]) == 1  # type: ignore[arg-type]

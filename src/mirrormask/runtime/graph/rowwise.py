@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from mirrormask.runtime.graph.aten import Context, Unsupported, argument, item_shape, shape_of, source_of
+from mirrormask.runtime.graph.attention import attend
 from mirrormask.runtime.graph.ir import Node, Origin
 from mirrormask.runtime.graph.pointwise import Converter
 
@@ -55,7 +56,29 @@ def _softmax(kind: str) -> Converter:
     return convert_softmax
 
 
+def _attention(context: Context, node: fx.Node) -> Node:
+    query, key, value, mask, starts, width, scale, causal = node.args
+    if not context.rows:
+        raise Unsupported("it is attention over maps")
+    names = [part.name for part in (query, key, value, mask) if isinstance(part, fx.Node)]
+    found: Any = starts
+    widths: Any = width
+    return Node(
+        "attention",
+        node.name,
+        names,
+        item_shape(context, node),
+        layer=node.name,
+        groups=len(found[0]),
+        kernel=tuple(widths),
+        kind="causal" if causal else "",
+        values=(float(scale),),  # type: ignore[arg-type]
+        span=tuple(start for part in found for start in part),
+    )
+
+
 ROWWISE: dict[Any, Converter] = {
+    attend: _attention,
     aten.layer_norm.default: _norm("layer", (2, 3, 4), 1e-5),
     aten.rms_norm.default: _norm("rms", (2, 0, 3), LEAST),
     aten.softmax.int: _softmax("softmax"),

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mirrormask.runtime.graph.attention import attend
 from mirrormask.runtime.graph.ir import Graph, Node
 
 __all__ = ["LIMIT", "RangeFinder"]
@@ -73,11 +74,19 @@ class RangeFinder(nn.Module):
         given = dict(zip(graph.inputs, inputs, strict=True))
         values: dict[str, Tensor] = {}
         for node in graph.nodes:
+            if node.kind == "mask":
+                values[node.name] = given[node.name]
+                continue
             if node.op == "input":
                 values[node.name] = given[node.name].reshape(math.prod(leading), *node.shape)
                 continue
             sources = [values[name] for name in node.inputs]
-            values[node.name] = result = _result(node, sources)
+            if node.op == "attention":
+                streams = [x.reshape(*leading, -1) for x in sources[:3]]
+                result = _attention(node, streams, sources[3] if len(sources) > 3 else None).flatten(0, -2)
+            else:
+                result = _result(node, sources)
+            values[node.name] = result
             peak = max(_most(node, sources), _peak(result), *(_peak(x) for x in sources))
             if not peak <= LIMIT:
                 self.wide.add(node.name)
@@ -140,6 +149,14 @@ def _resized(node: Node, x: Tensor) -> Tensor:
     if node.kind == "nearest":
         return F.interpolate(x, node.shape[1:])
     return F.interpolate(x, node.shape[1:], mode="bilinear", align_corners=node.kind == "corners")
+
+
+def _attention(node: Node, sources: list[Tensor], mask: Tensor | None) -> Tensor:
+    heads, (width, value_width) = node.groups, node.kernel
+    starts = tuple(node.span[i * heads : (i + 1) * heads] for i in range(3))
+    query, key, value = sources
+    causal = node.kind == "causal"
+    return attend(query, key, value, mask, starts, (width, value_width), node.values[0], causal)  # type: ignore[arg-type]
 
 
 def _result(node: Node, sources: list[Tensor]) -> Tensor:

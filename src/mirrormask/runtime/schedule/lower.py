@@ -27,6 +27,8 @@ def lower(graph: Graph, target: Target, threads: int, choose: Chooser, tokens: i
         ValueError: ``tokens`` is neither.
         IndexError: a constant is out of bounds, which would be an error of this library.
     """
+    if tokens == 1 and graph.sequences:
+        raise ValueError("sequences take whole vectors of tokens")
     if tokens != 1 and tokens % target.lanes:
         raise ValueError(f"{tokens} tokens are not whole vectors of {target.lanes}")
     return _Lowering(graph, target, threads, choose, tokens).plan()
@@ -40,7 +42,7 @@ class _Lowering(Layers, Channels, Spatial, Rowwise):
         strides = []
         for number, name in enumerate(graph.inputs):
             self.values[name] = Value(self._shape(name), external=number)
-            strides.append(int(np.prod(self._shape(name))))
+            strides.append(self._stride(name))
         done: set[str] = set()
         for node in graph.nodes:
             if node.op == "input" or node.name in done:
@@ -51,8 +53,15 @@ class _Lowering(Layers, Channels, Spatial, Rowwise):
             self._release(done)
         for number, name in enumerate(graph.outputs):
             self._export(name, len(graph.inputs) + number)
-            strides.append(int(np.prod(self._shape(name))))
+            strides.append(self._stride(name))
         self._clear_disturbed()
         shapes = [graph.shapes[name] for name in graph.outputs]
         numbers = self.memory.size + 4096
-        return Plan(self.ops, numbers, strides, shapes, self.threads, self.target.dtype, self.panels)
+        tokens = self.tokens if graph.sequences else 0
+        return Plan(self.ops, numbers, strides, shapes, self.threads, self.target.dtype, self.panels, tokens=tokens)
+
+    def _stride(self, name: str) -> int:
+        """Floats of a tensor outside from one item to the next; of sequences, from one token; of a mask, none."""
+        if not self.graph.sequences:
+            return int(np.prod(self._shape(name)))
+        return 0 if self.nodes[name].kind == "mask" else self.nodes[name].shape[0]

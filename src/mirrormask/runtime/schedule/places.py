@@ -64,7 +64,7 @@ class Places:
         self.alias: dict[str, str] = {}
         self.panels: dict[str, Weight] = {}
         self.needs = self._needs()
-        planes = {node.name for node in graph.nodes if not self._layout(node.name).flat}
+        planes = {node.name for node in graph.nodes if node.kind != "mask" and not self._layout(node.name).flat}
         self.homes = homes(graph, planes)
         self.rooms: dict[str, Room] = {}
         for name, home in self.homes.items():
@@ -76,7 +76,7 @@ class Places:
     def _shape(self, name: str) -> tuple[int, ...]:
         """The shape of a value, tokens being the columns of a map of one row."""
         shape = self.nodes[name].shape
-        return (shape[0], 1, self.tokens) if self.graph.rows and self.tokens > 1 else shape
+        return (shape[0], 1, self.tokens) if self.graph.rows and self.tokens > 1 and shape else shape
 
     def _needs(self) -> dict[tuple[int, int], tuple[int, int]]:
         """(halo, gap) of each map size: what the layers that read maps of this size unsplit need."""
@@ -151,9 +151,9 @@ class Places:
         out = self._plain(shape) if layout.flat else layout
         transposed = value.shape[0] if self._tokens_outside(value) else 0
         outside = value.external is not None
-        spec = RelayoutSpec(
-            self.target, one_channel(source), one_channel(out), outside, False, step, phases, transposed
-        )
+        layouts = one_channel(source), one_channel(out)
+        some = self.graph.sequences and transposed > 0
+        spec = RelayoutSpec(self.target, *layouts, outside, False, step, phases, transposed, some)
         self.ops.append(Op(RELAYOUT, spec, {"x": held, "out": place}, max(source.channels, transposed), name))
         return place
 
@@ -174,6 +174,9 @@ class Places:
 
     def _export(self, name: str, number: int) -> None:
         value, shape = self.values[self._resolve(name)], self._shape(name)
+        if value.external is not None and self.graph.sequences:
+            self._in(name, self._map_layout(name))  # how many of its rows there are is known at run time
+            value = replace(value, external=None)
         if value.external is not None:  # an input that is given back: rows stay rows
             whole = plain_layout(1, 1, int(np.prod(value.shape)))
             spec = RelayoutSpec(self.target, whole, whole, True, True)
@@ -182,7 +185,8 @@ class Places:
         source, held = self._source(value, shape)
         transposed = shape[0] if self.graph.rows and self.tokens > 1 else 0
         out = self._plain(shape)
-        spec = RelayoutSpec(self.target, one_channel(source), one_channel(out), False, True, transposed=transposed)
+        layouts, some = (one_channel(source), one_channel(out)), self.graph.sequences
+        spec = RelayoutSpec(self.target, *layouts, False, True, transposed=transposed, some=some)
         self.ops.append(Op(RELAYOUT, spec, {"x": held, "out": number}, max(source.channels, transposed), name))
 
     def _release(self, done: set[str]) -> None:

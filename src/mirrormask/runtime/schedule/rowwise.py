@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrormask.runtime.graph.ir import Node
+from mirrormask.runtime.kernels.attention import ATTENTION, AttentionSpec
 from mirrormask.runtime.kernels.base import Kernel, Op
 from mirrormask.runtime.kernels.norm import NORM, NormSpec
 from mirrormask.runtime.kernels.softmax import SOFTMAX, SoftmaxSpec
@@ -29,6 +30,19 @@ class Rowwise(Places):
     def _softmax(self, node: Node, fused: Fused) -> None:
         layout = one_channel(self._layout(node.name))
         self._across(node, SOFTMAX, SoftmaxSpec(self.target, layout, node.shape[0], node.kind == "log_softmax"), {})
+
+    def _attention(self, node: Node, fused: Fused) -> None:
+        layout = self._layout(node.name)
+        query, key, value = (self._in(name, self._layout(name)) for name in node.inputs[:3])
+        _, place = self._new(node.name, layout)
+        masked = len(node.inputs) > 3
+        spec = AttentionSpec(
+            self.target, one_channel(layout), *node.kernel, node.values[0], node.kind == "causal", masked
+        )
+        args = {"query": query, "key": key, "value": value, "out": place, "heads": node.groups}
+        args["mask"] = self.graph.inputs.index(node.inputs[3]) if masked else 0
+        starts = np.array(node.span, np.int32)
+        self.ops.append(Op(ATTENTION, spec, {**args, "starts": starts}, node.groups, node.name))
 
     def _across(self, node: Node, kernel: Kernel, spec: Any, args: dict[str, Any]) -> None:
         layout = self._layout(node.name)
