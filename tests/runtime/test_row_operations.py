@@ -39,6 +39,8 @@ class Network(nn.Module):
         self.first, self.side = nn.Linear(FEATURES, FEATURES), nn.Linear(FEATURES, FEATURES)
         self.last = nn.LazyLinear(7)
         self.norm, self.rms = nn.LayerNorm(FEATURES), nn.RMSNorm(FEATURES)
+        self.three, self.narrow = nn.Linear(FEATURES, 3 * FEATURES), nn.Linear(FEATURES, FEATURES // 2)
+        self.attention = nn.MultiheadAttention(FEATURES, HEADS, batch_first=True)
         self.scale = nn.Parameter(torch.ones(FEATURES))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,9 +68,92 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
 }
 
 
+HEADS = 2
+
+
+def heads(x: Tensor, count: int = HEADS) -> Tensor:
+    return x.view(*x.shape[:2], count, -1).transpose(1, 2)
+
+
+def joined(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], -1)
+
+
+def attention(net: Network, y: Tensor, x: Tensor, **options) -> Tensor:
+    """With three layers; ``mask`` may be a function of the input."""
+    if "mask" in options:
+        options["attn_mask"] = options.pop("mask")(x)
+    return joined(F.scaled_dot_product_attention(heads(y), heads(net.side(x)), heads(net.side(y)), **options))
+
+
+def packed(net: Network, y: Tensor) -> Tensor:
+    """Query, key and value of one layer, as in timm."""
+    q, k, v = net.three(y).reshape(*y.shape[:2], 3, HEADS, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    return joined(F.scaled_dot_product_attention(q, k, v))
+
+
+def split(net: Network, y: Tensor) -> Tensor:
+    """As in GPT-2: pieces of one layer, and one head."""
+    q, k, v = net.three(y).split((FEATURES, FEATURES, FEATURES), -1)
+    return joined(F.scaled_dot_product_attention(heads(q, 1), heads(k, 1), heads(v, 1), is_causal=True))
+
+
+def grouped(net: Network, y: Tensor, by_hand: bool) -> Tensor:
+    """Two heads of queries to one of keys."""
+    k, v = heads(net.narrow(y), 1), heads(net.narrow(y + 1), 1)
+    if not by_hand:
+        return joined(F.scaled_dot_product_attention(heads(y), k, v, enable_gqa=True))
+    k, v = (x[:, :, None].expand(-1, -1, HEADS, -1, -1).flatten(1, 2) for x in (k, v))
+    return joined(F.scaled_dot_product_attention(heads(y), k, v))
+
+
+def multihead(net: Network, y: Tensor) -> Tensor:
+    """PyTorch's own, which counts tokens by length and batch."""
+    return net.attention(y, y, y, need_weights=False)[0]
+
+
+def later(x: Tensor) -> Tensor:
+    """What a token may not see, as nn.Transformer has it."""
+    return torch.triu(torch.full((x.shape[1], x.shape[1]), float("-inf")), 1)
+
+
+def padding(x: Tensor) -> Tensor:
+    """Keys whose first number is negative are padding, but for the first one."""
+    return ((x[:, :, 0] > 0) | (torch.arange(x.shape[1]) == 0))[:, None, None, :]
+
+
+def by_head(x: Tensor) -> Tensor:
+    return torch.arange(1.0, 1 + HEADS)[:, None, None] * later(x).clamp(min=-1)
+
+
+OPERATIONS |= {
+    "attention": attention,
+    "attention with a scale": lambda net, y, x: attention(net, y, x, scale=0.7),
+    "causal attention": lambda net, y, x: attention(net, y, x, is_causal=True),
+    "attention of large scores": lambda net, y, x: attention(net, 10 * y, x),
+    "packed attention": lambda net, y, x: packed(net, y),
+    "split attention": lambda net, y, x: split(net, y),
+    "grouped queries": lambda net, y, x: grouped(net, y, False),
+    "grouped queries by hand": lambda net, y, x: grouped(net, y, True),
+    "multihead attention": lambda net, y, x: multihead(net, y),
+    "a block": lambda net, y, x: net.norm(
+        (z := x + multihead(net, net.norm(y))) + net.side(F.gelu(net.first(net.rms(z))))
+    ),
+}
+#: With masks, which stay in PyTorch, as what they are made of does.
+MASKED: dict[str, Callable[..., Tensor]] = {
+    "additive mask": lambda net, y, x: attention(net, y, x, mask=later),
+    "boolean mask": lambda net, y, x: attention(net, y, x, mask=padding),
+    "mask for each score": lambda net, y, x: attention(net, y, x, mask=lambda x: x[:, None] @ x[:, None].mT),
+    "mask for each head": lambda net, y, x: attention(net, y, x, mask=by_head),
+    "tokens that see nothing": lambda net, y, x: attention(net, y, x, mask=lambda x: (x[:, :, :1] > 0)[:, None]),
+    "two layers with one mask": lambda net, y, x: attention(net, attention(net, y, x, mask=padding), x, mask=padding),
+}
+
+
 def network(row: str) -> nn.Module:
     torch.manual_seed(0)
-    model = Network(OPERATIONS[row])
+    model = Network((OPERATIONS | MASKED)[row])
     model(torch.zeros(1, 3, FEATURES))
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -100,6 +185,20 @@ def test_an_operation_is_native_and_right(row, name):
         close(RangeFinder(fast.regions[0].graph)(x), model(x))
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("row", MASKED)
+def test_attention_with_a_mask_is_one_region(row, name):
+    model = network(row)
+    x = torch.randn(*LEADING[0], FEATURES)
+    fast = mm.compile(model, x, instruction_set=name, tune=False, force=True)
+    assert fast.report.compiled and fast.report.regions == 1, f"{fast.report.left}"
+    assert not any("attention" in left for left, _ in fast.report.left), f"{fast.report.left}"
+    with torch.no_grad():
+        for leading in (LEADING[0], *LEADING):
+            other = torch.randn(*leading, FEATURES)
+            close(fast(other), model(other))
+
+
 @pytest.mark.skipif(best_target().name != "avx2", reason="AVX-512 itself is tested above, or cannot be imitated")
 @pytest.mark.parametrize("row", OPERATIONS)
 def test_an_operation_is_right_in_the_layouts_of_longer_vectors(row):
@@ -120,7 +219,7 @@ def test_threads_that_share_rows_agree(row):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        region.plan_for(16).shares = True
+        region.plan_for(16, 16).shares = True
         for _ in range(10):
             close(region(x), expected)
     finally:
