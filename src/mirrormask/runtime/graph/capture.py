@@ -14,11 +14,11 @@ from torch.fx.passes.operator_support import OperatorSupportBase
 
 from mirrormask.checks import few
 from mirrormask.runtime.graph.aten import Context, Unsupported, open_shape
-from mirrormask.runtime.graph.attention import attend, product
 from mirrormask.runtime.graph.bind import bind, names_in, tensors_of
 from mirrormask.runtime.graph.blueprint import Blueprint
 from mirrormask.runtime.graph.convert import CONVERTERS, aten, convert, streams_of, why_not
 from mirrormask.runtime.graph.export import LOCK, Arguments, Refused, export, private_copy, signature_of
+from mirrormask.runtime.graph.functions import attend, channel_norm, pointwise, product
 from mirrormask.runtime.graph.guards import Guards
 from mirrormask.runtime.graph.ir import Graph
 from mirrormask.runtime.graph.leading import views_last
@@ -28,7 +28,7 @@ from mirrormask.runtime.graph.simplify import simplify
 
 __all__ = ["Capture", "capture", "from_blueprint"]
 
-CONVOLUTIONS = {aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding}
+CONVOLUTIONS = {aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding, pointwise}
 #: Layers over rows, and which of their arguments is the weight.
 LINEARS = {
     aten.linear.default: 1,
@@ -38,7 +38,12 @@ LINEARS = {
     product: 2,
 }
 #: What a reader of the model's code would call operations that this capture made.
-NAMES = {attend: "scaled_dot_product_attention", product: "addmm"}
+NAMES = {
+    attend: "scaled_dot_product_attention",
+    product: "addmm",
+    pointwise: "linear",
+    channel_norm: "layer_norm",
+}
 #: Operations that may only give a tensor another shape.
 FLATTENS = {aten.flatten.using_ints, aten.view.default, aten.reshape.default}
 

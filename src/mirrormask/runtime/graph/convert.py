@@ -18,8 +18,8 @@ from mirrormask.runtime.graph.aten import (
     shape_of,
     source_of,
 )
-from mirrormask.runtime.graph.attention import attend, product
 from mirrormask.runtime.graph.channels import CHANNELS
+from mirrormask.runtime.graph.functions import attend, pointwise, product
 from mirrormask.runtime.graph.ir import Graph, Node, Origin
 from mirrormask.runtime.graph.pointwise import ACTIVATIONS, ARITHMETIC
 from mirrormask.runtime.graph.rowwise import ROWWISE
@@ -61,6 +61,16 @@ def _conv(context: Context, node: fx.Node) -> Node:
         groups=int(argument(node, 6, "groups", 1)),
         kernel=kernel,
     )
+
+
+def _pointwise(context: Context, node: fx.Node) -> Node:
+    """A linear layer over channels: a convolution of one number each."""
+    weight, _ = context.constant(node.args[1])
+    bias, _ = context.constant(node.args[2])
+    layer, origin = context.layer(node.args[1]), Origin(weight, bias)
+    if context.rows:
+        raise Unsupported("it works on maps")
+    return Node("conv", node.name, [source_of(node).name], item_shape(context, node), layer=layer, origin=origin)
 
 
 def _linear(context: Context, node: fx.Node) -> Node:
@@ -125,6 +135,7 @@ CONVERTERS: dict[Any, Callable[[Context, fx.Node], Node]] = {
     aten.mm.default: _product,
     aten.matmul.default: _product,
     product: _product,
+    pointwise: _pointwise,
     aten.batch_norm.default: _batch_norm,
     **ACTIVATIONS,
     **ARITHMETIC,

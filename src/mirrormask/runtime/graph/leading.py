@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mirrormask.runtime.graph.attention import product, split_heads
+from mirrormask.runtime.graph.attention import split_heads
 from mirrormask.runtime.graph.chains import came_from, is_move, sizes, sources
 from mirrormask.runtime.graph.convert import writes_in_place
+from mirrormask.runtime.graph.functions import channel_norm, pointwise, product
 from mirrormask.runtime.graph.pointwise import ACTIVATIONS, ARITHMETIC
 
 __all__ = ["views_last"]
@@ -32,6 +33,10 @@ UNCHANGED = {
     aten.squeeze.dim,
     aten.squeeze.dims,
 }
+
+
+#: What works on channels as well as on rows.
+CHANNELWISE = {aten.linear.default, aten.layer_norm.default, *ACTIVATIONS, *ARITHMETIC}
 
 
 def views_last(module: fx.GraphModule) -> None:
@@ -130,16 +135,18 @@ def _sink(node: fx.Node) -> None:
         args = list(node.args)
         for place, view in zip(_places(node), views, strict=True):
             args[place] = view.args[0]  # type: ignore[union-attr]
-        target, arguments, kwargs = _of_any_rank(node, args)
+        first_channels = _is_channels_last(first)
+        target, arguments, kwargs = _of_channels(node, args) if first_channels else _of_any_rank(node, args)
         with graph.inserting_before(node):
             inner = graph.call_function(target, tuple(arguments), kwargs)
             source = first.args[0]
             assert isinstance(source, fx.Node)
-            inner.meta = {**node.meta, "val": value.new_empty((*source.meta["val"].shape[:-1], value.shape[-1]))}
+            shape = source.meta["val"].shape
+            made = (shape[0], value.shape[-1], *shape[2:]) if first_channels else (*shape[:-1], value.shape[-1])
+            inner.meta = {**node.meta, "val": value.new_empty(made)}
             if first.target in RESHAPES:
                 given: Any = first.args[1]
-                shape = [*given[:-1], int(value.shape[-1])]
-                outer = _made(graph, aten.reshape.default, (inner, shape))
+                outer = _made(graph, aten.reshape.default, (inner, [*given[:-1], int(value.shape[-1])]))
             elif first.target in (aten.contiguous.default, aten.clone.default):
                 outer = inner
             else:
@@ -177,6 +184,11 @@ def _rows_of(node: fx.Node) -> list[fx.Node] | None:
     else:
         return None
     rows = [node.args[i] for i in _places(node)]
+    channels = any(isinstance(row, fx.Node) and _is_channels_last(row) for row in rows)
+    if channels and (target not in CHANNELWISE or (stored and target in ARITHMETIC)):
+        return None
+    if target is aten.layer_norm.default and channels and len(node.args) < 5:
+        return None
     if not known or not rows or not all(isinstance(row, fx.Node) for row in rows) or value.dim() < 1:
         return None
     found = [row for row in rows if isinstance(row, fx.Node)]
@@ -190,6 +202,8 @@ def _moves_rows(view: fx.Node) -> bool:
     if not is_move(view) or not isinstance(view.args[0], fx.Node):
         return False
     before, after = sizes(view.args[0]), sizes(view)
+    if _is_channels_last(view) and len(before) == 4:
+        return after[-1].isdigit()
     if not before or not after or before[-1] != after[-1] or len(before) < 2 or len(after) < 1:
         return False
     last = len(before) - 1
@@ -218,6 +232,20 @@ def _names_last(view: fx.Node, last: int) -> bool:
     # What is put before the last dimension leaves it the last one.
     most = last if view.target is aten.unsqueeze.default else last - 1
     return any(int(dim) < 0 or int(dim) > most for dim in dims)
+
+
+def _is_channels_last(view: fx.Node) -> bool:
+    """Whether a view puts the channels of maps last, as what works on rows wants them."""
+    return view.target is aten.permute.default and [int(dim) % 4 for dim in view.args[1]] == [0, 2, 3, 1]  # type: ignore[arg-type, union-attr]
+
+
+def _of_channels(node: fx.Node, args: list[Any]) -> tuple[Any, list[Any], dict[str, Any]]:
+    """The operation for rows that are the channels of maps."""
+    if node.target is aten.linear.default:
+        return pointwise, [*args[:2], args[2] if len(args) > 2 else None], {}
+    if node.target is aten.layer_norm.default:
+        return channel_norm, [args[0], *(args[i] if len(args) > i else None for i in (2, 3)), args[4]], {}
+    return node.target, args, dict(node.kwargs)
 
 
 def _alike(one: fx.Node, other: Any) -> bool:

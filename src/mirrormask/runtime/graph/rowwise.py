@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from mirrormask.runtime.graph.aten import Context, Unsupported, argument, item_shape, shape_of, source_of
-from mirrormask.runtime.graph.attention import attend
+from mirrormask.runtime.graph.functions import attend, channel_norm
 from mirrormask.runtime.graph.ir import Node, Origin
 from mirrormask.runtime.graph.pointwise import Converter
 
@@ -40,6 +40,15 @@ def _norm(kind: str, places: tuple[int, int, int], eps: float) -> Converter:
         return Node("norm", node.name, [source.name], made, layer, kind=kind, values=(number,), origin=origin)
 
     return convert_norm
+
+
+def _channel_norm(context: Context, node: fx.Node) -> Node:
+    if context.rows:
+        raise Unsupported("it works on maps")
+    weight, bias = (context.constant(node.args[i])[0] for i in (1, 2))
+    layer, values = context.layer(node.args[1]) or node.name, (float(node.args[3]),)  # type: ignore[arg-type]
+    made, origin = item_shape(context, node), Origin(weight, bias)
+    return Node("norm", node.name, [source_of(node).name], made, layer, kind="layer", values=values, origin=origin)
 
 
 def _softmax(kind: str) -> Converter:
@@ -79,6 +88,7 @@ def _attention(context: Context, node: fx.Node) -> Node:
 
 ROWWISE: dict[Any, Converter] = {
     attend: _attention,
+    channel_norm: _channel_norm,
     aten.layer_norm.default: _norm("layer", (2, 3, 4), 1e-5),
     aten.rms_norm.default: _norm("rms", (2, 0, 3), LEAST),
     aten.softmax.int: _softmax("softmax"),

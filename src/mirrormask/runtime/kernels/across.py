@@ -30,17 +30,20 @@ class RowsSpec:
     Attributes:
         layout: of one feature of all rows; flat for a single row.
         features: how many there are.
+        maps: whether a plane is a map: all of it is walked, and zeros stay where ``inside`` is zero.
     """
 
     target: Target
     layout: Layout
     features: int
+    maps: bool
 
 
 class Across:
     """One vector of rows, or the one row, as 32-bit floats."""
 
-    def __init__(self, e: Emitter, spec: RowsSpec, x: Value, out: Value) -> None:
+    def __init__(self, e: Emitter, spec: RowsSpec, x: Value, out: Value, kept: Value | None = None) -> None:
+        self.kept = kept
         self.e, self.flat, self.features, self.x, self.out = e, spec.layout.flat, spec.features, x, out
         self.step = e.lanes if self.flat else 1
         self.pitch = 1 if self.flat else spec.layout.plane
@@ -95,6 +98,7 @@ class Across:
         def at(feature: Value, _: list[Value]) -> None:
             value = e.converted(change(self._load(source, feature), feature))
             e.watch(value)
+            value = value if self.kept is None else e.b.select(self.kept, value, e.zero())
             # A single row ends with a margin, into which its last vector may reach.
             e.store(value, self._at(self.out, feature), aligned=not self.flat)
 
@@ -110,11 +114,15 @@ class Across:
 
 def each_vector(e: Emitter, spec: RowsSpec, body: Callable[[Across], None]) -> None:
     """``body`` for every vector of rows; they are the work units."""
-    x, out, origin = e.buffer("x"), e.buffer("out"), spec.layout.origin
+    x, out, origin = e.buffer("x"), e.buffer("out"), 0 if spec.maps else spec.layout.origin
 
     def at_vector(number: Value, _: list[Value]) -> None:
         shift = e.add(e.mul(number, e.lanes), origin) if not spec.layout.flat else e.whole(0)
-        body(Across(e, spec, e.at(x, shift), e.at(out, shift)))
+        kept = None
+        if spec.maps:
+            with e.floats():
+                kept = e.b.fcmp_ordered("!=", e.load(e.at(e.constants("inside"), shift)), e.zero())
+        body(Across(e, spec, e.at(x, shift), e.at(out, shift), kept))
 
     e.loop(e.low, e.high, at_vector)
 
@@ -124,7 +132,10 @@ def check_rows(op: Op, numbers: int) -> None:
     spec, lanes = op.spec, op.spec.target.lanes
     width = lanes if spec.layout.flat else op.units * lanes
     end = -(-spec.features // lanes) * lanes if spec.layout.flat else (spec.features - 1) * spec.layout.plane + width
-    if not spec.layout.flat and spec.layout.origin + width > spec.layout.plane:
+    origin = 0 if spec.maps else spec.layout.origin
+    if spec.maps:
+        inside(op, "inside", 0, width, op.args["inside"].size)
+    if not spec.layout.flat and origin + width > spec.layout.plane:
         raise IndexError(f"{op.node!r}: {op.units} vectors of rows do not fit a plane of {spec.layout.plane}")
     for name in ("x", "out"):
-        inside(op, name, op.args[name], op.args[name] + spec.layout.origin + end, numbers)
+        inside(op, name, op.args[name], op.args[name] + origin + end, numbers)

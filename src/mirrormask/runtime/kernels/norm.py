@@ -10,7 +10,7 @@ from mirrormask.runtime.kernels.emit import Emitter, Value
 
 __all__ = ["FIELDS", "NORM", "NormSpec", "emit"]
 
-FIELDS = ("x", "out", "gain", "shift", "flag")
+FIELDS = ("x", "out", "gain", "shift", "inside", "flag")
 
 
 @dataclass(frozen=True)

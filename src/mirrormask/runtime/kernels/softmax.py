@@ -11,7 +11,7 @@ from mirrormask.runtime.kernels.emit import Emitter, Value
 
 __all__ = ["FIELDS", "SOFTMAX", "SoftmaxSpec", "emit"]
 
-FIELDS = ("x", "out", "flag")
+FIELDS = ("x", "out", "inside", "flag")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mirrormask.runtime.graph.attention import attend
+from mirrormask.runtime.graph.functions import attend, channel_norm
 from mirrormask.runtime.graph.ir import Graph, Node
 
 __all__ = ["LIMIT", "RangeFinder"]
@@ -170,6 +170,8 @@ def _result(node: Node, sources: list[Tensor]) -> Tensor:
         return COMBINE[node.kind or "add"](x, sources[1])
     if node.op == "norm":
         gain, bias = (None if part is None else torch.from_numpy(part) for part in (node.gain, node.bias))
+        if len(node.shape) == 3:
+            return channel_norm(x, gain, bias, node.values[0])
         if node.kind == "layer":
             return F.layer_norm(x, node.shape, gain, bias, node.values[0])
         return F.rms_norm(x, node.shape, gain, node.values[0]) + (0.0 if bias is None else bias)
