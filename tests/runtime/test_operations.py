@@ -46,6 +46,9 @@ class Network(nn.Module):
         self.pair = nn.Conv2d(2 * CHANNELS, 5, 1)
         self.rows = nn.Linear(3, 40)
         self.norm = nn.BatchNorm2d(outputs)
+        self.over = nn.LayerNorm(CHANNELS)
+        nn.init.uniform_(self.over.weight, 0.5, 1.5)
+        nn.init.uniform_(self.over.bias, 0.5, 1.5)
         self.numbers = nn.Parameter(torch.rand(CHANNELS, 1, 1) + 0.5)
         self.one = nn.Parameter(torch.rand(1) + 0.5)
 
@@ -230,6 +233,19 @@ OPERATIONS |= {
         "linear": lambda y: F.interpolate(y, scale_factor=2, mode="bilinear"),
         "linear between corners": lambda y: F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=True),
     }.items()
+}
+
+
+OPERATIONS |= {
+    "layer norm over channels": (lambda net, y, x: net.over(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), CHANNELS),
+    "layers over channels": (
+        lambda net, y, x: y + net.up(F.gelu(net.down(net.over(y.permute(0, 2, 3, 1))))).permute(0, 3, 1, 2),
+        CHANNELS,
+    ),
+    "layer norm of a mean": (
+        lambda net, y, x: y * net.over(y.mean((2, 3), keepdim=True).permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
+        CHANNELS,
+    ),
 }
 
 

@@ -44,6 +44,9 @@ def _filled(node: Node, tensors: dict[str, Tensor]) -> Node:
         return node
     weight: Floats
     bias: Floats | None
+    if node.op == "norm":
+        gain, shift = (_array(tensors[name]).copy() if name else None for name in (origin.weight, origin.bias))
+        return replace(node, gain=gain, bias=shift, origin=None)
     if origin.variance:
         weight, bias = _batch_norm(origin, tensors, node.shape[0])
     elif node.kind == "batch_norm":
@@ -51,6 +54,7 @@ def _filled(node: Node, tensors: dict[str, Tensor]) -> Node:
     else:
         weight = _array(tensors[origin.weight])
         weight = weight[:, :, None, :] if weight.ndim == 3 else weight
+        weight = weight[:, :, None, None] if weight.ndim == 2 and node.op == "conv" else weight
         weight = weight.T if origin.transposed else weight
         bias = _array(tensors[origin.bias]).copy() if origin.bias else None
     return replace(node, weight=Weight.of(weight), bias=bias, origin=None)

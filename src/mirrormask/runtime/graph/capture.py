@@ -16,19 +16,34 @@ from mirrormask.checks import few
 from mirrormask.runtime.graph.aten import Context, Unsupported, open_shape
 from mirrormask.runtime.graph.bind import bind, names_in, tensors_of
 from mirrormask.runtime.graph.blueprint import Blueprint
-from mirrormask.runtime.graph.convert import CONVERTERS, aten, convert, why_not
+from mirrormask.runtime.graph.convert import CONVERTERS, aten, convert, streams_of, why_not
 from mirrormask.runtime.graph.export import LOCK, Arguments, Refused, export, private_copy, signature_of
+from mirrormask.runtime.graph.functions import attend, channel_norm, pointwise, product
 from mirrormask.runtime.graph.guards import Guards
 from mirrormask.runtime.graph.ir import Graph
+from mirrormask.runtime.graph.leading import views_last
 from mirrormask.runtime.graph.passes import out_of_place, without_identities
 from mirrormask.runtime.graph.program import Unstorable, module_of, program_of
 from mirrormask.runtime.graph.simplify import simplify
 
 __all__ = ["Capture", "capture", "from_blueprint"]
 
-CONVOLUTIONS = {aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding}
+CONVOLUTIONS = {aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding, pointwise}
 #: Layers over rows, and which of their arguments is the weight.
-LINEARS = {aten.linear.default: 1, aten.addmm.default: 2, aten.mm.default: 1, aten.matmul.default: 1}
+LINEARS = {
+    aten.linear.default: 1,
+    aten.addmm.default: 2,
+    aten.mm.default: 1,
+    aten.matmul.default: 1,
+    product: 2,
+}
+#: What a reader of the model's code would call operations that this capture made.
+NAMES = {
+    attend: "scaled_dot_product_attention",
+    product: "addmm",
+    pointwise: "linear",
+    channel_norm: "layer_norm",
+}
 #: Operations that may only give a tensor another shape.
 FLATTENS = {aten.flatten.using_ints, aten.view.default, aten.reshape.default}
 
@@ -79,6 +94,7 @@ def capture(
     out_of_place(module.graph)
     without_identities(module.graph)
     simplify(module)
+    views_last(module)
     constants, constant_names = _constants(module)
     tensors = {constant_names[node]: tensor for node, tensor in constants.items()}
     reasons: dict[str, str] = {}
@@ -138,8 +154,9 @@ def _left(module: fx.GraphModule, reasons: dict[str, str]) -> list[tuple[str, st
     for node in module.graph.nodes:
         value = node.meta.get("val")
         tensors = isinstance(value, Tensor) or (isinstance(value, (tuple, list)) and isinstance(value[0], Tensor))
-        if isinstance(node.target, torch._ops.OpOverload) and node.name in reasons and tensors:
-            name = str(node.target).removeprefix("aten.").partition(".")[0]
+        known = isinstance(node.target, torch._ops.OpOverload) or node.target in NAMES
+        if known and node.name in reasons and tensors:
+            name = NAMES.get(node.target) or str(node.target).removeprefix("aten.").partition(".")[0]
             found.setdefault((name, reasons[node.name]), []).append(_owner(node))
     rows = []
     for (name, why), owners in found.items():
@@ -250,7 +267,7 @@ class _Support(OperatorSupportBase):
         if node.target not in CONVERTERS:
             return "the runtime does not know this operation"
         try:
-            tensors = [node, *(n for n in node.all_input_nodes if n not in self.context.constants)]
+            tensors = [node, *(n for n in streams_of(node) if n not in self.context.constants)]
             if any(_leading(n, self.context.rows) != self.leading for n in tensors):
                 return "no layer with such leading dimensions is near it"
         except Unsupported as reason:
@@ -305,6 +322,9 @@ def _region(inner: fx.GraphModule, call: fx.Node, outer: fx.GraphModule, rows: b
             placeholder.meta.setdefault("val", given.meta.get("val"))
             inputs.append(placeholder)
             given_inputs.append(given)
+    masks = {n.args[3] for n in inner.graph.nodes if n.target is attend}
+    order = sorted(range(len(inputs)), key=lambda i: inputs[i] in masks)  # as the region has them
+    inputs, given_inputs = [inputs[i] for i in order], [given_inputs[i] for i in order]
     # What replaces the submodule takes the inputs alone: it holds the constants itself.
     call.args = tuple(given_inputs)
     context = Context(inner, constants, names, rows)

@@ -19,12 +19,14 @@ from mirrormask.runtime.graph.aten import (
     source_of,
 )
 from mirrormask.runtime.graph.channels import CHANNELS
+from mirrormask.runtime.graph.functions import attend, pointwise, product
 from mirrormask.runtime.graph.ir import Graph, Node, Origin
 from mirrormask.runtime.graph.pointwise import ACTIVATIONS, ARITHMETIC
+from mirrormask.runtime.graph.rowwise import ROWWISE
 from mirrormask.runtime.graph.spatial import SPATIAL, slice_
 from mirrormask.runtime.graph.views import RESHAPES, SAME
 
-__all__ = ["CONVERTERS", "convert", "why_not", "writes_in_place"]
+__all__ = ["CONVERTERS", "convert", "streams_of", "why_not", "writes_in_place"]
 
 aten = torch.ops.aten
 
@@ -59,6 +61,16 @@ def _conv(context: Context, node: fx.Node) -> Node:
         groups=int(argument(node, 6, "groups", 1)),
         kernel=kernel,
     )
+
+
+def _pointwise(context: Context, node: fx.Node) -> Node:
+    """A linear layer over channels: a convolution of one number each."""
+    weight, _ = context.constant(node.args[1])
+    bias, _ = context.constant(node.args[2])
+    layer, origin = context.layer(node.args[1]), Origin(weight, bias)
+    if context.rows:
+        raise Unsupported("it works on maps")
+    return Node("conv", node.name, [source_of(node).name], item_shape(context, node), layer=layer, origin=origin)
 
 
 def _linear(context: Context, node: fx.Node) -> Node:
@@ -122,9 +134,12 @@ CONVERTERS: dict[Any, Callable[[Context, fx.Node], Node]] = {
     aten.addmm.default: _product,
     aten.mm.default: _product,
     aten.matmul.default: _product,
+    product: _product,
+    pointwise: _pointwise,
     aten.batch_norm.default: _batch_norm,
     **ACTIVATIONS,
     **ARITHMETIC,
+    **ROWWISE,
     **SPATIAL,
     **CHANNELS,
     aten.slice.Tensor: slice_,
@@ -139,13 +154,14 @@ VIEWS = {*RESHAPES, *SAME, aten.slice.Tensor}
 ROW_OPERATIONS = {
     target
     for target, converter in CONVERTERS.items()
-    if converter in (_linear, _product) or target in SAME or target in ACTIVATIONS or target in ARITHMETIC
+    if converter in (_linear, _product) or any(target in table for table in (SAME, ACTIVATIONS, ARITHMETIC, ROWWISE))
 }
 
 
 def writes_in_place(node: fx.Node) -> bool:
     """Whether an operation changes its input: by the naming of PyTorch."""
-    return str(node.target).partition(".")[2].partition(".")[0].endswith("_")
+    name = str(node.target).partition(".")[2].partition(".")[0]
+    return name.endswith("_") and not name.endswith("__")
 
 
 def convert_node(context: Context, node: fx.Node) -> Node:
@@ -164,12 +180,17 @@ def convert_node(context: Context, node: fx.Node) -> Node:
     made = converter(context, node)
     if any(name in context.constants and name.name in made.inputs for name in node.all_input_nodes):
         raise Unsupported("it works on a stored tensor")
-    for source in node.all_input_nodes:
+    for source in streams_of(node):
         if source not in context.constants:
             item_shape(context, source)
             if not _varies(context, source):
                 raise Unsupported("it reads what is made of stored tensors alone, which has no items")
     return made
+
+
+def streams_of(node: fx.Node) -> list[fx.Node]:
+    """The tensors whose rows or maps an operation reads: all but the mask of attention."""
+    return [source for source in node.all_input_nodes if node.target is not attend or source is not node.args[3]]
 
 
 def _varies(context: Context, node: fx.Node) -> bool:
@@ -196,7 +217,15 @@ def why_not(context: Context, node: fx.Node) -> str:
 
 def convert(context: Context, body: list[fx.Node], inputs: list[fx.Node], outputs: list[fx.Node]) -> Graph:
     """The graph of a region: its inputs, then its operations, without weights."""
-    nodes = [Node("input", node.name, [], item_shape(context, node)) for node in inputs]
+    masks = {n.args[3] for n in body if n.target is attend}
+    nodes = [
+        Node("input", node.name, [], (), kind="mask")
+        if node in masks
+        else Node("input", node.name, [], item_shape(context, node))
+        for node in sorted(inputs, key=lambda node: node in masks)
+    ]
     nodes += [convert_node(context, node) for node in body]
-    shapes = {n.name: shape_of(n)[-1:] if context.rows else shape_of(n)[1:] for n in (*inputs, *outputs)}
-    return Graph(context.rows, nodes, [n.name for n in inputs], [n.name for n in outputs], shapes)
+    kept = [n for n in (*inputs, *outputs) if n not in masks]
+    shapes = {n.name: shape_of(n)[-1:] if context.rows else shape_of(n)[1:] for n in kept}
+    shapes |= {node.name: () for node in nodes if node.kind == "mask"}
+    return Graph(context.rows, nodes, [n.name for n in nodes[: len(inputs)]], [n.name for n in outputs], shapes)

@@ -104,15 +104,22 @@ class Node:
 
     Attributes:
         op: ``input``, ``conv``, ``linear``, ``act``, ``add``, ``combine``, ``concat``, ``slice``, ``gather``, ``pool``,
-            ``adaptive``, ``mean``, ``pad``, ``crop``, ``resample`` or ``flatten``.
+            ``adaptive``, ``mean``, ``pad``, ``crop``, ``resample``, ``flatten``, ``norm``, ``softmax`` or
+            ``attention``.
         name: of the value it makes.
         inputs: names of the values it reads.
         shape: of the value, per item: ``(channels, height, width)`` or ``(features,)``.
         layer: what the user calls it (the parameter's module), or the operation's name.
         stride, padding, dilation: per (row, column), for ``conv`` and ``pool``.
-        kind: the activation, what ``combine`` does, or ``"max"`` / ``"mean"`` for a pool.
-        values: the activation's parameters; what a ``pad`` fills with; the scales of a ``resample``, if it has any.
+        kernel: the same; or the features of a head of the query and of the value.
+        groups: of a convolution; or heads.
+        gain: what a ``norm`` multiplies each feature with; ``bias`` is then added.
+        kind: the activation, what ``combine`` does, ``"max"`` / ``"mean"`` for a pool, ``"layer"`` / ``"rms"`` for a
+            norm, ``"softmax"`` / ``"log_softmax"``, ``"causal"`` or not, and ``"mask"`` for an input that is one.
+        values: the activation's parameters; a norm's eps; the scale of attention; what a ``pad`` fills with; the
+            scales of a ``resample``, if it has any.
         span: the first channel and past the last of a ``slice``; the channels of a ``gather`` in their new order;
+            the first feature of each head of ``attention`` in query, key and value, one after the other;
             how much a ``pad`` adds left, right, above and below; the axis, start, stop and step of a ``crop``.
         ceil: whether the last windows of a pool may run over the edge.
         captured: the only map size that the settings hold for; empty if they hold for any.
@@ -126,6 +133,7 @@ class Node:
     layer: str = ""
     weight: Weight | None = None
     bias: Floats | None = None
+    gain: Floats | None = None
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
@@ -157,6 +165,16 @@ class Graph:
     outputs: list[str]
     shapes: dict[str, tuple[int, ...]]
     flattens: bool = False
+
+    @property
+    def sequences(self) -> bool:
+        """Whether some rows read others of their sequence: the last leading dimension counts a sequence's tokens."""
+        return any(node.op == "attention" for node in self.nodes)
+
+    @property
+    def masks(self) -> list[str]:
+        """The inputs that are masks of attention, after all others: ``[batch, heads, queries, keys]``, or ones."""
+        return [node.name for node in self.nodes if node.op == "input" and node.kind == "mask"]
 
     def leading(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The dimensions of an input of ``shape`` that count items."""

@@ -30,10 +30,11 @@ def weights_key(graphs: list[Graph], *facts: object) -> str:
 def graph_key(graphs: list[Graph], *facts: object) -> str:
     """A hash of the graphs, shapes included and weights left out, and of ``facts``."""
     digest = hashlib.blake2b(repr((FORMAT, facts)).encode(), digest_size=20)
+    left_out = ("weight", "bias", "gain", "layer", "origin")
     for graph in graphs:
         digest.update(repr((graph.rows, graph.flattens, graph.inputs, graph.outputs, graph.shapes)).encode())
         for node in graph.nodes:
-            plain = [getattr(node, f.name) for f in fields(node) if f.name not in ("weight", "bias", "layer", "origin")]
+            plain = [getattr(node, f.name) for f in fields(node) if f.name not in left_out]
             digest.update(repr(plain).encode())
     return digest.hexdigest()
 

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from mirrormask.runtime.graph.aten import argument, source_of
 from mirrormask.runtime.graph.convert import writes_in_place
@@ -55,6 +55,9 @@ VIEWS = {
     aten.real.default,
     aten.imag.default,
 }
+
+#: Conversions to a type, which may be the one that is there.
+TYPED = {aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.type_as.default, aten._to_copy.default}
 
 
 def out_of_place(graph: fx.Graph) -> None:
@@ -126,4 +129,14 @@ def _identity(node: fx.Node, written: bool) -> bool:
     if node.target is aten.slice.Tensor:  # x[:, :2] is two slices, of which the first takes all
         start, end, step = argument(node, 2, "start"), argument(node, 3, "end"), argument(node, 4, "step", 1)
         return start in (None, 0) and (end is None or (isinstance(end, int) and end >= sys.maxsize)) and step == 1
+    if node.target in TYPED and not written:
+        return _typed_alike(node, source_of(node))
     return node.target is aten.clone.default and not written
+
+
+def _typed_alike(node: fx.Node, source: fx.Node) -> bool:
+    """Whether a conversion finds the type and the place that it makes."""
+    found, made = source.meta.get("val"), node.meta.get("val")
+    if not isinstance(found, Tensor) or not isinstance(made, Tensor):
+        return False
+    return (found.dtype, found.device, found.layout) == (made.dtype, made.device, made.layout)

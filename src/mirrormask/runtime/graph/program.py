@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from mirrormask.runtime.graph.blueprint import Blueprint
+from mirrormask.runtime.graph.functions import additive, attend, channel_norm, pointwise, product
 from mirrormask.runtime.graph.simplify import largest
 
 __all__ = ["Unstorable", "module_of", "program_of"]
@@ -19,6 +20,11 @@ __all__ = ["Unstorable", "module_of", "program_of"]
 OTHERS: dict[str, Any] = {
     "getitem": operator.getitem,
     "largest": largest,
+    "attend": attend,
+    "additive": additive,
+    "product": product,
+    "pointwise": pointwise,
+    "channel_norm": channel_norm,
     **{name: getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow")},
     **{name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_")},
     **{name: getattr(torch, name) for name in ("sym_max", "sym_min", "sym_float", "sym_int", "sym_not", "sym_ite")},

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from mirrormask.runtime.graph.patterns import PATTERN_PARTS, Found, rms_norm, tanh_gelu
+
 __all__ = ["largest", "simplify"]
 
 aten = torch.ops.aten
@@ -42,10 +44,10 @@ def simplify(module: fx.GraphModule) -> None:
     module.graph.lint()
 
 
-def _replace(node: fx.Node, target: Any, args: tuple[Any, ...]) -> None:
+def _replace(node: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
     graph = node.graph
     with graph.inserting_before(node):
-        made = graph.call_function(target, args)
+        made = graph.call_function(target, args, kwargs)
     made.meta = dict(node.meta)
     node.replace_all_uses_with(made)
     _erase(node)
@@ -58,9 +60,6 @@ def _erase(node: fx.Node) -> None:
     for source in inputs:
         if source.op == "call_function" and not source.users and source.target in REMOVABLE:
             _erase(source)
-
-
-Found = tuple[Any, tuple[Any, ...]] | None
 
 
 def _shape(node: Any) -> tuple[Any, ...]:
@@ -174,5 +173,15 @@ REMOVABLE = {
     aten.expand_as.default,
     aten.adaptive_max_pool2d.default,
     operator.getitem,
+    *PATTERN_PARTS,
 }
-PATTERNS: tuple[Callable[[fx.Node], Found], ...] = (_part, _narrow, _selected, _shuffle, _unexpanded, _largest)
+PATTERNS: tuple[Callable[[fx.Node], Found], ...] = (
+    _part,
+    _narrow,
+    _selected,
+    _shuffle,
+    _unexpanded,
+    _largest,
+    rms_norm,
+    tanh_gelu,
+)

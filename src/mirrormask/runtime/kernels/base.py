@@ -25,6 +25,7 @@ class Kernel:
         level: LLVM's optimisation level.
         spreads: whether it may spread numbers that are not finite further than the weights do; it then notes them.
         is_layer: whether it computes a layer, rather than a step between layers.
+        together: whether one call is for all buffers of some sequences of tokens, rather than for one of them.
     """
 
     kind: str
@@ -34,6 +35,7 @@ class Kernel:
     level: int = 3
     spreads: bool = False
     is_layer: bool = False
+    together: bool = False
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """The generated function that runs a whole plan: one call from Python, however many layers and images.
 
-    run(words)   words: ops, count, arena, tensors, strides, tensor_count, first, end, thread, threads, barrier,
-                        words per op
+    run(turns)   turns: their number, then the words of each: ops, count, arena, tensors, strides, tensor_count,
+                        first, end, thread, threads, barrier, words per op, facts
 
     run_team(task)      task: entries, jobs, barrier, alone, then each job
 
@@ -9,6 +9,8 @@ The argument is one array of 64-bit words, because each argument of a foreign ca
 ``run`` on each thread of an OpenMP team, with the words of that thread's job; or, if there are fewer threads than jobs,
 once, with the words of ``alone``. ``entries`` is :attr:`mirrormask.machine.openmp.OpenMP.entries`.
 
+A turn runs some ops on some items. A plan over images or rows needs one turn; one over sequences of tokens one for each
+buffer and each run of ops between two that take all buffers together, see :mod:`mirrormask.runtime.kernels.facts`.
 An op is the kernel's address, the address of its arguments, then the bounds of each thread's work.
 With a barrier, the threads share every image: each does its part of an op, then waits for the others. Without one,
 each thread runs all the ops on its own images, in an arena of its own.
@@ -16,13 +18,17 @@ each thread runs all the ops on its own images, in an arena of its own.
 
 from __future__ import annotations
 
-__all__ = ["MAX_TENSORS", "MAX_THREADS", "SPINS", "emit", "op_words"]
+from mirrormask.runtime.kernels.facts import SLOT
+
+__all__ = ["MAX_TENSORS", "MAX_THREADS", "SPINS", "WORDS", "emit", "op_words"]
 
 MAX_THREADS = 64
 #: inputs and outputs of a region
-MAX_TENSORS = 16
+MAX_TENSORS = SLOT
 #: Polls of the barrier before the thread offers its core to others.
 SPINS = 2000
+#: Words of a turn.
+WORDS = 13
 
 
 def op_words(threads: int) -> int:
@@ -32,11 +38,13 @@ def op_words(threads: int) -> int:
 
 def emit(name: str) -> str:
     """The driver's LLVM IR: the functions ``name`` and ``name_team``."""
-    return _TEMPLATE.format(name=name, tensors=MAX_TENSORS, spins=SPINS) + _TEAM.format(name=name)
+    return _TEMPLATE.format(
+        name=name, tensors=MAX_TENSORS, slots=MAX_TENSORS + 1, words=WORDS, spins=SPINS
+    ) + _TEAM.format(name=name)
 
 
 _TEMPLATE = """
-define void @{name}(ptr %words) {{
+define void @{name}_one(ptr %words) {{
 entry:
   %ops.at = getelementptr i64, ptr %words, i64 0
   %ops = load ptr, ptr %ops.at
@@ -62,7 +70,11 @@ entry:
   %barrier = load ptr, ptr %barrier.at
   %size.at = getelementptr i64, ptr %words, i64 11
   %size = load i64, ptr %size.at
-  %io = alloca [{tensors} x ptr]
+  %facts.at = getelementptr i64, ptr %words, i64 12
+  %facts = load ptr, ptr %facts.at
+  %io = alloca [{slots} x ptr]
+  %facts.slot = getelementptr ptr, ptr %io, i64 {tensors}
+  store ptr %facts, ptr %facts.slot
   br label %images
 images:
   %image = phi i64 [%first, %entry], [%image.next, %image.end]
@@ -135,6 +147,25 @@ image.end:
   %image.next = add i64 %image, 1
   br label %images
 done:
+  ret void
+}}
+
+define void @{name}(ptr %turns) {{
+entry:
+  %count = load i64, ptr %turns
+  %first = getelementptr i64, ptr %turns, i64 1
+  br label %more
+more:
+  %k = phi i64 [0, %entry], [%k.next, %turn]
+  %left = icmp slt i64 %k, %count
+  br i1 %left, label %turn, label %end
+turn:
+  %shift = mul i64 %k, {words}
+  %words = getelementptr i64, ptr %first, i64 %shift
+  call void @{name}_one(ptr %words)
+  %k.next = add i64 %k, 1
+  br label %more
+end:
   ret void
 }}
 """

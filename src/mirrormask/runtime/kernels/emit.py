@@ -9,6 +9,7 @@ from typing import Any
 from llvmlite import ir
 
 from mirrormask.machine.targets import Target
+from mirrormask.runtime.kernels import facts
 
 __all__ = ["FLOAT", "HALF", "I1", "I8", "I16", "I32", "I64", "POINTER", "Emitter", "Value"]
 
@@ -74,6 +75,19 @@ class Emitter:
         """The pointer to the input or output tensor whose number a slot of ``args`` holds."""
         slot = self.b.gep(self.io, [self.field(name)], source_etype=POINTER)
         return self.b.load(slot, typ=POINTER)
+
+    def fact(self, name: str) -> Value:
+        """What :mod:`mirrormask.runtime.kernels.facts` says of the buffer at hand."""
+        return self.b.load(self._fact(name), typ=I64)
+
+    def _fact(self, name: str) -> Value:
+        slot = self.b.gep(self.io, [self.whole(facts.SLOT)], source_etype=POINTER)
+        place = self.b.load(slot, typ=POINTER)
+        if name not in facts.STEPS:
+            return self.at(place, facts.FACTS.index(name), I64)
+        # The steps of a mask lie in a table of the call, four for each tensor outside.
+        table = self.b.inttoptr(self.b.load(self.at(place, facts.FACTS.index("masks"), I64), typ=I64), POINTER)
+        return self.at(table, self.add(self.mul(self.field("mask"), 4), facts.STEPS.index(name)), I64)
 
     def at(self, pointer: Value, index: Value | int, kind: Any = None) -> Value:
         """``pointer + index`` elements of ``kind``, :attr:`number` by default."""
@@ -241,6 +255,18 @@ class Emitter:
             store = self._declare(name, ir.VoidType(), [kind, POINTER, I32, mask.type])
             self.b.call(store, [value, pointer, ir.Constant(I32, _bytes(kind.element)), mask])
 
+    def store_below(self, value: Value, pointer: Value, count: Value) -> None:
+        """Write the first lanes, as many as ``count`` says at run time, and touch no memory of the others."""
+        kind = value.type
+        below = ir.Constant(ir.VectorType(I32, kind.count), [kind.count] * kind.count)
+        number = self.b.trunc(self.minimum(count, self.whole(kind.count)), I32)
+        first = self.b.insert_element(below, number, ir.Constant(I32, 0))
+        mask = self.b.icmp_signed(
+            "<", self.ramp(self.whole(0), kind.count), self.shuffle(first, first, [0] * kind.count)
+        )
+        store = self._declare(f"llvm.masked.store.{_suffix(kind)}.p0", ir.VoidType(), [kind, POINTER, I32, mask.type])
+        self.b.call(store, [value, pointer, ir.Constant(I32, _bytes(kind.element)), mask])
+
     def _mask(self, valid: int, lanes: int) -> Value:
         return ir.Constant(ir.VectorType(I1, lanes), [int(i < valid) for i in range(lanes)])
 
@@ -362,6 +388,10 @@ class Emitter:
     def absolute(self, a: Value) -> Value:
         """``|a|``."""
         return self._intrinsic("llvm.fabs", a.type, [a])
+
+    def root(self, a: Value) -> Value:
+        """The square root."""
+        return self._intrinsic("llvm.sqrt", a.type, [a])
 
     def rounded(self, a: Value) -> Value:
         """The nearest integer, as a float; ``|a|`` below 2^22.

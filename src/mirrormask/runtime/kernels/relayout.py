@@ -40,6 +40,7 @@ class RelayoutSpec:
         phases: the (row, column) phases that are wanted, in the order of the output's planes.
         transposed: 0, or the features of a ``[tokens, features]`` tensor on the external side, whose column
             ``c`` is channel ``c``.
+        some: whether only the tensor's first rows are there, as many as :mod:`mirrormask.runtime.kernels.facts` says.
     """
 
     target: Target
@@ -50,6 +51,7 @@ class RelayoutSpec:
     step: tuple[int, int] = (1, 1)
     phases: tuple[tuple[int, int], ...] = ((0, 0),)
     transposed: int = 0
+    some: bool = False
 
 
 def emit(spec: RelayoutSpec, name: str) -> str:
@@ -169,6 +171,9 @@ def _transposed(e: Emitter, spec: RelayoutSpec, x: Value, result: Value, channel
     plane = spec.source if spec.out_external else spec.out
     shift = e.add(e.mul(channel, plane.plane), plane.origin)
 
+    rows = e.fact("rows") if spec.some else e.whole(plane.width)
+    whole = e.b.and_(rows, e.whole(-e.lanes)) if spec.some else rows
+
     def at_vector(first: Value, _: list[Value]) -> None:
         flat, planar = (result, e.at(x, shift)) if spec.out_external else (x, e.at(result, shift))
         column = e.at(flat, e.add(e.mul(first, features), channel), FLOAT)
@@ -186,7 +191,27 @@ def _transposed(e: Emitter, spec: RelayoutSpec, x: Value, result: Value, channel
             e.watch(value)
             e.store(value, e.at(planar, first), aligned=True)
 
-    e.loop(0, plane.width, at_vector, step=e.lanes)
+    def at_rest(first: Value, _: list[Value]) -> None:
+        """A vector of which some rows are not there: those that are missing come in as the last one."""
+        last = e.b.sub(rows, e.whole(1))
+        with e.floats():
+            value = e.zero()
+            for lane in range(e.lanes):
+                row = e.minimum(e.add(first, lane), last)
+                value = e.insert(value, e.load_float(e.at(x, e.add(e.mul(row, features), channel))), lane)
+        value = e.converted(value)
+        e.watch(value)
+        e.store(value, e.at(e.at(result, shift), first), aligned=True)
+
+    def at_row(row: Value, _: list[Value]) -> None:
+        value = e.converted(e.load_float(e.at(e.at(x, shift), row)), FLOAT)
+        e.store_float(value, e.at(result, e.add(e.mul(row, features), channel), FLOAT))
+
+    e.loop(0, whole, at_vector, step=e.lanes)
+    if spec.some and spec.out_external:
+        e.loop(whole, rows, at_row)
+    elif spec.some:
+        e.loop(whole, plane.width, at_rest, step=e.lanes)
 
 
 def strided_load(e: Emitter, pointer: Value, step: int, valid: int, lanes: int) -> Value:

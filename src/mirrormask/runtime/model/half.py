@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Collection
 from dataclasses import replace
@@ -42,7 +41,10 @@ def split(graph: Graph, wide: Collection[str]) -> list[tuple[Graph, bool]]:
         inputs = list(dict.fromkeys(name for node in run for name in node.inputs if name not in own))
         wanted = {name for later, _ in runs[number + 1 :] for node in later for name in node.inputs}
         outputs = [node.name for node in run if node.name in wanted or node.name in graph.outputs]
-        heads = [Node("input", name, [], nodes[name].shape) for name in inputs]
+        inputs.sort(key=lambda name: nodes[name].kind == "mask" and nodes[name].op == "input")
+        heads = [
+            nodes[name] if nodes[name].op == "input" else Node("input", name, [], nodes[name].shape) for name in inputs
+        ]
         shapes = {name: nodes[name].shape for name in (*inputs, *outputs)}
         pieces.append((Graph(graph.rows, [*heads, *run], inputs, outputs, shapes), in_wide))
     return pieces
@@ -116,9 +118,8 @@ class Mixed(Region):
         if other is not self:
             return other.forward(*inputs), True  # it looks for itself
         leading = self.graph.leading(inputs[0].shape)
-        items = math.prod(leading)
         values = {
-            name: x.reshape(items, *self.graph.node(name).shape)
+            name: x if name in self.graph.masks else x.reshape(*leading, *self.graph.node(name).shape)
             for name, x in zip(self.graph.inputs, inputs, strict=True)
         }
         finite = True

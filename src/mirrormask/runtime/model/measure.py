@@ -28,14 +28,17 @@ def layer_reports(region: Region, inputs: tuple[Tensor, ...], dense: dict[str, f
         return _by_parts(region, inputs, dense)
     graph = region.graph
     items = math.prod(graph.leading(inputs[0].shape))
-    plan, tokens = region.plan_for(items), region.tokens(items)
+    length = graph.leading(inputs[0].shape)[-1] if graph.sequences else 0
+    plan, tokens = region.plan_for(items, length), region.tokens(items, length)
     results = [torch.empty((max(items, tokens), *shape)) for shape in plan.outputs]
+    # Masks are not read: their steps are 0 here, and their first number too.
     padded = [torch.zeros(max(items, tokens), *graph.shapes[name]) for name in graph.inputs]
-    for zeros, given in zip(padded, inputs, strict=True):
-        zeros[:items] = given.detach().reshape(items, *zeros.shape[1:])
+    for zeros, given, name in zip(padded, inputs, graph.inputs, strict=True):
+        if name not in graph.masks:
+            zeros[:items] = given.detach().reshape(items, *zeros.shape[1:])
     addresses = np.array([t.data_ptr() for t in (*padded, *results)], np.int64)
     place = addresses.ctypes.data
-    plan.run(place, 1)
+    plan.run(place, 1, plan.tokens)
     calls = -(-items // tokens)
     owners = _owners(region)
     rows = []

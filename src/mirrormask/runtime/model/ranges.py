@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mirrormask.runtime.graph.functions import attend, channel_norm
 from mirrormask.runtime.graph.ir import Graph, Node
 
 __all__ = ["LIMIT", "RangeFinder"]
@@ -73,11 +74,19 @@ class RangeFinder(nn.Module):
         given = dict(zip(graph.inputs, inputs, strict=True))
         values: dict[str, Tensor] = {}
         for node in graph.nodes:
+            if node.kind == "mask":
+                values[node.name] = given[node.name]
+                continue
             if node.op == "input":
                 values[node.name] = given[node.name].reshape(math.prod(leading), *node.shape)
                 continue
             sources = [values[name] for name in node.inputs]
-            values[node.name] = result = _result(node, sources)
+            if node.op == "attention":
+                streams = [x.reshape(*leading, -1) for x in sources[:3]]
+                result = _attention(node, streams, sources[3] if len(sources) > 3 else None).flatten(0, -2)
+            else:
+                result = _result(node, sources)
+            values[node.name] = result
             peak = max(_most(node, sources), _peak(result), *(_peak(x) for x in sources))
             if not peak <= LIMIT:
                 self.wide.add(node.name)
@@ -142,6 +151,14 @@ def _resized(node: Node, x: Tensor) -> Tensor:
     return F.interpolate(x, node.shape[1:], mode="bilinear", align_corners=node.kind == "corners")
 
 
+def _attention(node: Node, sources: list[Tensor], mask: Tensor | None) -> Tensor:
+    heads, (width, value_width) = node.groups, node.kernel
+    starts = tuple(node.span[i * heads : (i + 1) * heads] for i in range(3))
+    query, key, value = sources
+    causal = node.kind == "causal"
+    return attend(query, key, value, mask, starts, (width, value_width), node.values[0], causal)  # type: ignore[arg-type]
+
+
 def _result(node: Node, sources: list[Tensor]) -> Tensor:
     """What a node makes of its inputs, ``[items, *shape]``."""
     x = sources[0]
@@ -151,6 +168,15 @@ def _result(node: Node, sources: list[Tensor]) -> Tensor:
         return ACTIVATIONS[node.kind](x, *node.values)
     if node.op in ("add", "combine"):
         return COMBINE[node.kind or "add"](x, sources[1])
+    if node.op == "norm":
+        gain, bias = (None if part is None else torch.from_numpy(part) for part in (node.gain, node.bias))
+        if len(node.shape) == 3:
+            return channel_norm(x, gain, bias, node.values[0])
+        if node.kind == "layer":
+            return F.layer_norm(x, node.shape, gain, bias, node.values[0])
+        return F.rms_norm(x, node.shape, gain, node.values[0]) + (0.0 if bias is None else bias)
+    if node.op == "softmax":
+        return x.softmax(-1) if node.kind == "softmax" else x.log_softmax(-1)
     if node.op == "concat":
         return torch.cat(sources, 1)
     if node.op == "slice":

@@ -7,6 +7,7 @@ import math
 import threading
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -84,10 +85,10 @@ class Region(nn.Module):
         """Such a region for another graph."""
         return Region(graph, self.target, self.tuner)
 
-    def plan_for(self, items: int) -> Plan:
-        """The plan for a call with so many images or rows."""
+    def plan_for(self, items: int, length: int = 0) -> Plan:
+        """The plan for a call with so many images or rows; for a region over sequences, with rows of so many each."""
         with self._lock:
-            key = (min(torch.get_num_threads(), MAX_THREADS), self.tokens(items))
+            key = (min(torch.get_num_threads(), MAX_THREADS), self.tokens(items, length))
             if key not in self._plans:
                 plan = lower(self.graph, self.target, key[0], self._choose, key[1])
                 question = f"a team may share {key} {self.graph.shapes}"
@@ -122,15 +123,26 @@ class Region(nn.Module):
         """The regions that do the work: this one."""
         return [self]
 
-    def tokens(self, rows: int) -> int:
+    def tokens(self, rows: int, length: int = 0) -> int:
         """Rows per item of the plan for a call with so many rows: all, or as many as make an item for each thread.
+
+        Of sequences (of ``length``) an item takes whole ones, or of a long one as much as makes equal parts.
 
         Threads with rows of their own need not wait for each other after every layer; see :data:`LEAST_WORK`.
         """
-        if not self.graph.rows or rows == 1:
+        sequences = self.graph.sequences
+        if not self.graph.rows or (rows == 1 and not sequences):
             return 1
         lanes, threads = self.target.lanes, min(torch.get_num_threads(), MAX_THREADS)
-        if rows >= threads * lanes and rows * self.graph.products >= LEAST_WORK:
+        if sequences and length:
+            batch = rows // length
+            if batch >= threads and rows * self.graph.products >= LEAST_WORK:
+                batch = -(-batch // threads)
+            if length > self.most_tokens:
+                rows = -(-length // -(-length // self.most_tokens))
+            else:
+                rows = length * min(batch, self.most_tokens // length)
+        elif rows >= threads * lanes and rows * self.graph.products >= LEAST_WORK:
             rows = -(-rows // threads)
         if rows < lanes:
             return max(lanes, 2)
@@ -180,7 +192,7 @@ class Region(nn.Module):
         with self._lock:
             region = self._region_for(inputs)
             try:
-                call = _Call(region, inputs[0].shape)
+                call = _Call(region, [x.shape for x in inputs])
             except Exception as error:
                 self.failed = f"no plan could be made: {error}"
                 raise
@@ -201,7 +213,12 @@ class Region(nn.Module):
             found: list[tuple[int, ...]] = [(math.prod(x.shape[1:]),) for x in inputs]
         else:
             found = [tuple(x.shape[-1:] if graph.rows else x.shape[1:]) for x in inputs]
-        if len({graph.leading(x.shape) for x in inputs}) > 1:
+        streams = len(inputs) - len(graph.masks)
+        leading = {graph.leading(x.shape) for x in inputs[:streams]}
+        if graph.sequences:
+            found[streams:] = [()] * len(graph.masks)
+            _check_sequences(graph, leading, [tuple(x.shape) for x in inputs[streams:]])
+        if len(leading) > 1:
             raise Unfit(f"the inputs have shapes {[tuple(x.shape) for x in inputs]}; they must have equal batches")
         return self if found == wanted else self.sized(tuple(found))
 
@@ -216,29 +233,39 @@ class DirectRegion(Region):
 class _Call:
     """A region's call for one input shape and thread count, with all that can be known before it."""
 
-    def __init__(self, region: Region, shape: torch.Size) -> None:
-        leading = region.graph.leading(shape)
+    def __init__(self, region: Region, shapes: list[torch.Size]) -> None:
+        leading = region.graph.leading(shapes[0])
         self.region = region
         self.items = math.prod(leading)
-        tokens = region.tokens(self.items)
-        self.plan = region.plan_for(self.items)
+        self.sequences = region.graph.sequences
+        length = leading[-1] if self.sequences else 0
+        tokens = region.tokens(self.items, length)
+        self.plan = region.plan_for(self.items, length)
         self.spreads = self.plan.spreads
-        self.padded = -(-self.items // tokens) * tokens
-        self.steps = self.padded // tokens
+        self.padded = self.items if self.sequences else -(-self.items // tokens) * tokens
+        self.streams = len(shapes) - len(region.graph.masks)
+        self.steps = np.zeros((len(self.plan.strides), 4), np.int64)
         self.inner = [(self.padded, *out) for out in self.plan.outputs]
         self.outer = [(*leading, *out) for out in self.plan.outputs]
         self.addresses = (ctypes.c_int64 * len(self.plan.strides))()
-        self.run = self.plan.prepare(ctypes.addressof(self.addresses), self.steps)
+        place = ctypes.addressof(self.addresses)
+        if self.sequences:
+            self.run = self.plan.prepare(place, self.items // max(1, length), self.steps, length)
+        else:
+            self.run = self.plan.prepare(place, self.padded // tokens)
         self.simple = self.run.function is not None and self.inner == self.outer and len(self.plan.strides) == 2
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> Any:
-        tensors = [x.contiguous() for x in inputs]
+        tensors = [x.contiguous() for x in inputs[: self.streams]]
+        masks = inputs[self.streams :]
         if self.padded != self.items:
             tensors = [_pad(x.reshape(self.items, -1), self.padded) for x in tensors]
         results = [torch.empty(shape) for shape in self.inner]
         with self.plan.lock:
-            for i, x in enumerate((*tensors, *results)):
+            for i, x in enumerate((*tensors, *masks, *results)):
                 self.addresses[i] = x.data_ptr()
+            for i, mask in enumerate(masks, self.streams):
+                self.steps[i] = [0 if size == 1 else step for size, step in zip(mask.shape, mask.stride(), strict=True)]
             self.run()
             spread = self.spreads and self.plan.lower_flag()
         if spread:
@@ -281,13 +308,29 @@ def _sharing_pays(plan: Plan) -> bool:
     The fastest of several turns decides: other work on the machine lengthens turns, and those of several threads most.
     """
     # Any memory will do for tensors: one that is large enough for each.
-    tensors = [torch.zeros(max(1, stride)) for stride in plan.strides]
+    tensors = [torch.zeros(max(1, stride * max(1, plan.tokens))) for stride in plan.strides]
     addresses = (ctypes.c_int64 * len(tensors))(*[x.data_ptr() for x in tensors])
     runs = {}
     for plan.shares in (False, True):
-        runs[plan.shares] = plan.prepare(ctypes.addressof(addresses), 1)
+        runs[plan.shares] = plan.prepare(ctypes.addressof(addresses), 1, None, plan.tokens)
     seconds = {shares: min(times) for shares, times in in_turns(runs, rounds=50, budget=0.002, limit=1.0).items()}
     return seconds[True] < min(0.95 * seconds[False], seconds[False] - LEAST_GAIN)
+
+
+def _check_sequences(graph: Graph, leading: set[tuple[int, ...]], masks: list[tuple[int, ...]]) -> None:
+    """Whether masks are as large as their scores, or repeated to it.
+
+    Raises:
+        Unfit: they are not, or there are no sequences.
+    """
+    for batch, *rest in leading:
+        if len(rest) != 1:
+            raise Unfit(f"rows with leading dimensions {(batch, *rest)} are no sequences")
+        for mask, name in zip(masks, graph.masks, strict=True):
+            heads = {node.groups for node in graph.users(name)}
+            wanted = (batch, *(heads if len(heads) == 1 else {1}), rest[0], rest[0])
+            if len(mask) != 4 or any(size not in (1, full) for size, full in zip(mask, wanted, strict=True)):
+                raise Unfit(f"a mask has shape {mask}, which is not that of the scores, {wanted}, or 1 in places")
 
 
 def _pad(rows: Tensor, count: int) -> Tensor:

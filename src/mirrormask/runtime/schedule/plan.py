@@ -17,6 +17,7 @@ from mirrormask.runtime.kernels import code
 from mirrormask.runtime.kernels.base import Op, check_op
 from mirrormask.runtime.kernels.driver import MAX_TENSORS, op_words
 from mirrormask.runtime.schedule.memory import aligned_array
+from mirrormask.runtime.schedule.turns import Sequences, segments
 
 __all__ = ["Plan", "Run"]
 
@@ -33,6 +34,7 @@ class Plan:
         threads: for which the work is shared out.
         dtype: of the arena's numbers.
         panels: dense weights by node, in the form that the plan reads: whoever holds the graph need not keep another.
+        tokens: of a plan over sequences, the tokens that a buffer holds, and strides are those of one token; else 0.
     """
 
     ops: list[Op]
@@ -42,6 +44,7 @@ class Plan:
     threads: int
     dtype: np.dtype[Any]
     panels: dict[str, Weight] = field(default_factory=dict)
+    tokens: int = 0
     _keep: list[npt.NDArray[np.int64]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -59,7 +62,9 @@ class Plan:
         self._table = table
         self._stride_words = np.array(self.strides, np.int64)
         self._still = np.zeros(len(self.strides) + 1, np.int64)
+        self._segments = segments([op.kernel.together for op in self.ops])
         self._arenas = [aligned_array(self.floats, self.dtype)]
+        self._keep_arenas: list[npt.NDArray[Any]] = []
         self.lock = threading.Lock()
         """Held while the plan runs: its memory serves one call at a time."""
         self.shares = self.threads > 1
@@ -83,32 +88,68 @@ class Plan:
     @property
     def nbytes(self) -> int:
         """Bytes of the constants, the activations' memory and the table of calls; of code, which plans share, none."""
-        arrays = [self._table, *self._keep, *self._arenas]
+        arrays = [self._table, *self._keep, *self._arenas, *self._keep_arenas]
         return sum(op.nbytes for op in self.ops) + sum(int(array.nbytes) for array in arrays)
 
-    def run(self, tensors: int, items: int) -> None:
+    def run(self, tensors: int, items: int, length: int = 0) -> None:
         """Run all items, see :meth:`prepare`."""
         with self.lock:
-            self.prepare(tensors, items)()
+            self.prepare(tensors, items, None, length)()
 
-    def prepare(self, tensors: int, items: int) -> Run:
+    def prepare(self, tensors: int, items: int, steps: npt.NDArray[np.int64] | None = None, length: int = 0) -> Run:
         """A run of all items, to be started (under :attr:`lock`) any number of times.
 
         With enough items each thread takes some, in an arena of its own; else, if that pays, all threads share each.
 
         Args:
             tensors: the address of the addresses of the inputs and outputs.
+            items: of a plan over sequences, how many there are.
+            steps: of a plan over sequences, four for each tensor; see :data:`mirrormask.runtime.kernels.facts.STEPS`.
+            length: tokens of each sequence.
         """
+        if self.tokens:
+            return self._prepare_sequences(tensors, Sequences(self.tokens, items, length), steps)
         threads, jobs = self.threads, []
         barrier = np.array([0, code.yield_address()], np.int64)
         if threads > 1 and items >= threads:
-            while len(self._arenas) < threads:
-                self._arenas.append(aligned_array(self.floats, self.dtype))
+            self._make_arenas(threads, self.floats)
             cuts = [items * i // threads for i in range(threads + 1)]
             jobs = [self._words(tensors, cuts[i], cuts[i + 1], i, arena=i) for i in range(threads)]
         elif threads > 1 and self.shares and items:
             jobs = [self._words(tensors, 0, items, i, barrier=barrier.ctypes.data) for i in range(threads)]
         return Run(self._words(tensors, 0, items), jobs, barrier)
+
+    def _make_arenas(self, count: int, floats: int) -> None:
+        """At least so many, of at least so many numbers. Those of runs that were prepared stay."""
+        for i in range(count):
+            if i == len(self._arenas):
+                self._arenas.append(aligned_array(floats, self.dtype))
+            elif self._arenas[i].size < floats:
+                self._keep_arenas.append(self._arenas[i])  # twice the size: few are left behind
+                self._arenas[i] = aligned_array(max(floats, 2 * self._arenas[i].size), self.dtype)
+
+    def _prepare_sequences(self, tensors: int, given: Sequences, steps: npt.NDArray[np.int64] | None) -> Run:
+        """As :meth:`prepare`: groups of sequences take the place of items."""
+        if steps is None:
+            steps = np.zeros((len(self.strides), 4), np.int64)
+        barrier = np.array([0, code.yield_address()], np.int64)
+        apart = self.threads > 1 and given.groups >= self.threads
+        shared = self.threads > 1 and not apart and self.shares and given.groups > 0
+        self._make_arenas(self.threads if apart else 1, given.buffers * self.floats)
+        facts = given.facts(self.floats, steps.ctypes.data)
+
+        def turns(low: int, high: int, thread: int, arena: int, wait: int) -> npt.NDArray[np.int64]:
+            common = self._words(tensors, 0, 0, thread, barrier=wait)[1:]
+            base = self._arenas[arena].ctypes.data
+            return given.turns(common, (low, high), self._segments, (base, self.floats * self.dtype.itemsize), facts)
+
+        jobs: list[npt.NDArray[np.int64]] = []
+        if apart:
+            cuts = [given.groups * i // self.threads for i in range(self.threads + 1)]
+            jobs = [turns(cuts[i], cuts[i + 1], i, i, 0) for i in range(self.threads)]
+        elif shared:
+            jobs = [turns(0, given.groups, i, 0, barrier.ctypes.data) for i in range(self.threads)]
+        return Run(turns(0, given.groups, 0, 0, 0), jobs, barrier, (facts, steps))
 
     def _words(
         self, tensors: int, first: int, end: int, thread: int = 0, *, arena: int = 0, barrier: int = 0
@@ -117,14 +158,19 @@ class Plan:
         table, strides = self._table.ctypes.data, self._stride_words.ctypes.data
         place, count = self._arenas[arena].ctypes.data, len(self.strides)
         io = (table, len(self.ops), place, tensors, strides, count)
-        return np.array([*io, first, end, thread, self.threads, barrier, op_words(self.threads)], np.int64)
+        words = [*io, first, end, thread, self.threads, barrier, op_words(self.threads), 0]
+        return np.array([1, *words], np.int64)
 
     def run_op(self, index: int, tensors: int, repeats: int = 1) -> None:
         """Run a single op on the first item, ``repeats`` times, on whatever the arena holds: for measuring."""
         words = self._words(tensors, 0, repeats)
-        words[0] += 8 * op_words(self.threads) * index
-        words[1] = 1
-        words[4] = self._still.ctypes.data
+        if self.tokens:  # one sequence that fills a buffer
+            given = Sequences(self.tokens, 1, self.tokens)
+            facts = given.facts(self.floats, np.zeros((len(self.strides), 4), np.int64).ctypes.data)
+            words[13] = facts.ctypes.data
+        words[1] += 8 * op_words(self.threads) * index
+        words[2] = 1
+        words[5] = self._still.ctypes.data
         code.run_functions()[0](words.ctypes.data)
 
 
@@ -152,9 +198,13 @@ class Run:
     """
 
     def __init__(
-        self, alone: npt.NDArray[np.int64], jobs: list[npt.NDArray[np.int64]], barrier: npt.NDArray[np.int64]
+        self,
+        alone: npt.NDArray[np.int64],
+        jobs: list[npt.NDArray[np.int64]],
+        barrier: npt.NDArray[np.int64],
+        keep: object = None,
     ) -> None:
-        self._alone, self._jobs, self._barrier = alone, jobs, barrier
+        self._alone, self._jobs, self._barrier, self._facts = alone, jobs, barrier, keep
         one, team = code.run_functions()
         threads = openmp()
         self.function: Any = one

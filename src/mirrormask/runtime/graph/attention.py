@@ -1,0 +1,110 @@
+"""Scaled dot product attention between streams of rows: the views around it are proved to be splits into heads.
+
+What the captured program then says is :func:`mirrormask.runtime.graph.functions.attend`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from mirrormask.runtime.graph.chains import came_from, sizes, sources
+from mirrormask.runtime.graph.functions import additive, attend
+
+__all__ = ["split_heads"]
+
+aten = torch.ops.aten
+
+
+def split_heads(node: fx.Node) -> bool:
+    """Replace attention whose inputs are proved to be heads of rows by :func:`attend` on these; whether they are."""
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    given = {**dict(zip(names, node.args, strict=False)), **dict(node.kwargs)}
+    parts = [given.get(name) for name in names[:3]]
+    if given.get("dropout_p", 0.0) != 0.0 or not all(isinstance(part, fx.Node) for part in parts):
+        return False
+    query, key, value = (part for part in parts if isinstance(part, fx.Node))
+    shapes = [sizes(query), sizes(key), sizes(value)]
+    if any(len(shape) != 4 for shape in shapes):
+        return False
+    if any((shape[0], shape[2]) != (shapes[0][0], shapes[0][2]) for shape in shapes) or shapes[0][3] != shapes[1][3]:
+        return False  # keys of another length, or one batch for all
+    if not all(shape[1].isdigit() and shape[3].isdigit() for shape in shapes):
+        return False
+    heads = int(shapes[0][1])
+    found = [_heads_of(part) for part in (query, key, value)]
+    if any(part is None for part in found):
+        return False
+    (q, q_starts), (k, k_starts), (v, v_starts) = (part for part in found if part is not None)
+    if (
+        len(k_starts) != len(v_starts)
+        or heads % len(k_starts)
+        or (not given.get("enable_gqa") and len(k_starts) != heads)
+    ):
+        return False
+    shared = heads // len(k_starts)
+    starts = (q_starts, *(tuple(start for start in part for _ in range(shared)) for part in (k_starts, v_starts)))
+    width = (int(shapes[0][3]), int(shapes[2][3]))
+    scale = given.get("scale")
+    if scale is not None and not isinstance(scale, (int, float)):
+        return False
+    mask = given.get("attn_mask")
+    graph, made = node.graph, node.meta["val"]
+    if mask is not None and not _fits(mask, (*shapes[0][:3], shapes[1][2])):
+        return False
+    with graph.inserting_before(node):
+        bias = None
+        if isinstance(mask, fx.Node):
+            bias = next((user for user in mask.users if user.target is additive), None)
+            if bias is None:
+                with graph.inserting_after(mask):
+                    bias = graph.call_function(additive, (mask,))
+                    shape = mask.meta["val"].shape
+                    bias.meta["val"] = mask.meta["val"].new_empty(
+                        (*[1] * (4 - len(shape)), *shape), dtype=torch.float32
+                    )
+        number = width[0] ** -0.5 if scale is None else float(scale)
+        rows = graph.call_function(attend, (q, k, v, bias, starts, width, number, bool(given.get("is_causal", False))))
+        batch, length = made.shape[0], made.shape[2]
+        rows.meta = {**node.meta, "val": made.new_empty((batch, length, heads * width[1]))}
+        wide = graph.call_function(aten.unflatten.int, (rows, -1, [heads, width[1]]))
+        wide.meta["val"] = made.new_empty((batch, length, heads, width[1]))
+        back = graph.call_function(aten.transpose.int, (wide, 1, 2))
+        back.meta["val"] = wide.meta["val"].transpose(1, 2)
+    node.replace_all_uses_with(back)
+    return True
+
+
+def _heads_of(part: fx.Node) -> tuple[fx.Node, tuple[int, ...]] | None:
+    """The farthest rows that ``[batch, heads, length, width]`` is a view of, and where each head begins in them."""
+    found = None
+    for source in sources(part):
+        shape = sizes(source)
+        if len(shape) != 3 or shape[0] != sizes(part)[0] or shape[1] != sizes(part)[2] or not shape[2].isdigit():
+            continue
+        tried = [_starts(shape, index) for shape, index in came_from(part, source) or []]
+        if tried and tried[0] is not None and all(starts == tried[0] for starts in tried):
+            found = source, tried[0]
+    return found
+
+
+def _starts(shape: tuple[int, ...], index: Tensor) -> tuple[int, ...] | None:
+    """Where the heads begin in rows of ``shape``, if that is all that their views change."""
+    batch, length, features = shape
+    starts = index[0, :, 0, 0].clone()
+    if index.shape[0] != batch or index.shape[2] != length or int(starts.max()) + index.shape[3] > features:
+        return None
+    first = torch.arange(batch * length, dtype=index.dtype).reshape(batch, 1, length, 1) * features
+    expected = first + starts[:, None, None] + torch.arange(index.shape[3], dtype=index.dtype)
+    return tuple(starts.tolist()) if torch.equal(index, expected) else None
+
+
+def _fits(mask: Any, shape: tuple[str, ...]) -> bool:
+    """Whether a mask is one for scores of this shape, or repeated to it."""
+    value = mask.meta.get("val") if isinstance(mask, fx.Node) else None
+    if not isinstance(value, Tensor) or value.dtype not in (torch.bool, torch.float32) or value.dim() > 4:
+        return False
+    own = sizes(mask)
+    return all(size in ("1", wanted) for size, wanted in zip(own[::-1], shape[::-1], strict=False))

@@ -1,0 +1,167 @@
+"""Chains of views: which number of a tensor each number of a view of it is, found by trying it out.
+
+A chain of reshapes, transposes, slices and their kin moves numbers and computes nothing. Run on 0, 1, 2 and so
+on, it says where each of its results comes from. Sizes that a capture leaves open are tried at two values each,
+different for each size: what these operations do is linear in every size, so that what holds for both holds for all.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+__all__ = ["MOVES", "came_from", "sizes", "sources", "symbols"]
+
+aten = torch.ops.aten
+
+#: Operations that give numbers other places, and nothing else; ``reshape`` stands for what may or may not copy.
+MOVES: dict[Any, Callable[..., Any]] = {
+    aten.view.default: torch.reshape,
+    aten.reshape.default: torch.reshape,
+    aten.contiguous.default: lambda x, **_: x,
+    aten.clone.default: lambda x, **_: x,
+    **{
+        target: target
+        for target in (
+            aten.flatten.using_ints,
+            aten.unflatten.int,
+            aten.transpose.int,
+            aten.permute.default,
+            aten.expand.default,
+            aten.slice.Tensor,
+            aten.select.int,
+            aten.narrow.default,
+            aten.split.Tensor,
+            aten.split_with_sizes.default,
+            aten.chunk.default,
+            aten.unbind.int,
+            aten.unsqueeze.default,
+            aten.squeeze.default,
+            aten.squeeze.dim,
+            aten.squeeze.dims,
+            aten.movedim.int,
+            aten.swapaxes.default,
+            aten.repeat_interleave.self_int,
+        )
+    },
+}
+#: What open sizes are tried at, one column each.
+TRIED = ((3, 5, 2, 7, 11), (5, 2, 7, 3, 4))
+
+
+def sizes(node: fx.Node) -> tuple[str, ...]:
+    """The sizes of a tensor, those that are left open by their names; empty for what is no tensor."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return ()
+    return tuple(str(size.node.expr) if isinstance(size, torch.SymInt) else str(int(size)) for size in value.shape)
+
+
+def is_move(node: Any) -> bool:
+    """Whether a node is a view, or one of several that another node gives."""
+    if not isinstance(node, fx.Node) or not node.args:
+        return False
+    if node.target is operator.getitem:
+        return is_move(node.args[0])
+    return node.target in MOVES
+
+
+def sources(node: fx.Node) -> Iterator[fx.Node]:
+    """What a node is a view of: what its chain of views reads, from near to far, tensors alone."""
+    while is_move(node):
+        before = node.args[0]
+        assert isinstance(before, fx.Node)
+        node = before
+        if isinstance(node.meta.get("val"), Tensor):
+            yield node
+
+
+def symbols(*nodes: fx.Node) -> list[Any]:
+    """The sizes that are left open in tensors of these shapes, in order."""
+    found: dict[Any, None] = {}
+    for node in nodes:
+        value = node.meta.get("val")
+        for size in value.shape if isinstance(value, Tensor) else ():
+            if isinstance(size, torch.SymInt):
+                found |= dict.fromkeys(sorted(size.node.expr.free_symbols, key=str))
+    return list(found)
+
+
+def came_from(node: fx.Node, source: fx.Node) -> list[tuple[tuple[int, ...], Tensor]] | None:
+    """For each of the tried sizes the shape of ``source``, and of which of its numbers ``node`` is made.
+
+    None where a view cannot be followed.
+    """
+    steps: list[fx.Node] = []
+    while node is not source:
+        steps.append(node)
+        before = node.args[0]
+        assert isinstance(before, fx.Node)
+        node = before
+    steps.reverse()
+    key = repr([sizes(source), *((str(s.target), _plain(s.args[1:]), _plain(dict(s.kwargs))) for s in steps)])
+    if key not in _known():
+        _known()[key] = _follow(steps, source)
+    return _known()[key]
+
+
+@functools.cache
+def _known() -> dict[str, list[tuple[tuple[int, ...], Tensor]] | None]:
+    return {}
+
+
+def _plain(value: Any) -> Any:
+    """An argument with sizes by their names."""
+    if isinstance(value, fx.Node):
+        return _plain(value.meta.get("val"))
+    if isinstance(value, torch.SymInt):
+        return str(value.node.expr)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _follow(steps: list[fx.Node], source: fx.Node) -> list[tuple[tuple[int, ...], Tensor]] | None:
+    open_sizes = symbols(source)
+    found = []
+    for tried in TRIED:
+        if len(open_sizes) > len(tried):
+            return None
+        known = dict(zip(open_sizes, tried, strict=False))
+        try:
+            shape = tuple(_concrete(size, known) for size in source.meta["val"].shape)
+            value: Any = torch.arange(torch.Size(shape).numel(), dtype=torch.int32).reshape(shape)
+            for step in steps:
+                args, kwargs = (_concrete(part, known) for part in (list(step.args[1:]), dict(step.kwargs)))
+                function = operator.getitem if step.target is operator.getitem else MOVES[step.target]
+                value = function(value, *args, **kwargs)
+        except (RuntimeError, TypeError, ValueError, IndexError):  # sizes that these views cannot have
+            return None
+        found.append((shape, value))
+    return found
+
+
+def _concrete(value: Any, known: dict[Any, int]) -> Any:
+    """An argument with numbers for the open sizes.
+
+    Raises:
+        ValueError: it is made of others.
+    """
+    if isinstance(value, fx.Node):
+        return _concrete(value.meta.get("val"), known)
+    if isinstance(value, torch.SymInt):
+        return int(value.node.expr.subs(known))
+    if isinstance(value, (list, tuple)):
+        return [_concrete(item, known) for item in value]
+    if isinstance(value, dict):
+        return {key: _concrete(item, known) for key, item in value.items()}
+    if isinstance(value, Tensor):
+        raise ValueError("a view by a tensor")
+    return value

@@ -1,0 +1,62 @@
+"""Operations that a captured program has in place of PyTorch's own, as functions that PyTorch can run."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["additive", "attend", "channel_norm", "pointwise", "product"]
+
+
+def product(bias: Tensor | None, x: Tensor, weight: Tensor) -> Tensor:
+    """``x W + b`` with a ``W`` of ``[inputs, outputs]``, for rows with any leading dimensions."""
+    return F.linear(x, weight.T, bias)
+
+
+def additive(mask: Tensor) -> Tensor:
+    """What a mask adds to the scores, with ones for what it repeats: 0 and minus infinity of a boolean one.
+
+    What the mask repeats is not written out.
+    """
+    once = mask[tuple(slice(0, 1) if not step else slice(None) for step in mask.stride())]
+    if once.dtype == torch.bool:
+        once = torch.zeros(once.shape).masked_fill_(~once, -torch.inf)
+    whole = once.to(torch.float32).expand(mask.shape)
+    return whole[(None,) * (4 - whole.dim())]
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    starts: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]],
+    width: tuple[int, int],
+    scale: float,
+    causal: bool,
+) -> Tensor:
+    """Attention of ``[batch, length, features]`` tensors, all heads' results one after the other.
+
+    Args:
+        mask: see :func:`additive`.
+        starts: the first feature of each head in each of the three tensors.
+        width: the features of a head of the query and of the value.
+        causal: whether a token sees none that come after it.
+    """
+    heads = []
+    for x, first, features in zip((query, key, value), starts, (width[0], *width), strict=True):
+        heads.append(torch.stack([x[..., start : start + features] for start in first], 1))
+    q, k, v = heads
+    result = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
+    return result.transpose(1, 2).flatten(2)
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer over the channels of ``[batch, channels, height, width]``."""
+    return F.conv2d(x, weight[:, :, None, None], bias)
+
+
+def channel_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """A layer norm over the channels of ``[batch, channels, height, width]``."""
+    return F.layer_norm(x.movedim(1, -1), (x.shape[1],), weight, bias, eps).movedim(-1, 1)

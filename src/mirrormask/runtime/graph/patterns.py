@@ -1,0 +1,110 @@
+"""Norms and activations that a model writes out in parts, as the one operation that they are."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import fx
+
+__all__ = ["PATTERN_PARTS", "Found", "rms_norm", "tanh_gelu"]
+
+aten = torch.ops.aten
+
+#: What takes the place of an operation: the function, its arguments, and perhaps some by name.
+Found = tuple[Any, tuple[Any, ...]] | tuple[Any, tuple[Any, ...], dict[str, Any]] | None
+#: Operations that are nothing without the one that they are a part of.
+PATTERN_PARTS = {
+    aten.mul.Tensor,
+    aten.add.Tensor,
+    aten.pow.Tensor_Scalar,
+    aten.square.default,
+    aten.mean.dim,
+    aten.rsqrt.default,
+    aten.tanh.default,
+    aten.rms_norm.default,
+}
+
+
+def _is(node: Any, target: Any) -> bool:
+    return isinstance(node, fx.Node) and node.target is target
+
+
+def _number(value: Any, expected: float) -> bool:
+    return isinstance(value, (int, float)) and math.isclose(value, expected, rel_tol=1e-6)
+
+
+def _pair(node: Any, target: Any) -> tuple[Any, Any] | None:
+    """The two things that an operation of this kind takes, if it is one without further ado."""
+    if not _is(node, target) or len(node.args) != 2 or node.kwargs:
+        return None
+    return node.args[0], node.args[1]
+
+
+def _with_number(node: Any, target: Any, expected: float) -> Any:
+    """What is added to, or multiplied with, this number; None if nothing is."""
+    pair = _pair(node, target)
+    if pair is None:
+        return None
+    if _number(pair[1], expected):
+        return pair[0]
+    return pair[1] if _number(pair[0], expected) else None
+
+
+def _shape(node: Any) -> tuple[Any, ...]:
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+
+
+def rms_norm(node: fx.Node) -> Found:
+    """``x rsqrt(mean(x^2) + eps)``; and such a norm without a weight, multiplied by a stored one."""
+    pair = _pair(node, aten.mul.Tensor)
+    if pair is None:
+        return None
+    for x, other in (pair, pair[::-1]):
+        if not isinstance(x, fx.Node) or not isinstance(other, fx.Node):
+            continue
+        if _is(x, aten.rms_norm.default) and other.op == "get_attr" and len(x.users) == 1:
+            source, shape, weight, eps = x.args
+            if weight is None and _shape(other) == tuple(shape):  # type: ignore[arg-type]
+                return aten.rms_norm.default, (source, shape, other, eps)
+        eps = _root_mean_square(other, x)
+        if eps is not None:
+            return aten.rms_norm.default, (x, [_shape(x)[-1]], None, eps)
+    return None
+
+
+def _root_mean_square(node: fx.Node, x: fx.Node) -> float | None:
+    """The ``eps`` of ``rsqrt(mean(x^2) + eps)`` over the last dimension of this ``x``."""
+    shifted = node.args[0] if _is(node, aten.rsqrt.default) else None
+    pair = _pair(shifted, aten.add.Tensor)
+    if pair is None or not isinstance(pair[1], (int, float)):
+        return None
+    mean, eps = pair
+    if not _is(mean, aten.mean.dim) or len(mean.args) != 3 or mean.kwargs:
+        return None
+    square, dims, kept = mean.args
+    last = len(_shape(x)) - 1
+    if not kept or [dim % (last + 1) for dim in dims] != [last] or not isinstance(_shape(x)[-1], int):
+        return None
+    squared = _is(square, aten.square.default) or (_is(square, aten.pow.Tensor_Scalar) and square.args[1] == 2)
+    return float(eps) if squared and square.args[0] is x else None
+
+
+def tanh_gelu(node: fx.Node) -> Found:
+    """``0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))``."""
+    pair = _pair(node, aten.mul.Tensor)
+    if pair is None:
+        return None
+    for half, gate in (pair, pair[::-1]):
+        x = _with_number(half, aten.mul.Tensor, 0.5)
+        curve = _with_number(gate, aten.add.Tensor, 1.0)
+        if x is None or not _is(curve, aten.tanh.default):
+            continue
+        inner = _pair(_with_number(curve.args[0], aten.mul.Tensor, math.sqrt(2 / math.pi)), aten.add.Tensor)
+        for same, cubic in (inner, inner[::-1]) if inner else ():
+            cube = _with_number(cubic, aten.mul.Tensor, 0.044715)
+            if same is x and _is(cube, aten.pow.Tensor_Scalar) and cube.args[0] is x and _number(cube.args[1], 3.0):
+                return aten.gelu.default, (x,), {"approximate": "tanh"}
+    return None

@@ -1,0 +1,235 @@
+"""The operations that regions over rows know, each in a small network, against eager PyTorch.
+
+One row each, as in test_operations: one region and nothing left in PyTorch, on each instruction set of this machine,
+and any numbers of rows and lengths afterwards.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mirrormask as mm
+from mirrormask.machine.targets import TARGETS, Target, available_targets, best_target
+from mirrormask.runtime.graph.capture import capture
+from mirrormask.runtime.model.ranges import RangeFinder
+from mirrormask.runtime.model.region import Region
+from mirrormask.runtime.schedule.tune import Tuner
+
+NAMES = [target.name for target in available_targets()]
+FEATURES = 22
+#: Leading dimensions: compiled for the first; several rows, a few, one, and more than one item of a plan holds.
+LEADING = [(3, 5), (1, 9), (1, 1), (2, 75)]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("MIRRORMASK_CACHE", str(tmp_path_factory.getbasetemp() / "row_operations"))
+
+
+class Network(nn.Module):
+    """``operation(self, first(x), x)`` between linear layers."""
+
+    def __init__(self, operation: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.operation = operation
+        self.first, self.side = nn.Linear(FEATURES, FEATURES), nn.Linear(FEATURES, FEATURES)
+        self.last = nn.LazyLinear(7)
+        self.norm, self.rms = nn.LayerNorm(FEATURES), nn.RMSNorm(FEATURES)
+        self.three, self.narrow = nn.Linear(FEATURES, 3 * FEATURES), nn.Linear(FEATURES, FEATURES // 2)
+        self.attention = nn.MultiheadAttention(FEATURES, HEADS, batch_first=True)
+        self.scale = nn.Parameter(torch.ones(FEATURES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.operation(self, self.first(x), x))
+
+
+def t5_norm(net: Network, y: Tensor) -> Tensor:
+    """Hugging Face's RMS norm."""
+    return net.scale * (y * torch.rsqrt(y.to(torch.float32).pow(2).mean(-1, keepdim=True) + 1e-6)).to(y.dtype)
+
+
+OPERATIONS: dict[str, Callable[..., Tensor]] = {
+    "layer norm": lambda net, y, x: net.norm(y),
+    "layer norm without numbers": lambda net, y, x: F.layer_norm(y, (FEATURES,), eps=1e-3),
+    "layer norm of what is far from zero": lambda net, y, x: net.norm(y + 10),
+    "rms norm": lambda net, y, x: net.rms(y),
+    "rms norm with an eps": lambda net, y, x: F.rms_norm(y, (FEATURES,), None, 0.1),
+    "rms norm by hand": lambda net, y, x: t5_norm(net, y),
+    "norms before and after": lambda net, y, x: net.norm(x + net.side(F.gelu(net.norm(y)))),
+    "residual streams": lambda net, y, x: net.norm((z := x + net.side(net.norm(x))) + net.side(F.relu(net.rms(z))) + y),
+    "softmax": lambda net, y, x: F.softmax(5 * y, -1),
+    "softmax of large numbers": lambda net, y, x: F.softmax(500 * y, 2),
+    "log softmax": lambda net, y, x: F.log_softmax(5 * y, -1) * 0.1,
+    "gelu by hand": lambda net, y, x: 0.5 * y * (1.0 + torch.tanh(0.7978845608028654 * (y + 0.044715 * y.pow(3.0)))),
+}
+
+
+HEADS = 2
+
+
+def heads(x: Tensor, count: int = HEADS) -> Tensor:
+    return x.view(*x.shape[:2], count, -1).transpose(1, 2)
+
+
+def joined(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], -1)
+
+
+def attention(net: Network, y: Tensor, x: Tensor, **options) -> Tensor:
+    """With three layers; ``mask`` may be a function of the input."""
+    if "mask" in options:
+        options["attn_mask"] = options.pop("mask")(x)
+    return joined(F.scaled_dot_product_attention(heads(y), heads(net.side(x)), heads(net.side(y)), **options))
+
+
+def packed(net: Network, y: Tensor) -> Tensor:
+    """Query, key and value of one layer, as in timm."""
+    q, k, v = net.three(y).reshape(*y.shape[:2], 3, HEADS, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    return joined(F.scaled_dot_product_attention(q, k, v))
+
+
+def split(net: Network, y: Tensor) -> Tensor:
+    """As in GPT-2: pieces of one layer, and one head."""
+    q, k, v = net.three(y).split((FEATURES, FEATURES, FEATURES), -1)
+    return joined(F.scaled_dot_product_attention(heads(q, 1), heads(k, 1), heads(v, 1), is_causal=True))
+
+
+def grouped(net: Network, y: Tensor, by_hand: bool) -> Tensor:
+    """Two heads of queries to one of keys."""
+    k, v = heads(net.narrow(y), 1), heads(net.narrow(y + 1), 1)
+    if not by_hand:
+        return joined(F.scaled_dot_product_attention(heads(y), k, v, enable_gqa=True))
+    k, v = (x[:, :, None].expand(-1, -1, HEADS, -1, -1).flatten(1, 2) for x in (k, v))
+    return joined(F.scaled_dot_product_attention(heads(y), k, v))
+
+
+def multihead(net: Network, y: Tensor) -> Tensor:
+    """PyTorch's own, which counts tokens by length and batch."""
+    return net.attention(y, y, y, need_weights=False)[0]
+
+
+def later(x: Tensor) -> Tensor:
+    """What a token may not see, as nn.Transformer has it."""
+    return torch.triu(torch.full((x.shape[1], x.shape[1]), float("-inf")), 1)
+
+
+def padding(x: Tensor) -> Tensor:
+    """Keys whose first number is negative are padding, but for the first one."""
+    return ((x[:, :, 0] > 0) | (torch.arange(x.shape[1]) == 0))[:, None, None, :]
+
+
+def by_head(x: Tensor) -> Tensor:
+    return torch.arange(1.0, 1 + HEADS)[:, None, None] * later(x).clamp(min=-1)
+
+
+OPERATIONS |= {
+    "attention": attention,
+    "attention with a scale": lambda net, y, x: attention(net, y, x, scale=0.7),
+    "causal attention": lambda net, y, x: attention(net, y, x, is_causal=True),
+    "attention of large scores": lambda net, y, x: attention(net, 10 * y, x),
+    "packed attention": lambda net, y, x: packed(net, y),
+    "split attention": lambda net, y, x: split(net, y),
+    "grouped queries": lambda net, y, x: grouped(net, y, False),
+    "grouped queries by hand": lambda net, y, x: grouped(net, y, True),
+    "multihead attention": lambda net, y, x: multihead(net, y),
+    "a block": lambda net, y, x: net.norm(
+        (z := x + multihead(net, net.norm(y))) + net.side(F.gelu(net.first(net.rms(z))))
+    ),
+}
+#: With masks, which stay in PyTorch, as what they are made of does.
+MASKED: dict[str, Callable[..., Tensor]] = {
+    "additive mask": lambda net, y, x: attention(net, y, x, mask=later),
+    "boolean mask": lambda net, y, x: attention(net, y, x, mask=padding),
+    "mask for each score": lambda net, y, x: attention(net, y, x, mask=lambda x: x[:, None] @ x[:, None].mT),
+    "mask for each head": lambda net, y, x: attention(net, y, x, mask=by_head),
+    "tokens that see nothing": lambda net, y, x: attention(net, y, x, mask=lambda x: (x[:, :, :1] > 0)[:, None]),
+    "two layers with one mask": lambda net, y, x: attention(net, attention(net, y, x, mask=padding), x, mask=padding),
+}
+
+
+def network(row: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = Network((OPERATIONS | MASKED)[row])
+    model(torch.zeros(1, 3, FEATURES))
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.data *= torch.rand_like(module.weight) >= 0.5
+        if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+            for parameter in module.parameters():
+                parameter.data.uniform_(0.5, 1.5)
+    model.scale.data.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+def close(got: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("row", OPERATIONS)
+def test_an_operation_is_native_and_right(row, name):
+    model = network(row)
+    x = torch.randn(*LEADING[0], FEATURES)
+    fast = mm.compile(model, x, instruction_set=name, tune=False, force=True)
+    assert fast.report.compiled and not fast.report.left and fast.report.regions == 1, f"{fast.report.left}"
+    with torch.no_grad():
+        for _ in range(2):  # the second run finds the first one's memory
+            close(fast(x), model(x))
+        for leading in LEADING[1:]:
+            other = torch.randn(*leading, FEATURES)
+            close(fast(other), model(other))
+        close(RangeFinder(fast.regions[0].graph)(x), model(x))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("row", MASKED)
+def test_attention_with_a_mask_is_one_region(row, name):
+    model = network(row)
+    x = torch.randn(*LEADING[0], FEATURES)
+    fast = mm.compile(model, x, instruction_set=name, tune=False, force=True)
+    assert fast.report.compiled and fast.report.regions == 1, f"{fast.report.left}"
+    assert not any("attention" in left for left, _ in fast.report.left), f"{fast.report.left}"
+    with torch.no_grad():
+        for leading in (LEADING[0], *LEADING):
+            other = torch.randn(*leading, FEATURES)
+            close(fast(other), model(other))
+
+
+@pytest.mark.skipif(best_target().name != "avx2", reason="AVX-512 itself is tested above, or cannot be imitated")
+@pytest.mark.parametrize("row", OPERATIONS)
+def test_an_operation_is_right_in_the_layouts_of_longer_vectors(row):
+    wide = Target("wide-in-halves", 16, 32, TARGETS["avx2"].needs, "x86_64")
+    model, x = network(row), torch.randn(3, 7, FEATURES)
+    with torch.no_grad():
+        captured, expected = capture(model, (x,)), model(x)
+        close(Region(captured.regions[captured.whole], wide, Tuner(measure=False))(x), expected)
+
+
+@pytest.mark.parametrize("row", OPERATIONS)
+def test_threads_that_share_rows_agree(row):
+    """Each does some of every step: none may write what is another's."""
+    model, x = network(row), torch.randn(1, 16, FEATURES)
+    with torch.no_grad():
+        captured, expected = capture(model, (x,)), model(x)
+    region = Region(captured.regions[captured.whole], best_target(), Tuner(measure=False))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        region.plan_for(16, 16).shares = True
+        for _ in range(10):
+            close(region(x), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_rows_that_are_not_numbers_stay_among_themselves():
+    model, x = network("norms before and after"), torch.randn(2, 5, FEATURES)
+    fast = mm.compile(model, x, tune=False, force=True)
+    x[0, 3, 2] = float("nan")
+    with torch.no_grad():
+        got, expected = fast(x), model(x)
+    assert np.array_equal(got.isnan(), expected.isnan()) and got.isnan().any()
