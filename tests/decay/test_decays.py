@@ -8,6 +8,7 @@ from torch import nn
 
 import mirrormask as mm
 from mirrormask.decay import ConstantDecay, PILoTDecay, ShrinkDecay, TargetDecay
+from mirrormask.decay.growth import share_grown
 from mirrormask.progress import Clock
 
 
@@ -57,6 +58,8 @@ def test_constant():
 def simulate(decay, steps, response):
     """A network whose rho falls as exp(-response * 4A) from 0.9: what does the controller spend?"""
     state, integral = decay.start(), 0.0
+    for size in (0.0, 1.0):  # a training from random weights, which grow at once
+        decay.watch(state, Clock(0, steps), [size], [10])
     for step in range(steps):
         integral += decay.increment(state, Clock(step, steps), 0.1, integral)
         if step % (steps // 100) == 0:
@@ -71,7 +74,7 @@ def test_target_finds_the_strength_that_brings_rho_down():
 
 
 def test_target_spends_no_more_than_its_cap_where_decay_does_not_help():
-    spent, rho = simulate(TargetDecay(rho_end=0.03, cap=8.0), 2000, 0.01)
+    spent, rho = simulate(TargetDecay(rho_end=0.03, cap=8.0), 4000, 0.01)
     assert spent == pytest.approx(8.0)
     assert rho > 0.5
 
@@ -102,3 +105,117 @@ def test_mirror_learns_in_a_short_training(steps):
         optimizer.step()
     optimizer.finalize()
     assert float((model(2 * torch.eye(8)[labels]).argmax(1) == labels).float().mean()) == 1.0
+
+
+def spent(decay, steps, growth, lr=0.1):
+    """``4A`` at the end, and the steepest step, where the weights are ``growth(progress)`` above their start."""
+    state, integral, steepest = decay.start(), 0.0, 0.0
+    for step in range(steps):
+        if step % max(steps // 100, 1) == 0:
+            decay.watch(state, Clock(step, steps), [growth(step / steps) if step else 0.0], [10])
+            decay.observe(state, Clock(step, steps), rho=0.9)  # far from where it is to be: pull
+        rise = decay.increment(state, Clock(step, steps), lr, integral)
+        integral, steepest = integral + rise, max(steepest, 4 * rise)
+    return 4 * integral, steepest
+
+
+BOUNDED = [ShrinkDecay(limit=0.004, growth=0.5), TargetDecay()]
+bounded = pytest.mark.parametrize("decay", BOUNDED, ids=lambda decay: type(decay).__name__)
+
+
+@bounded
+@pytest.mark.parametrize("steps", [60, 300, 4690])
+def test_a_decay_that_watches_takes_nothing_from_weights_that_did_not_grow(decay, steps):
+    for level in (-1.0, 0.0, 0.25):
+        assert spent(decay, steps, lambda _, level=level: level) == (0.0, 0.0)
+    some, _ = spent(decay, steps, lambda _: 0.3)
+    assert 0 < some <= 0.35 * decay.shrink * 2
+
+
+@bounded
+def test_no_step_takes_more_than_the_limit_however_far_the_mask_is(decay):
+    for steps in (60, 300, 1000):
+        total, steepest = spent(decay, steps, lambda _: 2.0)
+        assert steepest <= 0.004 * (1 + 1e-12)
+        assert total <= 0.004 * steps
+
+
+def test_from_random_weights_the_whole_shrink_is_spent_as_evenly_as_ever():
+    plain, watching = ShrinkDecay(limit=0.004), ShrinkDecay(limit=0.004, growth=0.5)
+    total, steepest = spent(watching, 4690, lambda t: 40 * t)
+    assert total == pytest.approx(4.0, rel=1e-9)
+    assert steepest == pytest.approx(spent(plain, 4690, lambda t: 0.0)[1], rel=1e-9)
+    late, steepest = spent(watching, 4690, lambda t: 3 * t)  # grown at a sixth of training only
+    assert late == pytest.approx(4.0, rel=1e-3)
+    assert steepest <= 2 * 4.0 / (0.7 * 4690) * (1 + 1e-3)
+    never, _ = spent(watching, 4690, lambda t: float(t > 0.7))  # what is left cannot all be caught up with
+    assert never <= 2 * 4.0 * 0.05 / 0.7 * 1.1
+
+
+def test_the_share_that_has_grown_counts_a_tensor_by_its_size_and_no_further():
+    assert share_grown([9.0, 0.0], [1, 99], 0.5) == pytest.approx(0.01)
+    assert share_grown([0.5, 0.25, 0.375], [1, 1, 2], 0.5) == pytest.approx(0.5)
+    assert share_grown([], [], 0.5) == 0.0
+    for bad in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="growth"):
+            ShrinkDecay(growth=bad)
+
+
+SMALL = torch.randn(64, 8, generator=torch.Generator().manual_seed(5))
+
+
+def fit(model, optimizer, steps):
+    """Learn the signs of one input; returns the accuracy."""
+    labels = (SMALL[:, 0] > 0).long() + 2 * (SMALL[:, 1] > 0).long()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(SMALL), labels).backward()
+        optimizer.step()
+    return float((model(SMALL).argmax(1) == labels).float().mean())
+
+
+def network(scale=1.0):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight.mul_(scale)
+    return model
+
+
+@pytest.mark.parametrize(
+    "base", [lambda p: torch.optim.SGD(p, 0.02, momentum=0.9), lambda p: torch.optim.AdamW(p, 1e-3)]
+)
+@pytest.mark.parametrize("decay", [TargetDecay(), ShrinkDecay(limit=0.004, growth=0.5)], ids=["target", "shrink"])
+def test_a_trained_network_stays_trained(decay, base):
+    model = network()
+    assert fit(model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9), 300) > 0.97
+    method = mm.Method(mm.geometry.Hadamard(), decay, mm.masks.Gradual(0.7))
+    optimizer = mm.sparsify(model, base(model.parameters()), method, steps=90)
+    fit(model, optimizer, 90)
+    optimizer.finalize()
+    assert optimizer.diagnostics()["decay_integral"] < 0.02
+    assert fit(model, optimizer, 0) > 0.9
+
+
+def test_weights_that_are_loaded_after_the_wrapping_are_the_start():
+    trained = network()
+    fit(trained, torch.optim.SGD(trained.parameters(), 0.1, momentum=0.9), 300)
+    model = network(scale=1e-3)
+    optimizer = mm.sparsify(
+        model, torch.optim.SGD(model.parameters(), 0.01, momentum=0.9), mm.methods.mirror(0.7), steps=90
+    )
+    model.load_state_dict(trained.state_dict())
+    fit(model, optimizer, 90)
+    assert optimizer.diagnostics()["decay_integral"] == 0.0
+
+
+@pytest.mark.parametrize("name", ["mirror", "spred", "pilot_init"])
+@pytest.mark.parametrize("scale", [1e-1, 1e-3, 1e-5])
+def test_layers_that_start_tiny_train(name, scale):
+    model = network(scale)
+    base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer = mm.sparsify(model, base, mm.methods.get(name)(0.5), steps=300)
+    fit(model, optimizer, 300)
+    optimizer.finalize()
+    assert fit(model, optimizer, 0) > 0.8

@@ -34,6 +34,7 @@ OTHER = {
     "final": 100.0,
     "fraction": 0.2,
     "gain": 0.9,
+    "growth": 0.8,
     "half": 0.4,
     "init_threshold": 0.02,
     "pattern": "2:4",

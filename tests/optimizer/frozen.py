@@ -12,7 +12,8 @@ from torch import nn
 import mirrormask as mm
 
 FOLDER = Path(__file__).parent / "data"
-METHODS = {"mirror": {}, "gmp": {}, "lth": {"prunings": 2}, "acdc": {}, "str": {}}
+#: What version 0.1.0 had as defaults; `mirror` has others since.
+METHODS = {"mirror": {"growth": None}, "gmp": {}, "lth": {"prunings": 2}, "acdc": {}, "str": {}}
 BASES = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
     "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2),
@@ -26,7 +27,10 @@ def build(name, base):
     with torch.no_grad():
         for i, p in enumerate(model.parameters()):
             p.copy_(torch.sin(torch.arange(p.numel()) * (1.7 + i)).reshape(p.shape) / 2)
-    method = mm.methods.get(name)(0.75, **METHODS[name])
+    options = dict(METHODS[name])
+    if name == "mirror" and base == "adamw":
+        options["score"] = "sensitivity"
+    method = mm.methods.get(name)(0.75, **options)
     return model, mm.sparsify(model, BASES[base](model.parameters()), method, steps=STEPS)
 
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from frozen import CUT, FOLDER, STEPS, build, train
+from frozen import BASES, CUT, FOLDER, STEPS, build, train
+from torch import nn
 
 import mirrormask as mm
 
@@ -45,3 +46,15 @@ def test_an_option_that_a_method_has_gained_counts_as_its_default():
         else:  # mirror's own limit is not the default of ShrinkDecay
             with pytest.raises(ValueError, match=r"decay\.limit: None there, 0\.004 here"):
                 optimizer.load_state_dict(saved)
+
+
+@pytest.mark.parametrize(
+    ("base", "told"),
+    [("sgd", r"decay\.growth: None there, 0\.5 here"), ("adamw", r"growth: None.*mask\.score: 'sensitivity' there")],
+)
+def test_a_checkpoint_made_with_other_defaults_is_refused_by_their_names(base, told):
+    saved = torch.load(FOLDER / f"0.1.0-mirror-{base}.pt", weights_only=True)["optimizer"]
+    model = nn.Sequential(nn.Linear(6, 10), nn.Tanh(), nn.Linear(10, 3))
+    optimizer = mm.sparsify(model, BASES[base](model.parameters()), mm.methods.mirror(0.75), steps=STEPS)
+    with pytest.raises(ValueError, match=told):
+        optimizer.load_state_dict(saved)

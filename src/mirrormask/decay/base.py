@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -30,6 +31,10 @@ class Decay(ABC):
 
     #: How often, as a fraction of training, the decay wants to observe the weights; 0 for never.
     observes: ClassVar[float] = 0.0
+    #: Whether it wants the sizes of the weights as well: before the first step, and as often as it observes.
+    watches: ClassVar[bool] = False
+    #: Whether ``observe`` reads rho, for which the next mask has to be chosen.
+    reads_rho: ClassVar[bool] = True
     #: Whether ``epoch_end`` has a use for the training accuracy.
     reads_score: ClassVar[bool] = False
 
@@ -50,6 +55,10 @@ class Decay(ABC):
 
     def observe(self, state: DecayState, clock: Clock, *, rho: float) -> None:
         """Read ``rho = ‖weights that the mask will remove‖ / ‖weights‖`` (L2 norms), in [0, 1]."""
+        return
+
+    def watch(self, state: DecayState, clock: Clock, sizes: Sequence[float], counts: Sequence[int]) -> None:
+        """Read how large the weights are: ``log (mean x⁴)^¼`` of each tensor, and how many elements it has."""
         return
 
     @property

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mirrormask.checks import check_number
 from mirrormask.decay.base import Decay, DecayState
+from mirrormask.decay.growth import check_growth, watch
 from mirrormask.progress import Clock, check_window
 
 __all__ = ["ShrinkDecay"]
@@ -18,6 +21,14 @@ class ShrinkDecay(Decay):
     Neither the learning rate nor the number of steps (but for ``limit``) changes where ``a`` ends, which is what the
     implicit bias depends on; afterwards the decay is zero, and its effect stays.
 
+    With ``growth`` it answers to what it sees. The decay is there to take back what gradients add: from random weights
+    they make the large ones several times larger within the first few per cent of training, and the whole shrink is
+    spent. From trained weights there is next to nothing to take back, and a decay pulls the network apart. So the
+    decay of a step is multiplied by the share of the network whose ``log ‖x‖₄`` is above that of the start by
+    ``growth``; it is zero where no tensor is above by half of that, however long and at whatever learning rate, since
+    that is measured in what the base optimizer does to the weights. What a delay leaves is spread over the rest of the
+    window, at no more than twice the even pace.
+
     Args:
         shrink: ``4 A_T``, in [0, inf).
         start_at: the fraction of training at which the decay begins, in [0, 1).
@@ -25,6 +36,8 @@ class ShrinkDecay(Decay):
         limit: the most that one step may lower ``log a`` by, in (0, inf): in a training of few steps the weights could
             not hold their own against the whole shrink, and ``a`` ends higher. ``None`` for no limit.
         coupled: as in :class:`Decay`.
+
+        growth: what counts as grown, in (0, inf); ``None`` to decay wherever training starts from.
 
     Raises:
         ValueError: a field is outside its range.
@@ -42,21 +55,43 @@ class ShrinkDecay(Decay):
     start_at: float = 0.05
     end_at: float = 0.75
     limit: float | None = None
+    growth: float | None = None
+
+    observes: ClassVar[float] = 1 / 100
+    reads_rho: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_number("shrink", self.shrink, low=0.0)
         check_window(self.start_at, self.end_at, what="decay")
         if self.limit is not None:
             check_number("limit", self.limit, low=0.0, open_low=True)
+        check_growth(self.growth)
+
+    @property
+    def watches(self) -> bool:  # type: ignore[override]
+        """Whether it answers to the weights' growth."""
+        return self.growth is not None and not self.off
+
+    def watch(self, state: DecayState, clock: Clock, sizes: Sequence[float], counts: Sequence[int]) -> None:
+        """Remember the start, then the share that has grown."""
+        if self.growth is not None:
+            watch(state, sizes, counts, self.growth)
 
     def increment(self, state: DecayState, clock: Clock, lr: float, integral: float) -> float:
-        """``shrink / 4`` over the number of steps in the window, and at most ``limit / 4``, inside it; 0 outside."""
+        """``shrink / 4`` over the number of steps in the window, and at most ``limit / 4``, inside it; 0 outside.
+
+        With ``growth``: what is left of ``shrink / 4`` over the steps that are left, at most twice that and ``limit``,
+        times the share that has grown.
+        """
         first = clock.at(self.start_at)
         last = max(clock.at(self.end_at), first + 1)
         if not first <= clock.step < last:
             return 0.0
-        fall = self.shrink / (last - first)
-        return (fall if self.limit is None else min(fall, self.limit)) / 4
+        fall = even = self.shrink / (last - first)
+        if self.growth is not None:
+            fall = min(max(self.shrink - 4 * integral, 0.0) / (last - clock.step), 2 * even)
+        fall = fall if self.limit is None else min(fall, self.limit)
+        return fall * (1.0 if self.growth is None else state.get("grown", 0.0)) / 4
 
     @property
     def off(self) -> bool:

@@ -21,6 +21,9 @@ __all__ = ["Hadamard", "balance", "check_beta_and_gain", "chosen_gain", "factori
 #: as 1 on Fashion-MNIST (docs/results.md), and does not diverge on a small network at learning rate 0.1 as 1 does.
 LINEAR_GAIN = 0.7
 ADAPTIVE_GAIN = 1.0
+#: The least of the rms that "rms" reckons with, as a fraction of torch's own initialisation, ``1 / sqrt(3 fan_in)``:
+#: the rates are made for weights that grow tenfold or so, and a layer that starts a thousand times smaller diverged.
+LEAST_RMS = 0.7
 
 
 def factorize(x: Tensor, beta: float) -> tuple[Tensor, Tensor]:
@@ -62,11 +65,17 @@ def check_beta_and_gain(beta: float | str, gain: float | str | None) -> None:
 
 
 def balance(beta: float | str, x: Tensor) -> float:
-    """The imbalance ``m₀² - w₀²`` of one weight tensor: ``beta``, or ``2 rms(x)`` for "rms" (1 where x is 0)."""
+    """The imbalance ``m₀² - w₀²`` of one weight tensor: ``beta``, or twice its rms for "rms" (1 where x is 0).
+
+    For "rms" it is ``2 max(rms(x), 0.7 / sqrt(3 fan_in))``, with the inputs of an output as fan_in.
+    """
     if not isinstance(beta, str):
         return float(beta)
     rms = math.sqrt(mean(torch.square, x)) if x.numel() else 0.0
-    return 2 * rms if rms > 0 else 1.0
+    if rms == 0:
+        return 1.0
+    fan_in = x.numel() // x.shape[0] if x.dim() > 1 else 0
+    return 2 * max(rms, LEAST_RMS / math.sqrt(3 * fan_in) if fan_in else 0.0)
 
 
 def chosen_gain(gain: float | str, *, adaptive: bool) -> float:
@@ -85,7 +94,8 @@ class Hadamard(Geometry):
 
     Args:
         beta: the imbalance ``m₀² - w₀²`` at the start, in the units of x; ``"rms"`` for ``2 rms(x₀)`` of each tensor
-            (1 where a tensor is all zeros).
+            (1 where a tensor is all zeros), with at least ``0.7 / sqrt(3 fan_in)`` for the rms: less makes rates that
+            no longer suit the weights once they have grown.
         gain: the factors train at ``lr · gain / mean(m₀² + w₀²)``, per tensor, under an optimizer whose step is
             linear in the gradient (SGD), and at ``lr · gain / mean(|m₀| + |w₀|)`` under Adam and its kin: in both
             cases gain 1 makes the first step move x, on average, as the base optimizer would have. ``"auto"``

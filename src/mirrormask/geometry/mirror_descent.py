@@ -30,7 +30,7 @@ class MirrorDescent(Geometry):
     outlives a base that rescales gradients: Adam on two factors, each rescaled by itself, does not follow the flow.
 
     Args:
-        beta: ``2 a₀``, in the units of x; ``"rms"`` for ``2 rms(x₀)`` of each tensor (1 where it is all zeros).
+        beta: ``2 a₀``, in the units of x; ``"rms"`` as in :class:`mirrormask.geometry.Hadamard`.
         gain: u trains at ``lr · gain / mean(sqrt(a₀² + x₀²))`` per tensor: gain 1 makes the first step move x, on
             average, as the base optimizer would have. ``"auto"`` is 0.7 for SGD and 1 for Adam and its kin;
             ``None`` trains it at ``2 lr``, the time of the factors' own flow.

@@ -11,7 +11,7 @@ from mirrormask.checks import check_known
 from mirrormask.masks.saliency import DATA_SCORES
 from mirrormask.masks.selection import CHUNK, by_numpy
 
-__all__ = ["SCORES", "check_score", "lamp", "magnitude", "random", "sensitivity"]
+__all__ = ["SCORES", "balanced", "check_score", "lamp", "magnitude", "random", "sensitivity"]
 
 
 def magnitude(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -103,8 +103,31 @@ def sensitivity(x: Tensor, generator: torch.Generator) -> Tensor:
     return score
 
 
+def balanced(x: Tensor, generator: torch.Generator) -> Tensor:
+    """``|x| sqrt(rms(∇f))``: halfway, in the logarithm, between :func:`magnitude` and :func:`sensitivity`.
+
+    How large a weight is says how much it matters as far as the optimizer that made it moved it by its gradient. SGD
+    did so, Adam did not, and who trained a network that is fine-tuned does not show in its weights. This score is close
+    to the better of the two wherever it was measured (docs/methods.md), where each of them loses up to five points.
+
+    Args:
+        x: any shape, outputs first; its ``grad`` is read.
+        generator: not read.
+
+    Example:
+        >>> x = torch.tensor([[0.5, -2.0], [1.0, 1.0]])
+        >>> x.grad = torch.tensor([[4.0, 4.0], [1.0, -1.0]])
+        >>> balanced(x, torch.Generator()).tolist()
+        [[1.0, 4.0], [1.0, 1.0]]
+
+    Source: this library; the geometric mean of two scores.
+    """
+    return magnitude(x, generator).mul_(sensitivity(x, generator)).sqrt_()
+
+
 #: Scores of a weight as it is, by name; those that need data are in :mod:`mirrormask.masks.saliency`.
 SCORES: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "balanced": balanced,
     "lamp": lamp,
     "magnitude": magnitude,
     "random": random,

@@ -62,7 +62,8 @@ def differences(saved: Mapping[str, Any], own: Method) -> list[str]:
     """Where the method that a description tells of differs from ``own``; empty if they are the same.
 
     An option that the description lacks was not there yet when it was made: it counts as having had its default, that
-    of the class of ``own``'s part.
+    of the class of ``own``'s part; or, where parts of then did otherwise, what the field's metadata has as
+    ``"before"``.
 
     Args:
         saved: of :func:`describe` or :func:`parse_repr`, through JSON or not.
@@ -153,6 +154,8 @@ def _differences(path: str, saved: Any, own: object) -> Iterator[str]:
         for name, field in options.items():
             if name in saved:
                 yield from _differences(prefix + name, saved[name], getattr(own, name))
+            elif "before" in field.metadata:
+                yield from _differences(prefix + name, field.metadata["before"], getattr(own, name))
             elif field.default is not dataclasses.MISSING:
                 yield from _differences(prefix + name, _plain(field.default), getattr(own, name))
             elif field.default_factory is not dataclasses.MISSING:

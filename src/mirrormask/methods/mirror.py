@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mirrormask.checks import check_known
 from mirrormask.decay import ShrinkDecay
+from mirrormask.decay.growth import GROWTH
 from mirrormask.geometry import Geometry, Hadamard, MirrorDescent
 from mirrormask.masks import Gradual
 from mirrormask.methods.base import Method, named
@@ -18,8 +19,9 @@ __all__ = ["mirror"]
 #: twice the learning rate that suits it (docs/methods.md).
 ADAPTIVE_CLIP = 0.01
 #: How it ranks weights there. Adam moves the weights of all layers alike, however much the loss depends on them, so
-#: that their sizes say little across layers: by magnitude, ResNet-20 kept 24 of 432 weights of its first layer.
-ADAPTIVE_SCORE = "sensitivity"
+#: that their sizes say little across layers: by magnitude, ResNet-20 kept 24 of 432 weights of its first layer. The
+#: gradient says it; but where SGD has trained the network before, the sizes say it too, and it would count twice.
+ADAPTIVE_SCORE = "balanced"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,18 +31,21 @@ class _Mirror(Window, Factors, Layers):
     Args:
         shrink, decay_from, decay_until, decay_limit: ``a`` falls to ``a₀ exp(-shrink)`` in this window of training, and
             ``log a`` by at most ``decay_limit`` in a step; see :class:`mirrormask.decay.ShrinkDecay`.
+        growth: the decay waits until the large weights have grown by ``exp(growth)``, as they do within a few per cent
+            of a training from random weights and not in fine-tuning; ``None`` to decay wherever training starts from.
         clip: as in :class:`mirrormask.geometry.MirrorDescent`, without factors; ``"auto"`` for its default under SGD
             and 0.01 under Adam and its kin, whose steps do not become smaller with the gradient.
         factors: True to train the factors ``m`` and ``w``; False for mirror descent without them, which needs half of
             their memory and is a little less accurate (docs/results.md, docs/methods.md).
         score: how weights are ranked, as in :class:`mirrormask.masks.Mask`; ``"auto"`` for ``"magnitude"`` under SGD
-            and ``"sensitivity"`` under Adam and its kin.
+            and ``"balanced"`` under Adam and its kin.
     """
 
     shrink: float = ShrinkDecay.shrink
     decay_from: float = ShrinkDecay.start_at
     decay_until: float = ShrinkDecay.end_at
     decay_limit: float | None = 0.004
+    growth: float | None = GROWTH
     clip: float | str | None = "auto"
     factors: bool = True
     score: str = "auto"
@@ -67,7 +72,7 @@ def mirror(options: _Mirror) -> Method:
     else:
         clips = (clip, clip)
     scores = ("magnitude", ADAPTIVE_SCORE) if score == "auto" else (score, score)
-    decay = ShrinkDecay(options.shrink, options.decay_from, options.decay_until, options.decay_limit)
+    decay = ShrinkDecay(options.shrink, options.decay_from, options.decay_until, options.decay_limit, options.growth)
 
     def method(adaptive: bool, other: Method | None = None) -> Method:
         mask = options.part(Gradual, score=scores[adaptive])

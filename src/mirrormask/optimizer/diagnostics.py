@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from mirrormask.geometry.base import mean
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
 from mirrormask.optimizer.decay_clock import DecayClock
 from mirrormask.optimizer.weights import SparseWeights
 
-__all__ = ["diagnose", "l1_norm", "pack_signs", "unpack_signs"]
+__all__ = ["diagnose", "l1_norm", "log_size", "pack_signs", "unpack_signs"]
 
 #: A weight is below the threshold where it is under this fraction of its tensor's root mean square.
 THRESHOLD = 0.01
+#: The least size of a tensor: one of zeros has grown, once it moves, and by a number.
+SMALLEST = 1e-12
 
 
 @torch.no_grad()
 def l1_norm(weights: Iterable[Tensor]) -> float:
     """``Σ |x|`` over all weights, summed in float64."""
     return sum(float(x.abs().sum(dtype=torch.float64)) for x in weights)
+
+
+@torch.no_grad()
+def log_size(x: Tensor) -> float:
+    """``log (mean x⁴)^¼``: the size of the weights that a mask leaves, as the small ones hardly count.
+
+    Example:
+        >>> round(log_size(torch.tensor([1.0, 0.0, 0.0, 0.0])), 6) == round(-math.log(4) / 4, 6)
+        True
+    """
+    fourth = mean(lambda part: part.square().square(), x.detach()) if x.numel() else 0.0
+    return math.log(max(fourth**0.25, SMALLEST)) if math.isfinite(fourth) else math.inf
 
 
 def pack_signs(x: Tensor) -> Tensor:

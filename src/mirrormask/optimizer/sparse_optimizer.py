@@ -200,6 +200,8 @@ class SparseOptimizer(Optimizer):
         if training.rounds is not None and not training.finalized:
             training.rounds.before_step(self.param_groups, self.method.mask, training.clock)
         parts.base.sync(self.param_groups)
+        if training.step == 0:
+            self._watch()  # only now: a trained network may have been loaded since this optimizer was made
         now = self._now()
         step = self._first_ready(now)
         good = step.finite()
@@ -270,12 +272,22 @@ class SparseOptimizer(Optimizer):
             self._keep_if_due()
             observes = self.method.decay.observes
             if observes and clock.step % max(round(observes * clock.steps), 1) == 0:
-                rho = parts.masks.removed_share(mask.sparsity_ahead(clock), clock)
-                self.method.decay.observe(training.decay.state, clock, rho=rho)
+                self._watch()
+                if self.method.decay.reads_rho:
+                    rho = parts.masks.removed_share(mask.sparsity_ahead(clock), clock)
+                    self.method.decay.observe(training.decay.state, clock, rho=rho)
         if parts.weights.geometry.at(clock).refresh_due(clock):
             parts.masks.refresh(clock)
         if clock.step % SNAP_EVERY == 0 and not snapped:
             parts.masks.snap(clock)
+
+    def _watch(self) -> None:
+        """Show the decay how large the weights are, if it wants to know."""
+        decay, training = self.method.decay, self.parts.training
+        if decay.watches:
+            weights = list(self.weights.values())
+            sizes = [diagnostics.log_size(x) for x in weights]
+            decay.watch(training.decay.state, training.clock, sizes, [x.numel() for x in weights])
 
     def _keep_if_due(self) -> None:
         parts, training = self.parts, self.parts.training
