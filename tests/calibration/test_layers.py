@@ -22,7 +22,24 @@ class Conv1D(nn.Module):
 
 Conv1D.__module__ = "transformers.pytorch_utils"
 
+
+class Conv2dSame(nn.Conv2d):
+    """As timm's, of networks from TensorFlow."""
+
+    def forward(self, x):
+        padding = []
+        for n, k, s, d in zip(x.shape[2:], self.kernel_size, self.stride, self.dilation, strict=True):
+            out = (n + s - 1) // s
+            total = max((out - 1) * s + (k - 1) * d + 1 - n, 0)
+            padding = [total // 2, total - total // 2, *padding]
+        return super().forward(nn.functional.pad(x, padding))
+
+
+Conv2dSame.__module__ = "timm.layers.conv2d_same"
+
 LAYERS = [
+    (Conv2dSame(4, 6, 3, stride=2, groups=2), (2, 4, 8, 7)),
+    (Conv2dSame(4, 6, (2, 5), stride=(3, 1)), (2, 4, 8, 7)),
     (nn.Linear(6, 4), (3, 6)),
     (nn.Linear(6, 4, bias=False), (2, 3, 6)),
     (nn.Linear(6, 4), (6,)),

@@ -17,6 +17,10 @@ __all__ = ["Layer", "can_be_seen", "layers_of"]
 
 #: Elements of unfolded inputs at a time: they are ``kernel size`` times the input.
 CHUNK = 2**22
+#: By full name, since they may not be installed: Hugging Face's linear layer whose weight has its inputs first, and
+#: the convolution of networks that come from TensorFlow.
+TRANSPOSED = ("transformers.pytorch_utils.Conv1D", "transformers.modeling_utils.Conv1D")
+TF_SAME = ("timm.layers.conv2d_same.Conv2dSame",)
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class Layer:
 
 def _windows(x: Tensor, conv: nn.modules.conv._ConvNd) -> Tensor:
     """im2col with the channels last, for any number of dimensions."""
-    padding = list(conv._reversed_padding_repeated_twice)
+    padding = _padding_of_tensorflow(x, conv) if _is_a(conv, TF_SAME) else list(conv._reversed_padding_repeated_twice)
     if any(padding):
         x = F.pad(x, padding, mode="constant" if conv.padding_mode == "zeros" else conv.padding_mode)
     n = len(conv.kernel_size)
@@ -100,6 +104,15 @@ def _windows(x: Tensor, conv: nn.modules.conv._ConvNd) -> Tensor:
     x = x.permute(1, 0, *places, *kernel, 2)
     inputs = x.shape[-1] * conv.weight[0, 0].numel()
     return x.reshape(groups, -1, inputs)
+
+
+def _padding_of_tensorflow(x: Tensor, conv: nn.modules.conv._ConvNd) -> list[int]:
+    """As many outputs as ``ceil(size / stride)``, of which the odd zero comes last: what no padding of torch does."""
+    padding: list[int] = []
+    for size, kernel, stride, dilation in zip(x.shape[2:], conv.kernel_size, conv.stride, conv.dilation, strict=True):
+        total = max((-(-size // stride) - 1) * stride + dilation * (kernel - 1) + 1 - size, 0)
+        padding = [total // 2, total - total // 2, *padding]
+    return padding
 
 
 def layers_of(model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> list[Layer]:
@@ -171,9 +184,11 @@ def _is_known(module: nn.Module) -> bool:
 
 
 def _transposed(module: nn.Module) -> bool:
-    """Whether this is Hugging Face's Conv1D, a linear layer whose weight has its inputs first."""
-    names = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__)
-    return any(name in ("transformers.pytorch_utils.Conv1D", "transformers.modeling_utils.Conv1D") for name in names)
+    return _is_a(module, TRANSPOSED)
+
+
+def _is_a(module: nn.Module, names: tuple[str, ...]) -> bool:
+    return any(f"{kind.__module__}.{kind.__qualname__}" in names for kind in type(module).__mro__)
 
 
 def agrees(layer: Layer, module: nn.Module, x: Tensor, y: Any) -> bool:
