@@ -73,7 +73,7 @@ def mesh_of(*shape, names=None):
 
 
 def run_world(size, cases, path):
-    """Run ``cases(rank, world, folder)``, pairs of a name and a function, on so many processes; what failed, by name."""
+    """Run ``cases(rank, world, folder)``, names and functions, on so many processes; what failed, by name."""
     folder = Path(tempfile.mkdtemp(dir=path))
     how = processes().get_start_method()
     torch.multiprocessing.start_processes(_work, (size, cases, str(folder)), nprocs=size, start_method=how)

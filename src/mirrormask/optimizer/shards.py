@@ -36,7 +36,7 @@ class Shards:
 
     Args:
         parameters: all that are trained.
-        processes: those that train them together. They all call what adds up, in the same order. None to add up nothing.
+        processes: those that train them together. They all call what adds up, in one order; None to add up nothing.
 
     Raises:
         ValueError: a DTensor is of partial sums, or the processes together do not hold one whole.
