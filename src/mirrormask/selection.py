@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -165,7 +166,8 @@ class Sparsity:
 def sparsity(model: nn.Module, weights: Weights | None = None) -> Sparsity:
     """Count the exact zeros of the sparsifiable weights of ``model``.
 
-    ``s = zeros / elements``, over all those weights together.
+    ``s = zeros / elements``, over all those weights together. Of DTensors the zeros of all processes are counted, and
+    all of them must call this.
 
     Args:
         model: any module.
@@ -200,9 +202,38 @@ def sparsity(model: nn.Module, weights: Weights | None = None) -> Sparsity:
 @torch.no_grad()
 def count_zeros(weights: Mapping[str, Tensor]) -> Sparsity:
     """The :class:`Sparsity` of these tensors."""
-    return Sparsity(tuple(_count(name, weight) for name, weight in weights.items()))
+    counts = _nonzeros(list(weights.values()))
+    return Sparsity(
+        tuple(
+            LayerSparsity(name, tuple(x.shape), x.numel(), nonzeros)
+            for (name, x), nonzeros in zip(weights.items(), counts, strict=True)
+        )
+    )
 
 
-def _count(name: str, parameter: Tensor) -> LayerSparsity:
-    nonzeros = int(torch.count_nonzero(parameter))
-    return LayerSparsity(name, tuple(parameter.shape), parameter.numel(), nonzeros)
+def _nonzeros(tensors: Sequence[Tensor]) -> list[int]:
+    """How many elements of each are not zero; of DTensors on all processes, one exchange for those that lie alike."""
+    kinds: dict[Any, list[int]] = {}
+    for index, x in enumerate(tensors):
+        own: Any = x
+        if any(kind.__name__ == "DTensor" for kind in type(x).__mro__):
+            along = tuple(not placement.is_replicate() for placement in own.placements)
+            kinds.setdefault((own.device_mesh, along), []).append(index)
+        else:
+            kinds.setdefault(None, []).append(index)
+    counts = [0] * len(tensors)
+    for kind, members in kinds.items():
+        here = [int(torch.count_nonzero(getattr(tensors[i], "_local_tensor", tensors[i]))) for i in members]
+        for i, count in zip(members, here if kind is None else _summed(here, *kind), strict=True):
+            counts[i] = count
+    return counts
+
+
+def _summed(counts: Sequence[int], mesh: Any, along: Sequence[bool]) -> list[int]:
+    """Counts added up over the dimensions of a mesh along which tensors are cut; the others hold copies."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate  # takes a second, and is there where DTensors are
+
+    here = torch.tensor(counts, device=mesh.device_type)
+    placements = [Partial() if cut else Replicate() for cut in along]
+    found: list[int] = DTensor.from_local(here, mesh, placements, run_check=False).full_tensor().tolist()
+    return found

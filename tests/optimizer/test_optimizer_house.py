@@ -8,7 +8,9 @@ import mirrormask
 FOLDER = Path(mirrormask.__path__[0]) / "optimizer"
 #: From the ground up; files of one row know nothing of each other, but for the folder of steps.
 HOUSE = [
-    {"weights"},
+    {"processes", "dtensors"},
+    {"shards", "agreement"},
+    {"weights", "scores"},
     {"base_optimizer", "decay_clock", "presence"},
     {"steps", "mask_changes", "rounds", "diagnostics", "arguments"},
     {"training"},

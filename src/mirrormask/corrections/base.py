@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,6 +18,9 @@ class Correction(ABC):
     A frozen configuration without memory; the optimizer calls it on the lists of tensors that share a learning rate.
     It acts on sparsifiable weights (or those of their latents that their geometry names), before masks are applied.
     """
+
+    #: Whether it does to a part of a tensor what it does to the whole one. Of a class itself: one derived says so anew.
+    shards: ClassVar[bool] = False
 
     def active(self, clock: Clock) -> bool:
         """Whether there is anything to do in the step that begins at ``clock``."""

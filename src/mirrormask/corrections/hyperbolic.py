@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -44,6 +45,8 @@ class Hyperbolic(Correction):
     a: float = 20.0
     b: float = 1e-3
     clip: float | None = 0.1
+
+    shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_number("a", self.a, low=0.0)

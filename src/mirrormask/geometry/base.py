@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from mirrormask.progress import Clock
 
-__all__ = ["Geometry", "Latents", "mean", "steps_like"]
+__all__ = ["Geometry", "Held", "Latents", "mean", "steps_like"]
 
 #: How many elements a sum in float64 converts at a time.
 CHUNK = 1 << 16
 
 #: The latents of several weights: latent name -> one tensor a weight, in one fixed order.
 Latents = Mapping[str, list[Tensor]]
+
+G = TypeVar("G", bound="Geometry")
+
+
+class Held:
+    """How many elements of a weight there are, and sums over them: of all that is here, where nothing is elsewhere."""
+
+    def size(self, x: Tensor) -> int:
+        """The number of elements of the weight of which ``x`` (or its latent) is what is here."""
+        return x.numel()
+
+    def shape(self, x: Tensor) -> torch.Size:
+        """The shape of all of the weight."""
+        return x.shape
+
+    def sums(self, parts: list[Tensor]) -> list[Tensor]:
+        """From sums over what is here, one number a weight, those over all of it."""
+        return parts
 
 
 class Geometry(ABC):
@@ -43,6 +62,20 @@ class Geometry(ABC):
     couples: ClassVar[bool] = True
     #: True if the geometry makes zeros of its own: ``importance`` says which, ``reach`` how many.
     sparsifies: ClassVar[bool] = False
+    #: The latents that are one number for a whole tensor.
+    shared: ClassVar[tuple[str, ...]] = ()
+    #: Whether all sums over a tensor go through ``held``, so that several processes may each hold a part of it. Of a
+    #: class itself: one derived from it, which may sum in another way, says so anew.
+    shards: ClassVar[bool] = False
+
+    #: What is here of the weights that it is called for; :meth:`over` sets another.
+    held: ClassVar[Held] = Held()
+
+    def over(self: G, held: Held) -> G:
+        """This geometry, called for weights of which other processes hold parts too."""
+        own = copy.copy(self)
+        object.__setattr__(own, "held", held)  # no field: a configuration is the same wherever weights lie
+        return own
 
     @abstractmethod
     def init(self, x: Tensor) -> dict[str, Tensor]:
@@ -140,8 +173,13 @@ def steps_like(geometry: Geometry, kind: type[Geometry]) -> bool:
     return issubclass(own, kind) and all(getattr(own, part) is getattr(kind, part) for part in parts)
 
 
-def mean(function: Callable[[Tensor], Tensor], x: Tensor) -> float:
+def mean(function: Callable[[Tensor], Tensor], x: Tensor, held: Held = Geometry.held) -> float:
     """The mean of an elementwise function over a tensor, in float64, a chunk at a time: no copy of x is made.
+
+    Args:
+        function: of a tensor.
+        x: at least one element, of all that ``held`` adds up.
+        held: knows what is elsewhere.
 
     Example:
         >>> mean(torch.square, torch.tensor([1.0, 3.0]))
@@ -151,4 +189,4 @@ def mean(function: Callable[[Tensor], Tensor], x: Tensor) -> float:
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     for part in torch.split(flat, CHUNK):
         total += function(part.double()).sum()  # a list of sums would lie in what chunks leave, and pin it
-    return float(total) / x.numel()
+    return float(held.sums([total])[0]) / held.size(x)

@@ -22,6 +22,7 @@ class Euclidean(Geometry):
     """
 
     keeps_zeros: ClassVar[bool] = False
+    shards: ClassVar[bool] = True
 
     def init(self, x: Tensor) -> dict[str, Tensor]:
         """No latents: θ is x itself."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mirrormask.checks import check_number
 from mirrormask.geometry import hypentropy
-from mirrormask.geometry.base import Geometry, Latents, mean
+from mirrormask.geometry.base import Geometry, Held, Latents, mean
 
 __all__ = ["Hadamard", "balance", "check_beta_and_gain", "chosen_gain", "factorize"]
 
@@ -64,17 +64,17 @@ def check_beta_and_gain(beta: float | str, gain: float | str | None) -> None:
         check_number("gain", gain, low=0.0, open_low=True)
 
 
-def balance(beta: float | str, x: Tensor) -> float:
+def balance(beta: float | str, x: Tensor, held: Held = Geometry.held) -> float:
     """The imbalance ``m₀² - w₀²`` of one weight tensor: ``beta``, or twice its rms for "rms" (1 where x is 0).
 
     For "rms" it is ``2 max(rms(x), 0.7 / sqrt(3 fan_in))``, with the inputs of an output as fan_in.
     """
     if not isinstance(beta, str):
         return float(beta)
-    rms = math.sqrt(mean(torch.square, x)) if x.numel() else 0.0
+    rms = math.sqrt(mean(torch.square, x, held)) if held.size(x) else 0.0
     if rms == 0:
         return 1.0
-    fan_in = x.numel() // x.shape[0] if x.dim() > 1 else 0
+    fan_in = math.prod(held.shape(x)[1:]) if x.dim() > 1 else 0
     return 2 * max(rms, LEAST_RMS / math.sqrt(3 * fan_in) if fan_in else 0.0)
 
 
@@ -120,6 +120,7 @@ class Hadamard(Geometry):
     gain: float | str | None = "auto"
 
     latents: ClassVar[tuple[str, ...]] = ("m", "w")
+    shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_beta_and_gain(self.beta, self.gain)
@@ -129,7 +130,7 @@ class Hadamard(Geometry):
         x = x.detach()
         if x.dtype in (torch.float16, torch.bfloat16):
             x = x.float()
-        m, w = factorize(x, balance(self.beta, x))
+        m, w = factorize(x, balance(self.beta, x, self.held))
         return {"m": m, "w": w}
 
     def pullback(self, grads: list[Tensor], x: list[Tensor], latents: Latents) -> dict[str, list[Tensor]]:
@@ -149,17 +150,18 @@ class Hadamard(Geometry):
 
     def rate(self, x: Tensor, latents: Mapping[str, Tensor], *, adaptive: bool) -> float:
         """``gain / mean(m² + w²)`` or, for an adaptive base, ``gain / mean(|m| + |w|)``; 1 if gain is None."""
-        if self.gain is None or not x.numel():
+        if self.gain is None or not self.held.size(x):
             return 1.0
         size = torch.abs if adaptive else torch.square
-        speed = mean(size, latents["m"]) + mean(size, latents["w"])
+        speed = mean(size, latents["m"], self.held) + mean(size, latents["w"], self.held)
         return chosen_gain(self.gain, adaptive=adaptive) / speed
 
     def revive(self, latents: Mapping[str, Tensor], alive: Tensor, new: Tensor, values: Tensor | None = None) -> None:
         """``m = sqrt(2a)``, ``w = x / m``: at the scale that the living weights of the tensor have now."""
         m, w = latents["m"], latents["w"]
-        lived = alive.sum()
-        imbalance = ((m.square() - w.square()).abs() * alive).sum() / lived.clamp(min=1)
+        (lived,) = self.held.sums([alive.sum()])
+        (total,) = self.held.sums([((m.square() - w.square()).abs() * alive).sum()])
+        imbalance = total / lived.clamp(min=1)
         fallback = 1.0 if isinstance(self.beta, str) else float(self.beta)
         start = torch.where((lived > 0) & (imbalance > 0), imbalance, torch.full_like(imbalance, fallback)).sqrt()
         m.copy_(torch.where(new, start.to(m.dtype), m))

@@ -62,6 +62,7 @@ class MirrorDescent(Geometry):
     masked: ClassVar[tuple[str, ...]] = ("u",)
     keeps_zeros: ClassVar[bool] = False
     couples: ClassVar[bool] = False
+    shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_beta_and_gain(self.beta, self.gain)
@@ -73,7 +74,7 @@ class MirrorDescent(Geometry):
         x = x.detach()
         if x.dtype in (torch.float16, torch.bfloat16):
             x = x.float()
-        scale = balance(self.beta, x) / 2
+        scale = balance(self.beta, x, self.held) / 2
         return {"u": (x / scale).asinh_(), "a": x.new_full((), scale)}
 
     def pullback(self, grads: list[Tensor], x: list[Tensor], latents: Latents) -> dict[str, list[Tensor]]:
@@ -122,10 +123,10 @@ class MirrorDescent(Geometry):
 
     def rate(self, x: Tensor, latents: Mapping[str, Tensor], *, adaptive: bool) -> float:
         """``gain / mean(sqrt(a² + x²))``; 2 if gain is None."""
-        if self.gain is None or not x.numel():
+        if self.gain is None or not self.held.size(x):
             return 2.0
         a = float(latents["a"])
-        metric = mean(lambda part: part.square().add_(a * a).sqrt_(), x.detach())
+        metric = mean(lambda part: part.square().add_(a * a).sqrt_(), x.detach(), self.held)
         return chosen_gain(self.gain, adaptive=adaptive) / metric
 
     def prune(self, latents: Mapping[str, Tensor], mask: Tensor) -> None:

@@ -45,6 +45,7 @@ class Power(Geometry):
     gain: float | None = 1.0
 
     latents: ClassVar[tuple[str, ...]] = ("theta",)
+    shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_number("power", self.power, low=1.0)
@@ -77,15 +78,17 @@ class Power(Geometry):
 
     def rate(self, x: Tensor, latents: Mapping[str, Tensor], *, adaptive: bool) -> float:
         """``gain`` over the mean speed of x for a unit step of θ."""
-        if self.gain is None or not x.numel():
+        if self.gain is None or not self.held.size(x):
             return 1.0
         slope = self.power * latents["theta"].double().abs().pow(self.power - 1)
-        speed = float(slope.mean() if adaptive else slope.square().mean())
+        (total,) = self.held.sums([(slope if adaptive else slope.square_()).sum()])
+        speed = float(total) / self.held.size(x)
         return self.gain / speed if speed > 0 else 1.0
 
     def revive(self, latents: Mapping[str, Tensor], alive: Tensor, new: Tensor, values: Tensor | None = None) -> None:
         """``sign(v) |v|^(1/p)``; where that is 0, a hundredth of the living weights' rms, so that it can move."""
         theta = latents["theta"]
-        small = REVIVED * (theta.square() * alive).sum().div(alive.sum().clamp(min=1)).sqrt()
+        (total,), (lived,) = self.held.sums([(theta.square() * alive).sum()]), self.held.sums([alive.sum()])
+        small = REVIVED * total.div(lived.clamp(min=1)).sqrt()
         start = torch.zeros_like(theta) if values is None else self.init(values)["theta"].to(theta.dtype)
         theta.copy_(torch.where(new, torch.where(start == 0, small, start), theta))

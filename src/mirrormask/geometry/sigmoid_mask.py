@@ -54,6 +54,7 @@ class SigmoidMask(Geometry):
     weight_decayed: ClassVar[tuple[str, ...]] = ("w",)
     stepped: ClassVar[tuple[str, ...] | None] = ("w",)
     sparsifies: ClassVar[bool] = True
+    shards: ClassVar[bool] = True
     keeps_zeros: ClassVar[bool] = False  # w has a gradient at w = 0
 
     def __post_init__(self) -> None:
@@ -65,7 +66,8 @@ class SigmoidMask(Geometry):
 
     def at(self, clock: Clock) -> SigmoidMask:
         """``τ = final ** min(t / until, 1)``."""
-        return dataclasses.replace(self, temperature=self.final ** min(clock.progress / self.until, 1.0))
+        now = dataclasses.replace(self, temperature=self.final ** min(clock.progress / self.until, 1.0))
+        return now if self.held is Geometry.held else now.over(self.held)
 
     def init(self, x: Tensor) -> dict[str, Tensor]:
         """``w = x / σ(s_init)``, ``s = s_init``, in float32 at least."""

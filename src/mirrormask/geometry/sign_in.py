@@ -47,6 +47,7 @@ class SignIn(Hadamard):
     until: float = 0.75
 
     constants: ClassVar[tuple[str, ...]] = ("imbalance",)
+    shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,7 +57,7 @@ class SignIn(Hadamard):
     def init(self, x: Tensor) -> dict[str, Tensor]:
         """The factors of :class:`Hadamard`, and β."""
         latents = super().init(x)
-        return {**latents, "imbalance": latents["m"].new_tensor(balance(self.beta, x.detach()))}
+        return {**latents, "imbalance": latents["m"].new_tensor(balance(self.beta, x.detach(), self.held))}
 
     def prune(self, latents: Mapping[str, Tensor], mask: Tensor) -> None:
         """Both factors are zero."""

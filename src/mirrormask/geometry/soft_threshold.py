@@ -56,6 +56,8 @@ class SoftThreshold(Geometry):
     weight_decayed: ClassVar[tuple[str, ...]] = ("w",)
     stepped: ClassVar[tuple[str, ...] | None] = ("w",)
     sparsifies: ClassVar[bool] = True
+    shared: ClassVar[tuple[str, ...]] = ("s",)
+    shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_number("init_threshold", self.init_threshold, low=0.0, high=1.0, open_low=True)
@@ -64,7 +66,8 @@ class SoftThreshold(Geometry):
         """``w = sign(x) (|x| + g)``, ``s = log g`` of shape (1,), in float32 at least."""
         x = x.detach()
         x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        rms = x.square().mean().sqrt() if x.numel() else x.new_ones(())
+        size = self.held.size(x)
+        rms = (self.held.sums([x.square().sum()])[0] / size).sqrt() if size else x.new_ones(())
         g = self.init_threshold * torch.where(rms > 0, rms, torch.ones_like(rms))
         return {"w": x + x.sign() * g, "s": g.log().reshape(1)}
 
@@ -73,10 +76,12 @@ class SoftThreshold(Geometry):
         thresholds = torch._foreach_exp(latents["s"])
         living = [w.abs() > g for w, g in zip(latents["w"], thresholds, strict=True)]
         by_weight = [grad.to(w.dtype) * lives for grad, w, lives in zip(grads, latents["w"], living, strict=True)]
+        counts = self.held.sums([lives.sum() for lives in living])
+        slopes = self.held.sums([(grad * w.sign()).sum() for grad, w in zip(by_weight, latents["w"], strict=True)])
         by_threshold = []
-        for g, grad, w, lives in zip(thresholds, by_weight, latents["w"], living, strict=True):
-            stiffness = g.square() * lives.sum()  # how much more s bends the loss than a single weight does
-            by_threshold.append(-g * (grad * w.sign()).sum() / stiffness.clamp(min=1.0))
+        for g, count, slope in zip(thresholds, counts, slopes, strict=True):
+            stiffness = g.square() * count  # how much more s bends the loss than a single weight does
+            by_threshold.append(-g * slope / stiffness.clamp(min=1.0))
         return {"w": by_weight, "s": by_threshold}
 
     def push(self, x: list[Tensor], latents: Latents) -> None:
@@ -92,7 +97,8 @@ class SoftThreshold(Geometry):
         """``w = sign(v) (|v| + g)``; for v = 0 a little above g, where it has a gradient."""
         w, g = latents["w"], latents["s"].exp()
         v = torch.zeros_like(w) if values is None else values.to(w.dtype)
-        rms = (w.square() * alive).sum().div(alive.sum().clamp(min=1)).sqrt()
+        (total,), (lived,) = self.held.sums([(w.square() * alive).sum()]), self.held.sums([alive.sum()])
+        rms = total.div(lived.clamp(min=1)).sqrt()
         start = torch.where(v == 0, (g + ABOVE * rms).expand_as(w), v + v.sign() * g)
         w.copy_(torch.where(new, start, w))
 

@@ -22,7 +22,10 @@ from torch import Tensor
 
 from mirrormask.masks.allocations import allocate, keep_count
 
-__all__ = ["Cut", "Index", "Reduce", "consecutive", "find_cut", "largest", "select"]
+__all__ = [
+    "Cut", "Index", "Reduce", "chunks", "common", "consecutive", "equal_places", "find_cut", "from_key", "largest",
+    "select", "to_keys",
+]  # fmt: skip
 
 #: Sums a small int64 tensor in CPU memory over processes.
 Reduce = Callable[[Tensor], Tensor]
@@ -58,11 +61,11 @@ class Cut:
         """
         mask = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
         flat, start = mask.view(-1), 0
-        for chunk in _chunks(scores, self.dtype):
+        for chunk in chunks(scores, self.dtype):
             stays = flat[start : start + len(chunk)]
             _at_least(chunk, self.value, stays)
             if self.index is not None:
-                places = _equal(chunk, self.value)
+                places = equal_places(chunk, self.value)
                 stays.scatter_(0, places, index(places + start) < self.index)
             start += len(chunk)
         return mask
@@ -85,7 +88,7 @@ def find_cut(scores: Sequence[Tensor], indices: Sequence[Index], k: int, reduce:
         Cut(value=2.0, index=4, dtype=torch.float32)
     """
     total = int(reduce(torch.tensor([sum(score.numel() for score in scores)])))
-    dtype = _common(score.dtype for score in scores)
+    dtype = common(score.dtype for score in scores)
     if not 0 < k < total:
         return Cut(math.nan if k <= 0 else -math.inf, None, dtype)
     found = _by_sample(scores, dtype, k, total, reduce) if total >= CHUNK else None
@@ -96,8 +99,8 @@ def find_cut(scores: Sequence[Tensor], indices: Sequence[Index], k: int, reduce:
     def ties() -> Iterator[Tensor]:
         for score, index in zip(scores, indices, strict=True):
             start = 0
-            for chunk in _chunks(score, dtype):
-                yield ~index(_equal(chunk, value).add_(start))  # the smallest index is the largest integer
+            for chunk in chunks(score, dtype):
+                yield ~index(equal_places(chunk, value).add_(start))  # the smallest index is the largest integer
                 start += len(chunk)
 
     few = _together(ties(), equal, torch.int64) if equal < total // 64 else None
@@ -225,8 +228,8 @@ def _kth_score(
     parts: Callable[[], Iterable[Tensor]], dtype: torch.dtype, k: int, count: int, reduce: Reduce
 ) -> tuple[float, int, int]:
     """The k-th largest of ``count`` scores, how many equal to it are among the k largest, and how many there are."""
-    key, kept, equal = _kth_largest(lambda: map(_to_keys, parts()), k, count, 8 * dtype.itemsize, reduce)
-    return _from_key(key, dtype), kept, equal
+    key, kept, equal = _kth_largest(lambda: map(to_keys, parts()), k, count, 8 * dtype.itemsize, reduce)
+    return from_key(key, dtype), kept, equal
 
 
 def _kth_largest(
@@ -248,7 +251,7 @@ def _kth_largest(
         for part in parts():
             if shift < bits - digit:
                 # The others differ in a higher digit.
-                part = part.index_select(0, _equal(part >> (shift + digit), low >> digit))
+                part = part.index_select(0, equal_places(part >> (shift + digit), low >> digit))
             histogram += torch.bincount((part >> shift).sub_(low), minlength=2**digit).cpu()
         histogram = reduce(histogram)
         from_top = histogram.flip(0).cumsum(0)
@@ -260,7 +263,7 @@ def _kth_largest(
     return low >> digit, k, equal
 
 
-def _common(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+def common(dtypes: Iterable[torch.dtype]) -> torch.dtype:
     """A dtype of 32 or 64 bits in which each of these compares exactly."""
     found = set(dtypes)
     if torch.float64 in found:
@@ -270,10 +273,10 @@ def _common(dtypes: Iterable[torch.dtype]) -> torch.dtype:
 
 def _all_chunks(tensors: Iterable[Tensor], dtype: torch.dtype) -> Iterator[Tensor]:
     for tensor in tensors:
-        yield from _chunks(tensor, dtype)
+        yield from chunks(tensor, dtype)
 
 
-def _chunks(tensor: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+def chunks(tensor: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
     """The elements in row-major order, some at a time: no tensor is copied whole, contiguous or not."""
     tensor = tensor.detach()
     size = CHUNK if tensor.device.type == "cpu" else 8 * CHUNK  # a call on a GPU costs more beside its work
@@ -283,7 +286,7 @@ def _chunks(tensor: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
         return
     rows = size * len(tensor) // tensor.numel()
     for part in torch.split(tensor, rows) if rows else tensor:
-        yield from _chunks(part, dtype)
+        yield from chunks(part, dtype)
 
 
 def by_numpy(tensor: Tensor) -> bool:
@@ -298,7 +301,7 @@ def _at_least(values: Tensor, bound: float, out: Tensor) -> None:
         torch.ge(values, bound, out=out)
 
 
-def _equal(values: Tensor, bound: float) -> Tensor:
+def equal_places(values: Tensor, bound: float) -> Tensor:
     """The places of the values that are ``bound``."""
     if by_numpy(values):
         return torch.from_numpy(np.flatnonzero(values.numpy() == bound))
@@ -315,7 +318,7 @@ def _between(values: Tensor, low: float, high: float) -> tuple[Tensor, int]:
     return torch.from_numpy(array[np.flatnonzero((array > low) & ~over)]), int(np.count_nonzero(over))
 
 
-def _to_keys(values: Tensor) -> Tensor:
+def to_keys(values: Tensor) -> Tensor:
     """Integers in the order of ``values``: of a float its magnitude's bits with its sign, so that -0.0 equals 0.0."""
     if not values.is_floating_point():
         return values
@@ -325,7 +328,7 @@ def _to_keys(values: Tensor) -> Tensor:
     return (bits & torch.iinfo(integer).max).bitwise_xor_(sign).sub_(sign)
 
 
-def _from_key(key: int, dtype: torch.dtype) -> float:
+def from_key(key: int, dtype: torch.dtype) -> float:
     """The number whose key this is."""
     if not dtype.is_floating_point:
         return key

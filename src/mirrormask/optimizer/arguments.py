@@ -9,12 +9,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mirrormask.checks import few
+from mirrormask.masks.patterns import check_pattern
 from mirrormask.matrices import EMBEDDINGS, inputs_elsewhere
 from mirrormask.methods import Method
-from mirrormask.optimizer.base_optimizer import Group
+from mirrormask.optimizer.base_optimizer import BaseOptimizer, Group
+from mirrormask.optimizer.processes import Processes
+from mirrormask.optimizer.scores import SPREAD_SCORES
+from mirrormask.optimizer.shards import is_sharded, shard_of
+from mirrormask.optimizer.weights import SparseWeights
 from mirrormask.selection import Weights, select_weights
 
-__all__ = ["check_arguments", "check_group", "held_weights", "unwrapped"]
+__all__ = ["check_arguments", "check_group", "check_shards", "held_weights", "unwrapped"]
 
 
 def unwrapped(optimizer: Any) -> tuple[Any, Any]:
@@ -62,7 +67,7 @@ def check_group(group: Group) -> None:
 
 
 def held_weights(
-    model: nn.Module, base: Optimizer, weights: Weights | None, pattern: str | None
+    model: nn.Module, base: Optimizer, weights: Weights | None, pattern: str | None, processes: Processes
 ) -> dict[str, nn.Parameter]:
     """The weights to sparsify, by name.
 
@@ -90,13 +95,78 @@ def held_weights(
                 f"pattern={pattern!r} runs along dimension 1, which is not the input of {name!r}, a "
                 f"{type(owner).__name__}; leave it out with weights="
             )
-    bad = [name for name, p in chosen.items() if _has_values(p) and not bool(p.detach().isfinite().all())]
+    fsdp1 = [name for name, p in model.named_parameters() if getattr(p, "_fsdp_flattened", False) or _is_flat(p)]
+    if fsdp1:
+        raise ValueError(
+            f"{few(fsdp1)}: FullyShardedDataParallel lays parameters end to end and cuts them anywhere, so that no "
+            "process knows which of its numbers is which; use torch.distributed.fsdp.fully_shard, then build the "
+            "optimizer, then call mm.sparsify"
+        )
+    own = {name: shard_of(p.detach()) for name, p in chosen.items()}
+    bad = [name for name, p in own.items() if _has_values(p) and not bool(p.isfinite().all())]
+    if any(map(is_sharded, chosen.values())) and processes.count > 1:
+        flags = processes.max(torch.tensor([name in bad for name in chosen], dtype=torch.int64))
+        bad = [name for name, flag in zip(chosen, flags.tolist(), strict=True) if flag]
     if bad:
         raise ValueError(
             f"{few(bad)} {'is' if len(bad) == 1 else 'are'} not finite: no latents and no mask can be made of NaN or "
             "inf; initialise or load the weights before mm.sparsify"
         )
     return chosen
+
+
+def check_shards(method: Method, weights: SparseWeights, base: BaseOptimizer) -> None:
+    """Where several processes hold parts of a weight: refuse what one part cannot know.
+
+    Raises:
+        ValueError: it says why, and what to take instead.
+    """
+    shards, mask = weights.shards, method.mask
+    if not shards.spread:
+        return
+    if mask.score not in SPREAD_SCORES:
+        why = "reads gradients of whole weights before they are sharded"
+        if mask.score == "lamp":
+            why = "ranks a weight among all of its tensor"
+        raise ValueError(
+            f"score={mask.score!r} {why}, and several processes hold parts of it; choose one of "
+            f"{', '.join(sorted(SPREAD_SCORES))}, or train with DistributedDataParallel"
+        )
+    for part in (method.geometry, method.correction):
+        if part is not None and not vars(type(part)).get("shards", False):
+            raise ValueError(
+                f"{type(part).__name__} does not say whether it may be given a part of a weight, and several processes "
+                "hold parts; set shards = True in its class body if it sums over a tensor through self.held alone"
+            )
+    if not base.splits:
+        raise ValueError(
+            f"{type(base.torch).__name__} steps a part of a tensor otherwise than the whole one, and several processes "
+            "hold parts; use an elementwise optimizer, such as torch.optim.AdamW"
+        )
+    if mask.pattern is not None:
+        _, m = check_pattern(mask.pattern)
+        torn = [name for name, x in weights.items() if not _in_groups(shards.places(x, 1), m)]
+        flags = shards.max([name in torn for name in weights])
+        torn = [name for name, flag in zip(weights, flags, strict=True) if flag]
+        if torn:
+            raise ValueError(
+                f"pattern={mask.pattern!r} runs across the edge of a shard in {few(torn)}: shard its rows, or columns "
+                f"in multiples of {m}"
+            )
+
+
+def _in_groups(columns: Tensor | None, m: int) -> bool:
+    """Whether the columns that are here are whole groups of m."""
+    if columns is None:
+        return True
+    if len(columns) % m:
+        return False
+    groups = columns.view(-1, m)
+    return bool((groups[:, :1] % m == 0).all() and (groups == groups[:, :1] + torch.arange(m)).all())
+
+
+def _is_flat(p: Tensor) -> bool:
+    return type(p).__name__ == "FlatParameter"
 
 
 def _has_values(p: Tensor) -> bool:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mirrormask.optimizer.shards import Shards
 from mirrormask.optimizer.weights import SparseWeights
 
-__all__ = ["ELEMENTWISE", "BaseOptimizer", "Link"]
+__all__ = ["ELEMENTWISE", "BaseOptimizer", "Link", "plain_options"]
 
 Group = dict[str, Any]
 
@@ -58,7 +59,7 @@ class BaseOptimizer:
     Attributes:
         torch: the optimizer itself.
         links: what each of its groups is, in order.
-        group_of: which of the SparseOptimizer's groups each parameter of the model is in.
+        group_of: which of the SparseOptimizer's groups each parameter of the model is in (of a DTensor: its part).
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -78,6 +79,40 @@ class BaseOptimizer:
         return type(self.torch) in ELEMENTWISE
 
     @property
+    def splits(self) -> bool:
+        """Whether it steps a part of a tensor as it steps the whole one, so that processes may each have a part.
+
+        One that is not known is tried: two steps on random numbers, on a matrix and on its quarters.
+        """
+        if type(self.torch) in (*ELEMENTWISE, torch.optim.ASGD, torch.optim.Rprop):
+            return True
+        generator = torch.Generator().manual_seed(0)
+        start, *grads = torch.randn((3, 8, 6), generator=generator)
+        whole = self._tried([start], [[grad] for grad in grads])
+        quarters = [_quarters(tensor) for tensor in (start, *grads)]
+        parts = self._tried(quarters[0], quarters[1:])
+        if whole is None or parts is None:
+            return False
+        return all(torch.allclose(a, b, rtol=1e-5) for a, b in zip(_quarters(whole[0]), parts, strict=True))
+
+    def _tried(self, starts: Sequence[Tensor], steps: Sequence[Sequence[Tensor]]) -> list[Tensor] | None:
+        """What becomes of tensors in steps with these gradients; None where it will not take them."""
+        held = [start.clone().requires_grad_() for start in starts]
+        trial: Optimizer = object.__new__(type(self.torch))
+        trial.__dict__.update(self.torch.__dict__)
+        trial.state = defaultdict(dict)
+        trial.param_groups = [{**self.torch.param_groups[0], "params": held}]
+        try:
+            with torch.random.fork_rng(devices=[]):
+                for grads in steps:
+                    for tensor, grad in zip(held, grads, strict=True):
+                        tensor.grad = grad.clone()
+                    _bare_step(type(self.torch))(trial)
+        except (RuntimeError, ValueError, TypeError, AssertionError):
+            return None
+        return [tensor.detach() for tensor in held]
+
+    @property
     def has_hooks(self) -> bool:
         """Whether somebody wants to be told of this optimizer's own steps."""
         own = self.torch
@@ -91,11 +126,12 @@ class BaseOptimizer:
         stepped = geometry.latents if geometry.stepped is None else geometry.stepped
         inner: list[Group] = []
         self.links, self._carried = [], [_options(group) for group in groups]
-        self.group_of = {p: index for index, group in enumerate(groups) for p in group["params"]}
+        local = weights.shards.local
+        self.group_of = {local(p): index for index, group in enumerate(groups) for p in group["params"]}
         for index, group in enumerate(groups):
             plain: list[Tensor] = []
             by_rate: defaultdict[tuple[float, bool], list[tuple[str, Tensor]]] = defaultdict(list)
-            for p in group["params"]:
+            for p in map(self._adopt(weights.shards), group["params"]):
                 if geometry.latents and weights.holds(p):
                     for name, latent in weights.trained(p):
                         by_rate[weights.state(p)["rate"], name in geometry.weight_decayed].append((name, latent))
@@ -111,12 +147,24 @@ class BaseOptimizer:
         for link, own in zip(self.links, inner, strict=True):
             _carry(link, own, self._carried[link.group])
 
-    def add_group(self, group: Group) -> None:
+    def _adopt(self, shards: Shards) -> Callable[[Tensor], Tensor]:
+        """What stands for a parameter, with the state that the parameter had."""
+
+        def adopt(p: Tensor) -> Tensor:
+            local = shards.local(p)
+            if local is not p and p in self.torch.state:
+                self.torch.state[local] = {k: shards.unwrap(local, v) for k, v in self.torch.state.pop(p).items()}
+            return local
+
+        return adopt
+
+    def add_group(self, group: Group, weights: SparseWeights) -> None:
         """Train the parameters of one more group as they are."""
-        self.torch.add_param_group({**_options(group), "params": list(group["params"])})
+        own = [weights.shards.local(p) for p in group["params"]]
+        self.torch.add_param_group({**_options(group), "params": own})
         index = len(self._carried)
         self.links.append(Link(index, None, True))
-        self.group_of |= dict.fromkeys(group["params"], index)
+        self.group_of |= dict.fromkeys(own, index)
         self._carried.append(_options(group))
 
     def sync(self, groups: Sequence[Group]) -> None:
@@ -251,6 +299,10 @@ def _bare_step(kind: type[Optimizer]) -> Callable[[Optimizer], Any]:
     return step  # type: ignore[no-any-return]
 
 
+def _quarters(matrix: Tensor) -> list[Tensor]:
+    return [part for half in matrix.chunk(2) for part in half.chunk(2, dim=1)]
+
+
 def _options(group: Group) -> Group:
     """A group without what it is a group of."""
     return {key: value for key, value in group.items() if key not in ("params", "param_names")}
@@ -270,3 +322,20 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return False
     return a is b or (type(a) is type(b) and bool(a == b))
+
+
+def plain_options(group: Group) -> Group:
+    """The options of a group that JSON keeps: a base's counters and rates are among them."""
+    return {
+        key: _listed(value) for key, value in group.items() if key not in ("params", "param_names") and _fits(value)
+    }
+
+
+def _fits(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_fits, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else value

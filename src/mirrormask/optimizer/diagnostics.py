@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from mirrormask.geometry.base import mean
+from mirrormask.geometry.base import Geometry, Held, mean
+from mirrormask.masks.shards import kth_largest
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
 from mirrormask.optimizer.decay_clock import DecayClock
 from mirrormask.optimizer.weights import SparseWeights
@@ -22,20 +22,21 @@ SMALLEST = 1e-12
 
 
 @torch.no_grad()
-def l1_norm(weights: Iterable[Tensor]) -> float:
+def l1_norm(weights: SparseWeights) -> float:
     """``Σ |x|`` over all weights, summed in float64."""
-    return sum(float(x.abs().sum(dtype=torch.float64)) for x in weights)
+    own = list(weights.values())
+    return sum(weights.shards.sum([float(x.abs().sum(dtype=torch.float64)) for x in own], own))
 
 
 @torch.no_grad()
-def log_size(x: Tensor) -> float:
+def log_size(x: Tensor, held: Held = Geometry.held) -> float:
     """``log (mean x⁴)^¼``: the size of the weights that a mask leaves, as the small ones hardly count.
 
     Example:
         >>> round(log_size(torch.tensor([1.0, 0.0, 0.0, 0.0])), 6) == round(-math.log(4) / 4, 6)
         True
     """
-    fourth = mean(lambda part: part.square().square(), x.detach()) if x.numel() else 0.0
+    fourth = mean(lambda part: part.square().square(), x.detach(), held) if held.size(x) else 0.0
     return math.log(max(fourth**0.25, SMALLEST)) if math.isfinite(fourth) else math.inf
 
 
@@ -87,23 +88,45 @@ def diagnose(weights: SparseWeights, base: BaseOptimizer, decay: DecayClock, lrs
     """
     group = base.group_of[next(iter(weights.values()))]
     lr = lrs[group]
-    scales, below, flips, zeros, total = [], 0, 0, 0, 0
-    for x in weights.values():
+    own, shards = list(weights.values()), weights.shards
+    scales, below, flips, zeros, total = [], 0, 0, 0, sum(map(shards.size, own))
+    for x, mean_square in zip(own, _mean_squares(weights), strict=True):
+        if shards.spread and not shards.counts(x):
+            continue
         scale, mask = weights.geometry.scale(weights.latents_of(x)), weights.mask_of(x)
         if scale is not None:
             scales.append(scale.reshape(-1) if mask is None else scale[mask])
-        below += int((x.abs() < THRESHOLD * x.square().mean().sqrt()).sum())
+        below += int((x.abs() < THRESHOLD * mean_square.sqrt()).sum())
         started_negative = unpack_signs(weights.state(x)["signs"], x.shape)
         flips += int((((x < 0) != started_negative) & (x != 0)).sum())
         zeros += x.numel() - int(x.count_nonzero())
-        total += x.numel()
-    alive = torch.cat(scales) if scales else torch.empty(0)
+    below, flips, zeros = (int(n) for n in shards.sum([below, flips, zeros]))
     return {
         "alpha": decay.increments[group] / lr if lr else 0.0,
         "decay_integral": decay.integrals[group],
-        "median_a": float(alive.median()) if alive.numel() else float("nan"),
-        "l1_norm": l1_norm(weights.values()),
+        "median_a": _median(scales, weights),
+        "l1_norm": l1_norm(weights),
         "sparsity": zeros / total,
         "below_threshold": below / total,
         "sign_flips": flips,
     }
+
+
+def _mean_squares(weights: SparseWeights) -> list[Tensor]:
+    """The mean square of each weight, all of it."""
+    own, shards = list(weights.values()), weights.shards
+    if not shards.spread:
+        return [x.square().mean() for x in own]
+    sums = shards.sum([float(x.square().sum(dtype=torch.float64)) for x in own], own)
+    return [x.new_tensor(total / max(shards.size(x), 1)) for x, total in zip(own, sums, strict=True)]
+
+
+def _median(parts: list[Tensor], weights: SparseWeights) -> float:
+    """The lower median of all parts on all processes; NaN of none."""
+    (count,) = weights.shards.sum([sum(part.numel() for part in parts)])
+    if not count:
+        return float("nan")
+    if not weights.shards.spread:
+        return float(torch.cat(parts).median())
+    like = next(iter(weights.values()))  # who counts nothing says of which kind it would be
+    return kth_largest([*parts, like.new_empty(0)], int(count) - (int(count) - 1) // 2, weights.shards.processes.sum)

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from mirrormask.checks import callers_level
-from mirrormask.masks import Regrow, keep_count, largest, protect, select
-from mirrormask.masks.scores import SCORES
+from mirrormask.masks import Regrow, allocate, keep_count, largest, protect, select
+from mirrormask.masks.shards import Layer, largest_of_all, largest_of_each
 from mirrormask.methods import Method
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
+from mirrormask.optimizer.scores import drawn, scores_of
 from mirrormask.optimizer.weights import SNAP, STATE_SNAP, SparseWeights
 from mirrormask.progress import Clock
 
@@ -40,28 +41,60 @@ class MaskChanges:
 
     def choose(self, sparsity: float, clock: Clock) -> list[Tensor]:
         """The masks for ``sparsity``; a weight that is dead stays dead, unless the method revives."""
-        rule, geometry = self.method.mask, self.weights.geometry.at(clock)
-        scores = []
+        rule = self.method.mask
+        scores = self._scores(clock)
         for index, x in enumerate(self.weights.values()):
-            score = geometry.importance(self.weights.latents_of(x))
-            if score is None:
-                measured = self.weights.state(x).get("score")
-                score = SCORES[rule.score](x, self._generator(clock, index)) if measured is None else measured.clone()
-            mask = self.weights.mask_of(x)
+            score, mask = scores[index], self.weights.mask_of(x)
             if mask is not None and not rule.revives:
                 score.masked_fill_(~mask, -math.inf)
-            scores.append(score if rule.pattern is None else protect(score, rule.pattern))
-        return select(scores, sparsity, rule.allocation)
+            if rule.pattern is not None and score.numel():
+                scores[index] = protect(score, rule.pattern)
+        shards = self.weights.shards
+        if not shards.spread:
+            return select(scores, sparsity, rule.allocation)
+        shapes, layers = [tuple(shards.shape(x)) for x in self.weights.values()], self._layers(scores)
+        counts = allocate(rule.allocation, shapes, sparsity)
+        if counts is None:
+            return largest_of_all(layers, self.count(sparsity), shards.processes.sum)
+        return largest_of_each(layers, counts, shards.processes.sum)
+
+    def _scores(self, clock: Clock) -> list[Tensor]:
+        """New tensors: what the geometry says, what was measured, or the mask's own score."""
+        geometry, own = self.weights.geometry.at(clock), list(self.weights.values())
+        scores: list[Tensor | None] = [geometry.importance(self.weights.latents_of(x)) for x in own]
+        if geometry.sparsifies and self.weights.shards.all(all(score is not None for score in scores)):
+            return [score for score in scores if score is not None]
+        measured = [self.weights.state(x).get("score") for x in own]
+        if all(score is not None for score in measured):
+            return [score.clone() for score in measured if score is not None]
+        generators = [self._generator(clock, index) for index in range(len(own))]
+        return scores_of(self.method.mask.score, own, generators, self.weights.shards)
+
+    def _layers(self, scores: Sequence[Tensor]) -> list[Layer]:
+        shards = self.weights.shards
+        return [
+            Layer(score, shards.index(x), shards.size(x), shards.counts(x))
+            for x, score in zip(self.weights.values(), scores, strict=True)
+        ]
+
+    def _largest(self, scores: Sequence[Tensor], ks: Sequence[int]) -> list[Tensor]:
+        """The masks of the ``ks`` largest of each weight."""
+        shards = self.weights.shards
+        if not shards.spread:
+            return [largest(score, k) for score, k in zip(scores, ks, strict=True)]
+        return largest_of_each(self._layers(scores), ks, shards.processes.sum)
 
     def is_reached(self, sparsity: float) -> bool:
         """Whether the masks have exactly this sparsity already."""
         masks = [self.weights.mask_of(x) for x in self.weights.values()]
         living = [int(mask.sum()) for mask in masks if mask is not None]
-        return len(living) == len(masks) and sum(living) == self.count(sparsity)
+        if len(living) != len(masks):
+            return False
+        return sum(self.weights.shards.count(living, list(self.weights.values()))) == self.count(sparsity)
 
     def count(self, sparsity: float) -> int:
         """How many weights a sparsity leaves."""
-        return keep_count(sum(x.numel() for x in self.weights.values()), sparsity)
+        return keep_count(sum(map(self.weights.shards.size, self.weights.values())), sparsity)
 
     @torch.no_grad()
     def prune(self, sparsity: float, clock: Clock) -> None:
@@ -85,15 +118,19 @@ class MaskChanges:
 
     def _reach(self, sparsity: float, clock: Clock) -> None:
         """Shift importances so that those above 0 are exactly the weights that ``sparsity`` keeps (up to ties)."""
-        rule, geometry = self.method.mask, self.weights.geometry.at(clock)
-        spans = []
-        for x, mask in zip(self.weights.values(), self.choose(sparsity, clock), strict=True):
-            score = geometry.importance(self.weights.latents_of(x))
-            if score is None:  # settled
-                return
+        rule, geometry, shards = self.method.mask, self.weights.geometry.at(clock), self.weights.shards
+        own = list(self.weights.values())
+        scores = [geometry.importance(self.weights.latents_of(x)) for x in own]
+        if not shards.all(all(score is not None for score in scores)):  # settled
+            return
+        lows, highs = [], []
+        for score, mask in zip(scores, self.choose(sparsity, clock), strict=True):
+            assert score is not None
             kept, dropped = score[mask], score[~mask]
-            low = float(dropped.max()) if dropped.numel() else -math.inf
-            spans.append((low, float(kept.min()) if kept.numel() else math.inf))
+            lows.append(float(dropped.max()) if dropped.numel() else -math.inf)
+            highs.append(-float(kept.min()) if kept.numel() else -math.inf)
+        both = shards.max([*lows, *highs])
+        spans = [(low, -high) for low, high in zip(both[: len(own)], both[len(own) :], strict=True)]
         if rule.allocation == "global" and rule.pattern is None:
             spans = [(max(low for low, _ in spans), min(high for _, high in spans))] * len(spans)
         for x, (low, high) in zip(self.weights.values(), spans, strict=True):
@@ -116,11 +153,15 @@ class MaskChanges:
         befores = [self.weights.mask_of(x) for x in self.weights.values()]
         if not self.method.mask.revives:
             masks = [mask if old is None else mask & old for mask, old in zip(masks, befores, strict=True)]
+        own, shards = list(self.weights.values()), self.weights.shards
         empty = [
             name
-            for name, mask, old in zip(self.weights, masks, befores, strict=True)
-            if not mask.any() and (old is None or old.any())
+            for name, living in zip(self.weights, shards.count([int(mask.any()) for mask in masks], own), strict=True)
+            if not living
         ]
+        if empty:
+            lived = shards.count([int(old is None or bool(old.any())) for old in befores], own)
+            empty = [name for name, before in zip(self.weights, lived, strict=True) if name in empty and before]
         report_empty(empty, self.on_empty)  # before anything changes
         for index, (x, mask) in enumerate(zip(self.weights.values(), masks, strict=True)):
             new = self._revive(x, mask, None if values is None else values[index], clock)
@@ -135,7 +176,7 @@ class MaskChanges:
         before = self.weights.mask_of(x)
         if before is None or not self.method.mask.revives:
             return None
-        geometry, latents, new = self.weights.geometry.at(clock), self.weights.latents_of(x), mask & ~before
+        geometry, latents, new = self.weights.geometry_of([x], clock), self.weights.latents_of(x), mask & ~before
         geometry.prune(latents, before)  # what drifted while dead
         geometry.revive(latents, before, new, value)
         if not latents and value is not None:
@@ -166,35 +207,56 @@ class MaskChanges:
             grads: the gradient of each weight, for growth where it is largest; None counts as zeros.
             clock: when.
         """
-        rule = self.method.mask
+        rule, shards, own = self.method.mask, self.weights.shards, list(self.weights.values())
         assert isinstance(rule, Regrow)
-        masks, values = [], []
-        for index, x in enumerate(self.weights.values()):
-            generator, alive = self._generator(clock, index), self.weights.state(x)["mask"]
-            count = int(alive.sum())
-            dropped = min(round(fraction * count), alive.numel() - count)
-            kept = largest(x.abs().float().masked_fill_(~alive, -1.0), count - dropped)
-            grad = grads[index]
-            if rule.grow == "random":
-                wish = torch.rand(x.shape, generator=generator).to(x.device)
-            else:
-                wish = torch.zeros_like(x, dtype=torch.float32) if grad is None else grad.abs().float()
-            grown = largest(wish.masked_fill_(kept, -1.0), dropped)
-            masks.append(kept | grown)
-            if rule.spread:
-                rms = x[alive].float().square().mean().sqrt() if count else x.new_zeros(())
-                noise = torch.randn(x.shape, generator=generator).to(x.device)
-                values.append((noise * rms * rule.spread).to(x.dtype))
-        self.set_masks(masks, clock, values or None)
+        generators = [self._generator(clock, index) for index in range(len(own))]
+        alive = [self.weights.state(x)["mask"] for x in own]
+        counts = shards.count([int(mask.sum()) for mask in alive], own)
+        dropped = [min(round(fraction * n), shards.size(x) - n) for n, x in zip(counts, own, strict=True)]
+        kept = self._largest(
+            [x.abs().float().masked_fill_(~mask, -1.0) for x, mask in zip(own, alive, strict=True)],
+            [count - drop for count, drop in zip(counts, dropped, strict=True)],
+        )
+        if rule.grow == "random":
+            wishes = [drawn(torch.rand, x, g, shards) for x, g in zip(own, generators, strict=True)]
+        else:
+            wishes = [
+                torch.zeros_like(x, dtype=torch.float32) if grad is None else grad.abs().float()
+                for x, grad in zip(own, grads, strict=True)
+            ]
+        grown = self._largest(
+            [wish.masked_fill_(stays, -1.0) for wish, stays in zip(wishes, kept, strict=True)], dropped
+        )
+        values = self._spread(rule.spread, alive, counts, generators) if rule.spread else None
+        self.set_masks([old | new for old, new in zip(kept, grown, strict=True)], clock, values)
+
+    def _spread(
+        self, spread: float, alive: Sequence[Tensor], counts: Sequence[int], generators: Sequence[torch.Generator]
+    ) -> list[Tensor]:
+        """What grown weights start from: a normal of ``spread`` times their layer's living rms."""
+        shards, own = self.weights.shards, list(self.weights.values())
+        squares = [x[mask].float().square() for x, mask in zip(own, alive, strict=True)]
+        if shards.spread:
+            totals = shards.sum([float(square.sum(dtype=torch.float64)) for square in squares], own)
+            sizes = [x.new_tensor((total / n) ** 0.5 if n else 0.0, dtype=torch.float32)
+                     for x, total, n in zip(own, totals, counts, strict=True)]  # fmt: skip
+        else:
+            sizes = [square.mean().sqrt() if n else x.new_zeros(())
+                     for x, square, n in zip(own, squares, counts, strict=True)]  # fmt: skip
+        noises = [drawn(torch.randn, x, g, shards) for x, g in zip(own, generators, strict=True)]
+        return [(noise * rms * spread).to(x.dtype) for x, noise, rms in zip(own, noises, sizes, strict=True)]
 
     @torch.no_grad()
     def removed_share(self, sparsity: float, clock: Clock) -> float:
         """``rho``: the share of the weights' L2 norm that pruning to ``sparsity`` would remove now, in [0, 1]."""
         removed = kept = 0.0
+        shards = self.weights.shards
         for x, mask in zip(self.weights.values(), self.choose(sparsity, clock), strict=True):
             square = x.double().square()
-            kept += float((square * mask).sum())
-            removed += float((square * ~mask).sum())
+            if shards.counts(x) or not shards.spread:
+                kept += float((square * mask).sum())
+                removed += float((square * ~mask).sum())
+        removed, kept = shards.sum([removed, kept])
         total = removed + kept
         return float((removed / total) ** 0.5) if total > 0 else 0.0
 
@@ -226,14 +288,15 @@ class MaskChanges:
     @torch.no_grad()
     def enforce(self, sparsity: float) -> None:
         """The masks are those of ``sparsity``: see to it that the weights are, and warn where that leaves too few."""
-        found = {}
-        for name, x in self.weights.items():
-            self.kill(x, self.weights.state(x)["mask"])
-            found[name] = int(x.count_nonzero())
-        short = [name for name, x in self.weights.items() if found[name] < int(self.weights.state(x)["mask"].sum())]
+        own, masks = list(self.weights.values()), [self.weights.state(x)["mask"] for x in self.weights.values()]
+        for x, mask in zip(own, masks, strict=True):
+            self.kill(x, mask)
+        found = self.weights.shards.count([int(x.count_nonzero()) for x in own], own)
+        wanted = self.weights.shards.count([int(mask.sum()) for mask in masks], own)
+        short = [name for name, n, all_ in zip(self.weights, found, wanted, strict=True) if n < all_]
         if short:
             warnings.warn(
-                f"{sum(found.values())} nonzeros instead of {self.count(sparsity)}: weights that the mask keeps are "
+                f"{sum(found)} nonzeros instead of {self.count(sparsity)}: weights that the mask keeps are "
                 f"exactly zero already in {', '.join(short)}",
                 stacklevel=callers_level(),
             )

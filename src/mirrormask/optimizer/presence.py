@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mirrormask.checks import few
+from mirrormask.optimizer.shards import is_sharded
 from mirrormask.optimizer.weights import SparseWeights
 
 __all__ = ["Presence"]
@@ -30,10 +31,11 @@ class Presence:
 
     def __init__(self, model: nn.Module, weights: SparseWeights) -> None:
         self.model = model
-        self._weights = weights
+        self._weights = {name: weights.shards.whole(x) for name, x in weights.items()}
+        self._shards = weights.shards
         modules = dict(model.named_modules(remove_duplicate=False))
         self._places = {name: (modules[name.rpartition(".")[0]], name.rpartition(".")[2]) for name in weights}
-        self._kinds = {name: (x.shape, x.dtype, x.device) for name, x in weights.items()}
+        self._kinds = {name: (x.shape, x.dtype, x.device) for name, x in self._weights.items()}
         self._successors: list[tuple[weakref.ref[Presence], list[str]]] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -70,12 +72,19 @@ class Presence:
             RuntimeError: it names the parameters, and the order that works; or another optimizer has claimed one.
         """
         self._check_alone()
-        gone = [name for name, (module, leaf) in self._places.items()
-                if module._parameters.get(leaf) is not self._weights[name]]  # fmt: skip
+        gone = self._gone()
+        if gone and self._shards.any:
+            for module in self.model.modules():  # FSDP leaves its root whole after a forward pass
+                if any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__):
+                    module.reshard()  # type: ignore[operator]
+            gone = self._gone()
         if gone:
-            there = {id(p) for p in self.model.parameters()}  # a parametrization moves a parameter, and keeps it
-            gone = [name for name in gone if id(self._weights[name]) not in there]
-        if gone:
+            if any(is_sharded(p) for p in self.model.parameters()) and not self._shards.any:
+                raise RuntimeError(
+                    f"the model was sharded after mm.sparsify, and does not hold {few(gone)} any more; the order that "
+                    "works: fully_shard(model) or parallelize_module(model) first, then build the optimizer over "
+                    "model.parameters(), then call mm.sparsify"
+                )
             raise RuntimeError(
                 f"the model does not hold {few(gone)} any more: something has put other parameters in their place "
                 "(fully_shard, to_empty, load_state_dict(assign=True), quantization, ...), which this optimizer does "
@@ -89,11 +98,20 @@ class Presence:
                     f"{tuple(x.shape)}, {x.dtype} on {x.device} now; move and convert the model first, then build the "
                     "optimizer, then call mm.sparsify"
                 )
-            if x.grad is not None and x.grad.layout != torch.strided:
+            if x.grad is not None and not is_sharded(x) and x.grad.layout != torch.strided:
                 raise RuntimeError(
                     f"the gradient of {name!r} is sparse, and a mask needs a dense one; build its layer with "
                     "sparse=False, or leave it out with weights="
                 )
+
+    def _gone(self) -> list[str]:
+        """The weights that the model does not hold now."""
+        gone = [name for name, (module, leaf) in self._places.items()
+                if module._parameters.get(leaf) is not self._weights[name]]  # fmt: skip
+        if gone:
+            there = {id(p) for p in self.model.parameters()}  # a parametrization moves a parameter, and keeps it
+            gone = [name for name in gone if id(self._weights[name]) not in there]
+        return gone
 
     def check_finite(self) -> None:
         """Raise unless all numbers in the weights are finite.
@@ -101,7 +119,9 @@ class Presence:
         Raises:
             RuntimeError: it names the weights.
         """
-        bad = [name for name, x in self._weights.items() if not bool(x.isfinite().all())]
+        own = [self._shards.local(x) for x in self._weights.values()]
+        flags = self._shards.max([not bool(x.isfinite().all()) for x in own])
+        bad = [name for name, flag in zip(self._weights, flags, strict=True) if flag]
         if bad:
             raise RuntimeError(
                 f"{few(bad)} {'is' if len(bad) == 1 else 'are'} not finite: training has diverged; lower the "

@@ -14,13 +14,17 @@ from torch.optim import Optimizer
 
 from mirrormask.checks import callers_level
 from mirrormask.methods import Method
+from mirrormask.methods.description import describe
 from mirrormask.optimizer import diagnostics
-from mirrormask.optimizer.arguments import check_group
-from mirrormask.optimizer.base_optimizer import BaseOptimizer
+from mirrormask.optimizer.agreement import agree, fingerprint
+from mirrormask.optimizer.arguments import check_group, check_shards
+from mirrormask.optimizer.base_optimizer import BaseOptimizer, plain_options
 from mirrormask.optimizer.decay_clock import DecayClock
 from mirrormask.optimizer.mask_changes import MaskChanges
 from mirrormask.optimizer.presence import Presence
+from mirrormask.optimizer.processes import Processes
 from mirrormask.optimizer.rounds import Rounds
+from mirrormask.optimizer.shards import Shards, is_sharded
 from mirrormask.optimizer.state_dict import StateDict
 from mirrormask.optimizer.steps import STEPS, Now, Step
 from mirrormask.optimizer.training import Training
@@ -76,16 +80,18 @@ class SparseOptimizer(Optimizer):
     """
 
     def __init__(self, model: nn.Module, base: Optimizer, method: Method, named: dict[str, nn.Parameter], *, steps: int,
-                 on_empty: str, fused: bool) -> None:  # fmt: skip
+                 on_empty: str, fused: bool, processes: Processes | None = None) -> None:  # fmt: skip
         holder = BaseOptimizer(base)
         method = method.under(adaptive=holder.adaptive)
-        weights = SparseWeights(named, method.geometry, self)
+        shards = Shards((p for group in base.param_groups for p in group["params"]), processes or Processes())
+        weights = SparseWeights(named, method.geometry, self, shards)
         rounds = Rounds() if method.mask.replays else None
         training = Training(steps, DecayClock.start(method.decay, len(base.param_groups)), rounds)
         masks = MaskChanges(method, weights, holder, on_empty)
         self.parts = Parts(method, weights, holder, Presence(model, weights), masks, training, fused)
         self._steps: list[Step] = []
-        self._unpruned: list[tuple[Tensor, int]] = []
+        self._unpruned: list[tuple[Tensor, tuple[int, ...]]] = []
+        self._to_agree = True
         super().__init__([dict(group) for group in base.param_groups], dict(base.defaults))
 
     @torch.no_grad()
@@ -96,22 +102,28 @@ class SparseOptimizer(Optimizer):
             scores: measured on data, one tensor a weight; None where the mask reads none.
         """
         weights, base = self.parts.weights, self.parts.base
-        geometry = weights.geometry
+        check_shards(self.method, weights, base)
+        self._begin_together()
+        processes = weights.shards.processes
+        if scores is not None and processes.count > 1:
+            scores = [processes.sum(score).div_(processes.count) for score in scores]
         for index, x in enumerate(weights.values()):
+            geometry = weights.geometry_of([x])
             latents = geometry.init(x)
             rate = geometry.rate(x, latents, adaptive=base.adaptive) if latents else 1.0
             self.state[x] = {**latents, "rate": rate, "signs": diagnostics.pack_signs(x)}
             if scores is not None:
                 self.state[x]["score"] = scores[index]
             if latents:
-                base.forget(x)
+                base.forget(weights.shards.whole(x))
         base.link(self.param_groups, weights)
         first = self.method.mask.sparsity_at(self.parts.training.clock)
         if first is not None:
             values = [x.detach().clone() for x in weights.values()]
             self.parts.masks.prune(first, self.parts.training.clock)
             # A checkpoint of the model may have been loaded before, and the mask that belongs to it will be loaded yet.
-            self._unpruned = [(value, x._version) for value, x in zip(values, weights.values(), strict=True)]
+            version = weights.shards.version
+            self._unpruned = [(value, version(x)) for value, x in zip(values, weights.values(), strict=True)]
             for x in weights.values():
                 self.state[x].pop("score", None)  # the mask says it all
         self._keep_if_due()
@@ -132,13 +144,17 @@ class SparseOptimizer(Optimizer):
 
     @property
     def weights(self) -> SparseWeights:
-        """name -> parameter of the weights that may become sparse."""
+        """name -> parameter of the weights that may become sparse; of a DTensor, what this process holds of it."""
         return self.parts.weights
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """name -> bool tensor, True where the weight lives; copies, which may be kept and written into."""
-        return {name: mask.clone() for name, mask in self.parts.weights.masks.items()}
+        """name -> bool tensor, True where the weight lives; copies, which may be kept and written into.
+
+        Of a sharded weight it is a DTensor that lies as the weight does.
+        """
+        weights = self.parts.weights
+        return {name: weights.shards.wrap(weights[name], mask.clone()) for name, mask in weights.masks.items()}
 
     @property
     def steps(self) -> int:
@@ -174,7 +190,8 @@ class SparseOptimizer(Optimizer):
         check_group(param_group)
         super().add_param_group(param_group)
         if self.parts.base.links:
-            self.parts.base.add_group(self.param_groups[-1])
+            self.weights.shards.add(self.param_groups[-1]["params"])
+            self.parts.base.add_group(self.param_groups[-1], self.weights)
             self.parts.training.decay.add_group()
             self._steps = []
 
@@ -193,6 +210,15 @@ class SparseOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        shards = self.weights.shards
+        shards.take_gradients()
+        try:
+            self._take_step()
+        finally:
+            shards.drop_gradients()
+        return loss
+
+    def _take_step(self) -> None:
         parts, training = self.parts, self.parts.training
         self._unpruned = []
         parts.presence.check()
@@ -200,6 +226,8 @@ class SparseOptimizer(Optimizer):
         if training.rounds is not None and not training.finalized:
             training.rounds.before_step(self.param_groups, self.method.mask, training.clock)
         parts.base.sync(self.param_groups)
+        if self._to_agree:
+            self._agree(latents=True)
         if training.step == 0:
             self._watch()  # only now: a trained network may have been loaded since this optimizer was made
         now = self._now()
@@ -207,9 +235,9 @@ class SparseOptimizer(Optimizer):
         good = step.finite()
         if isinstance(good, Tensor):
             training.count_on_device(good)
-        elif not good:
+        elif not parts.weights.shards.all(good):
             self._skip()
-            return loss
+            return
         training.decay.take(now.increments)
         dense = self._gradients_for_growth(now)
         step.run(now)
@@ -219,7 +247,6 @@ class SparseOptimizer(Optimizer):
         training.skipped_in_a_row = 0
         self._after_step(dense, snapped=step.snaps)
         parts.weights.note()
-        return loss
 
     def _now(self) -> Now:
         training = self.parts.training
@@ -239,10 +266,9 @@ class SparseOptimizer(Optimizer):
         training.skipped += 1
         training.skipped_in_a_row += 1
         if training.skipped_in_a_row == WARN_AFTER:
-            bad = self.parts.presence.names(
-                p for group in self.param_groups for p in group["params"]
-                if p.grad is not None and not bool(p.grad.isfinite().all())
-            )  # fmt: skip
+            grads = [(p, self.weights.shards.local(p).grad) for group in self.param_groups for p in group["params"]]
+            found = [p for p, grad in grads if grad is not None and not bool(grad.isfinite().all())]
+            bad = self.parts.presence.names(found) if found else "what another process holds"
             warnings.warn(
                 f"{WARN_AFTER} steps in a row were skipped: the gradient is not finite in {bad}; lower the learning "
                 "rate, clip gradients, or look for the layer where the loss overflows",
@@ -264,11 +290,13 @@ class SparseOptimizer(Optimizer):
             target = mask.sparsity_at(clock)
             if target is not None:
                 parts.masks.prune(target, clock)
+                self._agree()
                 if training.rounds is not None:
                     training.rounds.start_again(parts.weights, parts.base, training.decay, clock)
                     self._steps = []
             elif dense is not None:
                 parts.masks.exchange(mask.regrow_at(clock), dense, clock)
+                self._agree()
             self._keep_if_due()
             observes = self.method.decay.observes
             if observes and clock.step % max(round(observes * clock.steps), 1) == 0:
@@ -285,14 +313,58 @@ class SparseOptimizer(Optimizer):
         """Show the decay how large the weights are, if it wants to know."""
         decay, training = self.method.decay, self.parts.training
         if decay.watches:
-            weights = list(self.weights.values())
-            sizes = [diagnostics.log_size(x) for x in weights]
-            decay.watch(training.decay.state, training.clock, sizes, [x.numel() for x in weights])
+            own, shards = list(self.weights.values()), self.weights.shards
+            sizes = [diagnostics.log_size(x, shards.held([x])) for x in own]
+            decay.watch(training.decay.state, training.clock, sizes, [shards.size(x) for x in own])
 
     def _keep_if_due(self) -> None:
         parts, training = self.parts, self.parts.training
         if training.rounds is not None and self.method.mask.keep_at(training.steps) == training.step:
             training.rounds.keep(parts.weights, parts.base, training.decay)
+
+    # -- several processes ---------------------------------------------------------------------------------------
+
+    def _begin_together(self) -> None:
+        """All processes have one configuration, and of what each holds whole, the weights of the first."""
+        weights, shards = self.weights, self.weights.shards
+        if shards.processes.count == 1:
+            return
+        said = {
+            "method": describe(self.method),
+            "base": type(self.base).__name__,
+            "steps": self.steps,
+            "weights": {name: f"{tuple(shards.shape(x))} {x.dtype}" for name, x in weights.items()},
+            "groups": {str(i): plain_options(group) for i, group in enumerate(self.param_groups)},
+        }
+        agree(
+            said, shards.processes, "give mm.sparsify the same on every process, or the process_group= of those that do"
+        )
+        copies = [x for x in weights.values() if not is_sharded(shards.whole(x))]
+        if not shards.processes.same([fingerprint(x) for x in copies]):
+            for x in copies:  # as DistributedDataParallel does, which may come later: latents are made of these
+                shards.processes.copy_first(x)
+
+    def _agree(self, *, latents: bool = False) -> None:
+        """Raise unless all processes are at the same step, with the same masks and latents where each holds them."""
+        weights, shards, training = self.weights, self.weights.shards, self.parts.training
+        self._to_agree = False
+        if shards.processes.count == 1:
+            return
+        said: dict[str, Any] = {
+            "step": training.step,
+            "skipped steps": training.skipped,
+            "finalized": training.finalized,
+        }
+        for name, x in weights.items():
+            mask = weights.mask_of(x)
+            whole = not is_sharded(shards.whole(x))
+            if whole and mask is not None:
+                said[f"the mask of {name!r}"] = fingerprint(mask)
+            if whole and latents:
+                for key, latent in (weights.latents_of(x) or {"": x}).items():
+                    said[f"{key or 'the value'} of {name!r}"] = fingerprint(latent)
+        agree(said, shards.processes, "begin, load and step on every process alike, and let DistributedDataParallel "
+              "average the gradients")  # fmt: skip
 
     # -- the end -----------------------------------------------------------------------------------------------
 
@@ -308,6 +380,13 @@ class SparseOptimizer(Optimizer):
             RuntimeError: more steps were skipped than taken, a weight is not finite, or the model holds other
                 parameters than those that were trained; nothing has changed then.
         """
+        self.weights.shards.take_gradients()
+        try:
+            self._finalize()
+        finally:
+            self.weights.shards.drop_gradients()
+
+    def _finalize(self) -> None:
         parts, training = self.parts, self.parts.training
         parts.presence.check()
         if training.settle_count() > training.step - (training.skipped if self._counts_on_device() else 0):
@@ -341,12 +420,14 @@ class SparseOptimizer(Optimizer):
             return
         if score is None:
             raise ValueError(f"{type(decay).__name__} reads the training accuracy; call epoch_end(score=accuracy)")
-        norm = diagnostics.l1_norm(self.weights.values())
+        self.weights.shards.refresh()
+        norm = diagnostics.l1_norm(self.weights)
         decay.epoch_end(training.decay.state, training.clock, score=float(score), l1_norm=norm)
 
     def diagnostics(self) -> dict[str, float]:
         """How training stands; see :func:`~mirrormask.optimizer.diagnostics.diagnose`. Reading waits for the device."""
         lrs = [float(group["lr"]) for group in self.param_groups]
+        self.weights.shards.refresh()
         found = diagnostics.diagnose(self.weights, self.parts.base, self.parts.training.decay, lrs)
         return {"step": self.step_count, **found, "skipped_steps": self.skipped_steps}
 
@@ -377,6 +458,7 @@ class SparseOptimizer(Optimizer):
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
         """All of it, keyed by the model's parameters: latents, masks, the base optimizer's state, the schedule."""
+        self.weights.shards.refresh()
         own = self.state, self.param_groups
         self.state, self.param_groups = self._state_dict.write(self.param_groups)  # type: ignore[assignment]
         try:
@@ -398,17 +480,20 @@ class SparseOptimizer(Optimizer):
         state_dict = state_dict.copy()
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
+        shards = self.weights.shards
+        shards.refresh()
         self._state_dict.read(state_dict, self.param_groups)
-        self._steps = []
+        self._steps, self._to_agree = [], True
         for x, (value, version) in zip(self.weights.values(), self._unpruned, strict=False):
-            if x._version == version:
+            if shards.version(x) == version:
                 x.copy_(value)
         self.weights.restore(self.parts.training.clock)
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "parts": self.parts, "_steps": [], "_unpruned": []}
+        own = {"parts": self.parts, "_steps": [], "_unpruned": [], "_to_agree": True}
+        return {**super().__getstate__(), **own}
 
     def __repr__(self) -> str:
         return f"SparseOptimizer({self.method!r}, {self.base!r})"

@@ -14,6 +14,8 @@ from mirrormask.masks.saliency import Loss, measure
 from mirrormask.methods import Method
 from mirrormask.optimizer.arguments import check_arguments, held_weights, unwrapped
 from mirrormask.optimizer.mask_changes import report_empty
+from mirrormask.optimizer.processes import Processes
+from mirrormask.optimizer.shards import is_sharded
 from mirrormask.optimizer.sparse_optimizer import SparseOptimizer
 from mirrormask.optimizer.unheard import warn_of_weight_decay
 from mirrormask.progress import Clock
@@ -33,6 +35,7 @@ def sparsify(
     batches: Iterable[Any] | None = None,
     loss_fn: Loss | None = None,
     on_empty: str = "warn",
+    process_group: Any = None,
 ) -> SparseOptimizer:
     """Wrap ``optimizer`` so that it trains ``model`` to the method's sparsity.
 
@@ -53,6 +56,10 @@ def sparsify(
         loss_fn: ``loss_fn(model(input), target)`` for those scores; None for cross entropy.
         on_empty: what happens when a mask leaves nothing of a weight tensor: ``"warn"``, ``"error"`` or ``"ignore"``.
 
+        process_group: the processes that train this model together, as of ``torch.distributed.new_group``; None for
+            all, where ``torch.distributed`` has been initialised. Each of them calls this function, with the same
+            arguments but for ``batches``; see ``docs/distributed.md``.
+
     Returns:
         A :class:`SparseOptimizer`.
 
@@ -61,7 +68,8 @@ def sparsify(
         ValueError: steps < 1, nothing to sparsify, a weight that the optimizer does not hold, an optimizer that is
             wrapped already, or one that cannot be; a weight that is lazy, complex, without values or not finite; a
             sparsity that leaves no weight at all, an N:M pattern that does not divide a weight; batches missing, or
-            given to a method that reads none.
+            given to a method that reads none; on sharded weights, what cannot be known of a part of one.
+        RuntimeError: processes were given different arguments.
 
     Example:
         >>> import torch
@@ -88,17 +96,20 @@ def sparsify(
         )
     check_known("on_empty", on_empty, ("warn", "error", "ignore"))
     check_int("steps", steps, low=1, hint="epochs * len(loader)")
-    named = held_weights(model, base, weights, method.mask.pattern)
+    processes = Processes(process_group)
+    named = held_weights(model, base, weights, method.mask.pattern, processes)
     empty = method.mask.check_weights({name: tuple(x.shape) for name, x in named.items()})
     if method.mask.sparsity_at(Clock(0, steps)) is None:  # else the pruning before the first step tells
         report_empty(empty, on_empty)
     scores = None
-    if method.reads_data:
+    if method.reads_data and not any(map(is_sharded, named.values())):  # of shards it is refused below
         rule = method.mask
         scores = measure(
             rule.score, model, named, batches, loss_fn, sparsity=method.sparsity, allocation=rule.allocation
         )
-    sparse = SparseOptimizer(model, base, method, named, steps=steps, on_empty=on_empty, fused=fused)
+    sparse = SparseOptimizer(
+        model, base, method, named, steps=steps, on_empty=on_empty, fused=fused, processes=processes
+    )
     sparse.take_over(scores)
     warn_of_weight_decay(sparse)
     if wrapper is not None:

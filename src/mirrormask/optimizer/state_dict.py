@@ -18,9 +18,10 @@ from torch import Tensor
 
 from mirrormask.methods import Method
 from mirrormask.methods.description import describe, differences, parse_repr
-from mirrormask.optimizer.base_optimizer import BaseOptimizer, Group
+from mirrormask.optimizer.base_optimizer import BaseOptimizer, Group, plain_options
 from mirrormask.optimizer.diagnostics import pack_signs, unpack_signs
 from mirrormask.optimizer.rounds import KEPT, Rounds, everything, pack, unpack
+from mirrormask.optimizer.shards import Shards
 from mirrormask.optimizer.training import Training
 from mirrormask.optimizer.weights import SparseWeights, bare_names
 from mirrormask.progress import Clock
@@ -64,20 +65,27 @@ class StateDict:
         options = self.base.group_holding
         starts, adopted = self._starts(), self.weights.adopted(self.training.clock)
         for index, group in enumerate(groups):
-            for position, p in enumerate(group["params"]):
+            for position, whole in enumerate(group["params"]):
+                p = self.weights.shards.local(whole)
                 entry = {**self._own_entry(p), **adopted.get(p, {}), **starts.get(p, {})}
+                entry = {key: self._wrapped(p, key, value) for key, value in entry.items()}
                 for prefix, held in self._held(p):
                     inner = self.base.state(held)
                     if all(value is None for value in inner.values()):  # SGD notes that it has no momentum
                         fresh[index].append([position, prefix])
                         inner = self.base.first_state(held, options[held]) if p.requires_grad else {}
-                    entry.update({prefix + key: value for key, value in inner.items()})
-                state[p] = entry or {STATELESS: True}
+                    entry.update({prefix + key: self._wrapped(p, prefix, value) for key, value in inner.items()})
+                state[whole] = entry or {STATELESS: True}
         written = [
             {**group, GROUP_KEY: json.dumps(self._summary(index, group, fresh[index]), sort_keys=True)}
             for index, group in enumerate(groups)
         ]
         return state, written
+
+    def _wrapped(self, p: Tensor, key: str, value: Any) -> Any:
+        """What lies as p does as a DTensor, if the parameter is one; of latents, those that are a tensor of numbers."""
+        shared = (*self.weights.geometry.shared, *self.weights.geometry.constants)
+        return value if key.rstrip(".") in shared else self.weights.shards.wrap(p, value)
 
     def _own_entry(self, p: Tensor) -> Entry:
         """What is ours of a parameter."""
@@ -107,7 +115,7 @@ class StateDict:
             "version": VERSION,
             "decay_integral": decay.integrals[index],
             "decay_increment": decay.increments[index],
-            "inner": [_plain_options(own) for link, own in self.base.groups if link.group == index],
+            "inner": [plain_options(own) for link, own in self.base.groups if link.group == index],
             "fresh": fresh,
             "names": self._names(group["params"]),
         }
@@ -124,7 +132,7 @@ class StateDict:
             "method": describe(self.method),
             "base": type(self.base.torch).__name__,
             "steps": training.steps,
-            "weights": {name: list(x.shape) for name, x in self.weights.items()},
+            "weights": {name: list(self.weights.shards.shape(x)) for name, x in self.weights.items()},
             "step": training.step,
             "skipped_steps": training.settle_count(),
             "finalized": training.finalized,
@@ -135,7 +143,7 @@ class StateDict:
     def _names(self, params: Sequence[Tensor]) -> list[str | None]:
         """Which of a group's parameters are which of the weights: their order is all that torch keeps."""
         names: dict[Tensor, str] = {x: name for name, x in self.weights.items()}
-        return [names.get(p) for p in params]
+        return [names.get(self.weights.shards.local(p)) for p in params]
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -156,7 +164,7 @@ class StateDict:
                     f"group {index} of the state dict has its weights in another order: {before} there, "
                     f"{names} here; build the optimizer over the parameters in the order of then"
                 )
-        saved = _Saved.open(state_dict, groups, summaries)
+        saved = _Saved.open(state_dict, groups, summaries, self.weights.shards)
         self._check_whole(saved)
         for group, new in zip(groups, state_dict["param_groups"], strict=True):
             group.update({key: value for key, value in new.items() if key not in ("params", GROUP_KEY)})
@@ -182,7 +190,7 @@ class StateDict:
             if saved[key] != own[key]:
                 raise ValueError(f"the state dict was saved with {what} {saved[key]}, this optimizer has {own[key]}")
         here, there = bare_names(self.weights), bare_names(saved["weights"])
-        shapes = {here[name]: list(x.shape) for name, x in self.weights.items()}
+        shapes = {here[name]: list(self.weights.shards.shape(x)) for name, x in self.weights.items()}
         saved_shapes = {there[name]: shape for name, shape in saved["weights"].items()}
         for name in {**saved_shapes, **shapes}:
             before, now = saved_shapes.get(name), shapes.get(name)
@@ -272,7 +280,7 @@ class StateDict:
         for index, summary in enumerate(saved.summaries):
             own = [group for link, group in self.base.groups if link.group == index]
             for group, options in zip(own, summary.get("inner", []), strict=False):
-                now = _plain_options(group)
+                now = plain_options(group)
                 for key, value in options.items():
                     if key not in now or now[key] != value:
                         group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
@@ -309,16 +317,21 @@ class _Saved:
     masked: bool = False
 
     @classmethod
-    def open(cls, state_dict: dict[str, Any], groups: Sequence[Group], summaries: list[Entry]) -> _Saved:
-        """Find out whose each entry is."""
+    def open(
+        cls, state_dict: dict[str, Any], groups: Sequence[Group], summaries: list[Entry], shards: Shards
+    ) -> _Saved:
+        """Find out whose each entry is, and take of it what belongs here."""
         saved = state_dict["param_groups"]
-        params = [p for group in groups for p in group["params"]]
+        params = [shards.local(p) for group in groups for p in group["params"]]
         indices = [index for group in saved for index in group["params"]]
         if len(params) != len(indices):
             raise ValueError(f"the state dict holds {len(indices)} parameters, this optimizer {len(params)}")
-        entries = {p: state_dict["state"].get(index, {}) for p, index in zip(params, indices, strict=True)}
+        entries = {
+            p: {key: shards.unwrap(p, value) for key, value in state_dict["state"].get(index, {}).items()}
+            for p, index in zip(params, indices, strict=True)
+        }
         fresh = {
-            (group["params"][position], prefix)
+            (shards.local(group["params"][position]), prefix)
             for group, summary in zip(groups, summaries, strict=True)
             for position, prefix in summary.get("fresh", [])
         }
@@ -361,20 +374,3 @@ def _own(value: Any, held: Tensor) -> Any:
     if value.shape != held.shape:
         return value.clone()
     return torch.empty_like(held, dtype=value.dtype, device=value.device).copy_(value)
-
-
-def _plain_options(group: Group) -> Entry:
-    """The options of a group that JSON keeps: a base's counters and rates are among them."""
-    return {
-        key: _listed(value) for key, value in group.items() if key not in ("params", "param_names") and _fits(value)
-    }
-
-
-def _fits(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(map(_fits, value))
-    return value is None or isinstance(value, (bool, int, float, str))
-
-
-def _listed(value: Any) -> Any:
-    return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else value

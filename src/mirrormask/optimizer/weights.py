@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from mirrormask.geometry import Geometry
+from mirrormask.optimizer.shards import Shards
 from mirrormask.progress import Clock
 
 __all__ = ["SNAP", "STATE_SNAP", "SparseWeights", "Stateful", "bare_name", "bare_names"]
@@ -18,8 +19,9 @@ __all__ = ["SNAP", "STATE_SNAP", "SparseWeights", "Stateful", "bare_name", "bare
 SNAP = 2.0**-63
 #: State of the base optimizer (momentum, say) below this is set to zero: it could not move a latent any more.
 STATE_SNAP = 2.0**-100
-#: What tools put into a model's names: DistributedDataParallel and AveragedModel, torch.compile, FSDP.
-WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module")
+#: What tools put into a model's names: DistributedDataParallel and AveragedModel, torch.compile, FSDP, checkpointing of
+#: activations.
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 class Stateful(Protocol):
@@ -31,6 +33,8 @@ class Stateful(Protocol):
 class SparseWeights(Mapping[str, nn.Parameter]):
     """name -> parameter of the weights that may become sparse, with what is kept of each.
 
+    Of a DTensor it is what this process holds, an ordinary tensor on the same memory, and so is all that is kept.
+
     The state of a weight is a dict by name: its latents and constants, ``rate`` (the factor on the learning rate of its
     latents), ``mask`` once there is one (bool, True where the weight lives), ``score`` where it was measured before the
     first step, ``signs`` (:func:`pack_signs` of the start).
@@ -39,16 +43,21 @@ class SparseWeights(Mapping[str, nn.Parameter]):
         named: the weights.
         geometry: how they move.
         holder: whose ``state`` they are in. It is looked up at every use: torch exchanges it.
+        shards: what is here of the parameters; None where all of each is.
     """
 
-    def __init__(self, named: Mapping[str, nn.Parameter], geometry: Geometry, holder: Stateful) -> None:
-        self._named = dict(named)
+    def __init__(
+        self, named: Mapping[str, nn.Parameter], geometry: Geometry, holder: Stateful, shards: Shards | None = None
+    ) -> None:
+        self.shards = shards or Shards([])
+        self._named: dict[str, Any] = {name: self.shards.local(p) for name, p in named.items()}
         self._holder = holder
-        self._seen: list[tuple[int, int]] = []
+        self._seen: list[tuple[int, ...]] = []
         self.geometry = geometry
 
     def __getitem__(self, name: str) -> nn.Parameter:
-        return self._named[name]
+        found: nn.Parameter = self._named[name]
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._named)
@@ -66,6 +75,11 @@ class SparseWeights(Mapping[str, nn.Parameter]):
     def holds(self, p: Tensor) -> bool:
         """Whether a parameter of the model is one of these."""
         return "rate" in self._holder.state.get(p, {})
+
+    def geometry_of(self, x: Sequence[Tensor], clock: Clock | None = None) -> Geometry:
+        """The geometry, for functions that sum over these weights, which may be on several processes."""
+        own = self.geometry if clock is None else self.geometry.at(clock)
+        return own.over(self.shards.held(x)) if self.shards.spread else own
 
     def latents_of(self, x: Tensor) -> dict[str, Tensor]:
         """The latents and constants of one weight by name; ``{}`` where the geometry has none."""
@@ -203,8 +217,8 @@ class SparseWeights(Mapping[str, nn.Parameter]):
             changed &= mask
         return changed if bool(changed.any()) else None
 
-    def _versions(self) -> list[tuple[int, int]]:
-        return [(x._version, x.data_ptr()) for x in self.values()]
+    def _versions(self) -> list[tuple[int, ...]]:
+        return [self.shards.version(x) for x in self.values()]
 
     def _differs(self, x: Tensor, latents: Mapping[str, Tensor], geometry: Geometry) -> Tensor:
         """Where x is not φ(θ), but for rounding: φ may be computed in two ways, which differ in the last bits."""

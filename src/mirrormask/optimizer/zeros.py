@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from mirrormask.optimizer.arguments import unwrapped
+from mirrormask.optimizer.shards import Shards, is_sharded, shard_of
 from mirrormask.optimizer.sparse_optimizer import SparseOptimizer
 from mirrormask.optimizer.weights import bare_name
 from mirrormask.selection import Weights, select_weights
@@ -60,7 +61,9 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
             raise ValueError(f"the mask of {name!r} has shape {tuple(mask.shape)}, the parameter {tuple(p.shape)}")
         work.append((p, mask))
     for p, mask in work:
-        p.masked_fill_(~mask.to(p.device), 0.0)
+        shards = Shards([p])
+        own = shards.local(p)
+        own.masked_fill_(~shards.unwrap(own, mask).to(own.device), 0.0)
 
 
 def keep_zeros(model: nn.Module, optimizer: Optimizer, *, weights: Weights | None = None) -> RemovableHandle:
@@ -103,15 +106,17 @@ def keep_zeros(model: nn.Module, optimizer: Optimizer, *, weights: Weights | Non
             "that was built over model.parameters()"
         )
     chosen = select_weights(model, weights)
-    alive = {p: p.detach() != 0 for p in chosen.values()}
-    alive = {p: mask for p, mask in alive.items() if not bool(mask.all())}
+    alive = {p: shard_of(p.detach()) != 0 for p in chosen.values()}
+    if not any(map(is_sharded, alive)):  # a part of a weight may have no zeros where the whole has
+        alive = {p: mask for p, mask in alive.items() if not bool(mask.all())}
     if not alive:
         raise ValueError("the model has no zeros to keep; sparsify it first, or pass the weights= that were sparsified")
 
     @torch.no_grad()
     def fill(*_: Any) -> None:
         for p, mask in alive.items():
-            p.masked_fill_(~mask.to(p.device), 0.0)
+            own = shard_of(p.detach())
+            own.masked_fill_(~mask.to(own.device), 0.0)
 
     handle: RemovableHandle = own.register_step_post_hook(fill)
     return handle

@@ -27,7 +27,7 @@ class AnyBase(Step):
         self.weights.apply_masks(live, zeros_stay=self.base.zeros_stay)
 
     def _step_latents(self, live: list[nn.Parameter], now: Now) -> None:
-        geometry, latents = self.weights.geometry.at(now.clock), self.weights.latents(live)
+        geometry, latents = self.weights.geometry_of(live, now.clock), self.weights.latents(live)
         grads = geometry.pullback([x.grad for x in live if x.grad is not None], list[Tensor](live), latents)
         self._decay(live, latents, grads, now)
         for name in geometry.latents:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mirrormask.methods import Method
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
+from mirrormask.optimizer.shards import Shards
 from mirrormask.optimizer.weights import SparseWeights
 from mirrormask.progress import Clock
 
@@ -66,15 +67,16 @@ class Step(ABC):
     def finite(self) -> bool | Tensor:
         """Whether all gradients are finite: see :func:`all_finite`."""
         own = self.weights.values() if self.weights.geometry.latents else ()
-        return all_finite([p.grad for p in (*own, *self.base.plain) if p.grad is not None])
+        grads = [p.grad for p in (*own, *self.base.plain) if p.grad is not None]
+        return all_finite(grads, self.weights.shards)
 
     @abstractmethod
     def run(self, now: Now) -> None:
         """Take the step: latents, weights, masks and all else."""
 
 
-def all_finite(grads: Sequence[Tensor]) -> bool | Tensor:
-    """Whether all gradients are finite.
+def all_finite(grads: Sequence[Tensor], shards: Shards) -> bool | Tensor:
+    """Whether all gradients are finite; those of this process alone, where they are in CPU memory.
 
     Returns:
         True or False where all are in CPU memory. Elsewhere to find out would mean waiting for the device: if any is
@@ -85,6 +87,8 @@ def all_finite(grads: Sequence[Tensor]) -> bool | Tensor:
         return all(math.isfinite(grad.sum().item()) or bool(grad.isfinite().all()) for grad in grads)
     norms = torch._foreach_norm(list(grads))
     good = torch.stack([norm.to(norms[0].device) for norm in norms]).isfinite().all()
+    if shards.spread:
+        good = shards.processes.max((~good).int()) == 0
     for grad in grads:
         grad.masked_fill_(~good.to(grad.device), 0.0)
     return good

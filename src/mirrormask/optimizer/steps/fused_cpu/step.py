@@ -112,7 +112,7 @@ class FusedCPU(Step):
             return False
         if self._plain is not None:
             return self._plain.finite(nesterov=self._nesterov)
-        return all_finite([p.grad for p in self.base.plain if p.grad is not None])
+        return all_finite([p.grad for p in self.base.plain if p.grad is not None], self.weights.shards)
 
     def run(self, now: Now) -> None:
         """One whole step."""
