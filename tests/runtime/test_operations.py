@@ -301,7 +301,7 @@ def test_an_operation_is_right_in_the_layouts_of_longer_vectors(row, size):
     graph = captured.regions[captured.whole]
     for choose in (default_choice, lambda problem: list(problem.candidates())[-1]):
         plan = lower(graph, wide, 1, choose)
-        out = torch.full_like(expected, float("nan"))
+        out = torch.full(expected.shape, float("nan"))
         addresses = np.array([x.data_ptr(), out.data_ptr()], np.int64)
         for _ in range(2):
             plan.run(addresses.ctypes.data, len(x))
@@ -319,7 +319,7 @@ def test_threads_that_share_an_image_agree(row):
     plan = lower(captured.regions[captured.whole], best_target(), 2, default_choice)
     plan.shares = True
     for _ in range(10):
-        out = torch.full_like(expected, float("nan"))
+        out = torch.full(expected.shape, float("nan"))
         addresses = np.array([x.data_ptr(), out.data_ptr()], np.int64)
         plan.run(addresses.ctypes.data, 1)
         torch.testing.assert_close(out, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))

@@ -213,8 +213,9 @@ def test_an_operation_is_right_in_the_layouts_of_longer_vectors(row):
 def test_threads_that_share_rows_agree(row):
     """Each does some of every step: none may write what is another's."""
     model, x = network(row), torch.randn(1, 16, FEATURES)
+    many = torch.randn(4, 40, FEATURES)  # which they share out
     with torch.no_grad():
-        captured, expected = capture(model, (x,)), model(x)
+        captured, expected, all_of_them = capture(model, (x,)), model(x), model(many)
     region = Region(captured.regions[captured.whole], best_target(), Tuner(measure=False))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -222,6 +223,7 @@ def test_threads_that_share_rows_agree(row):
         region.plan_for(16, 16).shares = True
         for _ in range(10):
             close(region(x), expected)
+            close(region(many), all_of_them)
     finally:
         torch.set_num_threads(before)
 
@@ -233,3 +235,34 @@ def test_rows_that_are_not_numbers_stay_among_themselves():
     with torch.no_grad():
         got, expected = fast(x), model(x)
     assert np.array_equal(got.isnan(), expected.isnan()) and got.isnan().any()
+
+
+def test_sequences_keep_to_themselves():
+    """Three in a buffer, of which one is no number."""
+    model, x = network("a block"), torch.randn(3, 5, FEATURES)
+    fast = mm.compile(model, x, tune=False, force=True)
+    x[1, 3, 2] = float("nan")
+    with torch.no_grad():
+        got, expected = fast(x), model(x)
+    assert np.array_equal(got.isnan(), expected.isnan()) and got[1].isnan().all()
+    close(got[[0, 2]], expected[[0, 2]])
+    x[1, 3, 2] = 0.0
+    with torch.no_grad():
+        close(fast(x[:, :2]), model(x[:, :2]))
+
+
+def test_many_lengths_of_sequences_make_few_plans():
+    model = network("boolean mask")
+    fast = mm.compile(model, torch.randn(1, 40, FEATURES), tune=False, force=True)
+    with torch.no_grad():
+        for length in (*range(1, 200, 13), 200, 64, 65):
+            for batch in (1, 3):
+                x = torch.randn(batch, length, FEATURES)
+                close(fast(x), model(x))
+    (region,) = fast.regions
+    assert len(fast._body.captures) == 1 and len(region.plans()) <= 6
+    assert sum(plan.nbytes for plan in region.plans()) < 4e6
+    mask = torch.zeros(1, 1, 5, 5)
+    for bad in (mask[:, :, :4], mask[0], mask.expand(3, 1, 5, 5)):
+        with pytest.raises(ValueError, match="mask"):
+            region(torch.randn(2, 5, FEATURES), torch.randn(2, 5, FEATURES), bad)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mirrormask.runtime.graph.chains import came_from, sizes, sources
+from mirrormask.runtime.graph.chains import Known, came_from, sizes, sources
 from mirrormask.runtime.graph.functions import additive, attend
 
 __all__ = ["split_heads"]
@@ -18,7 +18,7 @@ __all__ = ["split_heads"]
 aten = torch.ops.aten
 
 
-def split_heads(node: fx.Node) -> bool:
+def split_heads(node: fx.Node, known: Known) -> bool:
     """Replace attention whose inputs are proved to be heads of rows by :func:`attend` on these; whether they are."""
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
     given = {**dict(zip(names, node.args, strict=False)), **dict(node.kwargs)}
@@ -34,7 +34,7 @@ def split_heads(node: fx.Node) -> bool:
     if not all(shape[1].isdigit() and shape[3].isdigit() for shape in shapes):
         return False
     heads = int(shapes[0][1])
-    found = [_heads_of(part) for part in (query, key, value)]
+    found = [_heads_of(part, known) for part in (query, key, value)]
     if any(part is None for part in found):
         return False
     (q, q_starts), (k, k_starts), (v, v_starts) = (part for part in found if part is not None)
@@ -77,14 +77,14 @@ def split_heads(node: fx.Node) -> bool:
     return True
 
 
-def _heads_of(part: fx.Node) -> tuple[fx.Node, tuple[int, ...]] | None:
+def _heads_of(part: fx.Node, known: Known) -> tuple[fx.Node, tuple[int, ...]] | None:
     """The farthest rows that ``[batch, heads, length, width]`` is a view of, and where each head begins in them."""
     found = None
     for source in sources(part):
         shape = sizes(source)
         if len(shape) != 3 or shape[0] != sizes(part)[0] or shape[1] != sizes(part)[2] or not shape[2].isdigit():
             continue
-        tried = [_starts(shape, index) for shape, index in came_from(part, source) or []]
+        tried = [_starts(shape, index) for shape, index in came_from(part, source, known) or []]
         if tried and tried[0] is not None and all(starts == tried[0] for starts in tried):
             found = source, tried[0]
     return found

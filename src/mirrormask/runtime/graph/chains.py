@@ -7,7 +7,6 @@ different for each size: what these operations do is linear in every size, so th
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-__all__ = ["MOVES", "came_from", "sizes", "sources", "symbols"]
+__all__ = ["MOVES", "Known", "came_from", "sizes", "sources", "symbols"]
 
 aten = torch.ops.aten
 
@@ -50,6 +49,8 @@ MOVES: dict[Any, Callable[..., Any]] = {
         )
     },
 }
+Found = list[tuple[tuple[int, ...], Tensor]] | None
+Known = dict[str, Found]
 #: What open sizes are tried at, one column each.
 TRIED = ((3, 5, 2, 7, 11), (5, 2, 7, 3, 4))
 
@@ -92,10 +93,10 @@ def symbols(*nodes: fx.Node) -> list[Any]:
     return list(found)
 
 
-def came_from(node: fx.Node, source: fx.Node) -> list[tuple[tuple[int, ...], Tensor]] | None:
+def came_from(node: fx.Node, source: fx.Node, known: Known) -> Found:
     """For each of the tried sizes the shape of ``source``, and of which of its numbers ``node`` is made.
 
-    None where a view cannot be followed.
+    None where a view cannot be followed. ``known`` remembers what was found: the layers of a model are alike.
     """
     steps: list[fx.Node] = []
     while node is not source:
@@ -105,14 +106,9 @@ def came_from(node: fx.Node, source: fx.Node) -> list[tuple[tuple[int, ...], Ten
         node = before
     steps.reverse()
     key = repr([sizes(source), *((str(s.target), _plain(s.args[1:]), _plain(dict(s.kwargs))) for s in steps)])
-    if key not in _known():
-        _known()[key] = _follow(steps, source)
-    return _known()[key]
-
-
-@functools.cache
-def _known() -> dict[str, list[tuple[tuple[int, ...], Tensor]] | None]:
-    return {}
+    if key not in known:
+        known[key] = _follow(steps, source)
+    return known[key]
 
 
 def _plain(value: Any) -> Any:
@@ -128,7 +124,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _follow(steps: list[fx.Node], source: fx.Node) -> list[tuple[tuple[int, ...], Tensor]] | None:
+def _follow(steps: list[fx.Node], source: fx.Node) -> Found:
     open_sizes = symbols(source)
     found = []
     for tried in TRIED:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from mirrormask.runtime.graph.attention import split_heads
-from mirrormask.runtime.graph.chains import came_from, is_move, sizes, sources
+from mirrormask.runtime.graph.chains import Known, came_from, is_move, sizes, sources
 from mirrormask.runtime.graph.convert import writes_in_place
 from mirrormask.runtime.graph.functions import channel_norm, pointwise, product
 from mirrormask.runtime.graph.pointwise import ACTIVATIONS, ARITHMETIC
@@ -44,32 +44,33 @@ def views_last(module: fx.GraphModule) -> None:
     graph = module.graph
     if any(writes_in_place(node) for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)):
         return  # who shares memory with whom matters then
+    known: Known = {}
     for node in list(graph.nodes):
         if node.target is aten.view.default:
             node.target = aten.reshape.default  # which takes its input however it lies by then
         if node.op != "call_function" or not isinstance(node.meta.get("val"), Tensor):
             continue
         if node.target is aten.scaled_dot_product_attention.default:
-            if split_heads(node):
+            if split_heads(node, known):
                 graph.erase_node(node)  # which PyTorch takes for one with effects
         elif is_move(node):
-            same = _same_as(node)
+            same = _same_as(node, known)
             if same is not None and not (same.op != "call_function" and _returned(node)):
                 node.replace_all_uses_with(same)
             else:
-                _straightened(node)
+                _straightened(node, known)
         else:
             _sink(node)
     graph.eliminate_dead_code()
     graph.lint()
 
 
-def _same_as(node: fx.Node) -> fx.Node | None:
+def _same_as(node: fx.Node, known: Known) -> fx.Node | None:
     """The farthest tensor that a chain of views gives back as it is."""
     found = None
     for source in sources(node):
         if sizes(source) == sizes(node):
-            moved = came_from(node, source)
+            moved = came_from(node, source, known)
             if moved and all(tuple(x.shape) == shape and _in_order(x) for shape, x in moved):
                 found = source
     return found
@@ -84,7 +85,7 @@ def _in_order(index: Tensor) -> bool:
     return torch.equal(index.reshape(-1), torch.arange(index.numel(), dtype=index.dtype))
 
 
-def _straightened(node: fx.Node) -> None:
+def _straightened(node: fx.Node, known: Known) -> None:
     """Where a chain of views exchanges the two leading dimensions of rows, and perhaps joins them: just that."""
     if node.target not in RESHAPES | {aten.contiguous.default} or len(sizes(node)) not in (2, 3):
         return
@@ -94,7 +95,7 @@ def _straightened(node: fx.Node) -> None:
     for source in sources(node):
         if len(sizes(source)) != 3 or sizes(source)[-1:] != sizes(node)[-1:]:
             continue
-        moved = came_from(node, source)
+        moved = came_from(node, source, known)
         if not moved or not all(_exchanged(shape, x) for shape, x in moved):
             continue
         with node.graph.inserting_before(node):
