@@ -13,9 +13,10 @@ from torch import Tensor
 
 from mirrormask.checks import callers_level
 from mirrormask.masks import Regrow, keep_count, largest, protect, select
-from mirrormask.masks.scores import SCORES
+from mirrormask.masks.scores import SCORES, balanced
 from mirrormask.methods import Method
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
+from mirrormask.optimizer.decay_clock import DecayClock
 from mirrormask.optimizer.weights import SNAP, STATE_SNAP, SparseWeights
 from mirrormask.progress import Clock
 
@@ -31,12 +32,14 @@ class MaskChanges:
         weights: what it masks.
         base: the optimizer whose state of a weight that dies goes too.
         on_empty: what happens when nothing of a tensor is left: "warn", "error" or "ignore".
+        decay: of the training; what it has seen of the weights' growth decides how far a gradient counts.
     """
 
     method: Method
     weights: SparseWeights
     base: BaseOptimizer
     on_empty: str
+    decay: DecayClock
 
     def choose(self, sparsity: float, clock: Clock) -> list[Tensor]:
         """The masks for ``sparsity``; a weight that is dead stays dead, unless the method revives."""
@@ -46,12 +49,18 @@ class MaskChanges:
             score = geometry.importance(self.weights.latents_of(x))
             if score is None:
                 measured = self.weights.state(x).get("score")
-                score = SCORES[rule.score](x, self._generator(clock, index)) if measured is None else measured.clone()
+                score = self._score(x, index, clock) if measured is None else measured.clone()
             mask = self.weights.mask_of(x)
             if mask is not None and not rule.revives:
                 score.masked_fill_(~mask, -math.inf)
             scores.append(score if rule.pattern is None else protect(score, rule.pattern))
         return select(scores, sparsity, rule.allocation)
+
+    def _score(self, x: Tensor, index: int, clock: Clock) -> Tensor:
+        generator, name = self._generator(clock, index), self.method.mask.score
+        if name == "balanced":
+            return balanced(x, generator, self.decay.state.get("grown", 0.0))
+        return SCORES[name](x, generator)
 
     def is_reached(self, sparsity: float) -> bool:
         """Whether the masks have exactly this sparsity already."""
