@@ -219,3 +219,20 @@ def test_layers_that_start_tiny_train(name, scale):
     fit(model, optimizer, 300)
     optimizer.finalize()
     assert fit(model, optimizer, 0) > 0.8
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_what_a_gradient_counts_under_adam_follows_the_growth(trained):
+    """From random weights the masks are those of ``sensitivity``, to the last element; from trained ones, not."""
+    masks = []
+    for score in ("auto", "sensitivity", "magnitude"):
+        model = network()
+        if trained:
+            fit(model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9), 300)
+        base = torch.optim.AdamW(model.parameters(), lr=1e-3 if trained else 0.05)
+        # no mask before the weights have had time to grow
+        optimizer = mm.sparsify(model, base, mm.methods.mirror(0.7, score=score, start_at=0.3, end_at=0.5), steps=120)
+        fit(model, optimizer, 120)
+        masks.append(torch.cat([mask.flatten() for mask in optimizer.masks.values()]))
+    assert torch.equal(masks[0], masks[1]) != trained
+    assert not torch.equal(masks[0], masks[2])

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirrormask.masks import allocate, keep_count, largest, select
-from mirrormask.masks.scores import lamp, magnitude, sensitivity
+from mirrormask.masks.scores import balanced, lamp, magnitude, sensitivity
 
 
 def table(mask):
@@ -62,6 +62,16 @@ def test_sensitivity_by_hand():
     # the mean squares of the rows are 25 and 4
     x = with_gradient(torch.tensor([[1.0, -2.0], [0.0, 4.0]]), torch.tensor([[1.0, 7.0], [2.0, -2.0]]))
     assert sensitivity(x, torch.Generator()).tolist() == [[5.0, 10.0], [0.0, 8.0]]
+
+
+def test_balanced_is_halfway_to_sensitivity_and_all_of_it_where_weights_have_grown():
+    x = with_gradient(torch.tensor([[1.0, -4.0], [0.0, 9.0]]), torch.tensor([[16.0, 16.0], [1.0, -1.0]]))
+    for grown, row in ((0.0, [4.0, 16.0]), (0.5, [8.0, 32.0]), (1.0, [16.0, 64.0])):
+        expected = torch.tensor([row, [0.0, 9.0]])
+        torch.testing.assert_close(balanced(x, torch.Generator(), grown), expected)
+    assert torch.equal(balanced(x, torch.Generator(), 1.0), sensitivity(x, torch.Generator()))
+    x.grad = None
+    torch.testing.assert_close(balanced(x, torch.Generator()), magnitude(x, torch.Generator()))
 
 
 def test_sensitivity_is_the_same_for_a_filter_in_front_of_a_batch_norm_at_any_scale():

@@ -125,8 +125,6 @@ def test_the_methods_of_old_checkpoints_are_those_of_today(path):
     saved = torch.load(path, weights_only=True)["optimizer"]["param_groups"][0]["mirrormask"]
     _, name, base = path.stem.split("-")
     options = {"lth": {"prunings": 2}, "mirror": {"growth": None}}.get(name, {})  # mirror has other defaults since
-    if (name, base) == ("mirror", "adamw"):
-        options["score"] = "sensitivity"
     own = mm.methods.get(name)(0.75, **options).under(adaptive=base == "adamw")
     assert differences(parse_repr(json.loads(saved)["method"]), own) == []
 

@@ -27,10 +27,7 @@ def build(name, base):
     with torch.no_grad():
         for i, p in enumerate(model.parameters()):
             p.copy_(torch.sin(torch.arange(p.numel()) * (1.7 + i)).reshape(p.shape) / 2)
-    options = dict(METHODS[name])
-    if name == "mirror" and base == "adamw":
-        options["score"] = "sensitivity"
-    method = mm.methods.get(name)(0.75, **options)
+    method = mm.methods.get(name)(0.75, **METHODS[name])
     return model, mm.sparsify(model, BASES[base](model.parameters()), method, steps=STEPS)
 
 

@@ -70,7 +70,7 @@ class ShrinkDecay(Decay):
     @property
     def watches(self) -> bool:  # type: ignore[override]
         """Whether it answers to the weights' growth."""
-        return self.growth is not None and not self.off
+        return self.growth is not None
 
     def watch(self, state: DecayState, clock: Clock, sizes: Sequence[float], counts: Sequence[int]) -> None:
         """Remember the start, then the share that has grown."""

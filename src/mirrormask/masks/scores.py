@@ -103,16 +103,20 @@ def sensitivity(x: Tensor, generator: torch.Generator) -> Tensor:
     return score
 
 
-def balanced(x: Tensor, generator: torch.Generator) -> Tensor:
-    """``|x| sqrt(rms(∇f))``: halfway, in the logarithm, between :func:`magnitude` and :func:`sensitivity`.
+def balanced(x: Tensor, generator: torch.Generator, grown: float = 0.0, full: Tensor | None = None) -> Tensor:
+    """``|x| rms(∇f)^((1 + grown) / 2)``: from halfway between :func:`magnitude` and :func:`sensitivity` to the latter.
 
     How large a weight is says how much it matters as far as the optimizer that made it moved it by its gradient. SGD
-    did so, Adam did not, and who trained a network that is fine-tuned does not show in its weights. This score is close
-    to the better of the two wherever it was measured (docs/methods.md), where each of them loses up to five points.
+    did so, Adam did not, and who trained a network that is fine-tuned does not show in its weights: halfway is close to
+    the better of the two in both cases (docs/methods.md). What this training has made of small random weights, under
+    Adam, is known to tell nothing, so that there the gradient counts in full.
 
     Args:
         x: any shape, outputs first; its ``grad`` is read.
         generator: not read.
+        grown: the share of the network that has outgrown its start, in [0, 1], as a decay that watches it finds it
+            (:class:`mirrormask.decay.ShrinkDecay`); 0 under any other.
+        full: the :func:`sensitivity`, where it is known already; it is written over.
 
     Example:
         >>> x = torch.tensor([[0.5, -2.0], [1.0, 1.0]])
@@ -120,9 +124,13 @@ def balanced(x: Tensor, generator: torch.Generator) -> Tensor:
         >>> balanced(x, torch.Generator()).tolist()
         [[1.0, 4.0], [1.0, 1.0]]
 
-    Source: this library; the geometric mean of two scores.
+    Source: this library; a geometric mean of two scores.
     """
-    return magnitude(x, generator).mul_(sensitivity(x, generator)).sqrt_()
+    full = sensitivity(x, generator) if full is None else full
+    if grown >= 1:
+        return full
+    share = (1 + grown) / 2
+    return full.pow_(share).mul_(magnitude(x, generator).pow_(1 - share))
 
 
 #: Scores of a weight as it is, by name; those that need data are in :mod:`mirrormask.masks.saliency`.

@@ -20,8 +20,10 @@ __all__ = ["mirror"]
 ADAPTIVE_CLIP = 0.01
 #: How it ranks weights there. Adam moves the weights of all layers alike, however much the loss depends on them, so
 #: that their sizes say little across layers: by magnitude, ResNet-20 kept 24 of 432 weights of its first layer. The
-#: gradient says it; but where SGD has trained the network before, the sizes say it too, and it would count twice.
+#: gradient says it; but where SGD has trained the network before, the sizes say it too, and it would count twice: the
+#: first score counts it by halves until the weights have outgrown their start. It has to be watched for that.
 ADAPTIVE_SCORE = "balanced"
+UNWATCHED_SCORE = "sensitivity"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class _Mirror(Window, Factors, Layers):
         factors: True to train the factors ``m`` and ``w``; False for mirror descent without them, which needs half of
             their memory and is a little less accurate (docs/results.md, docs/methods.md).
         score: how weights are ranked, as in :class:`mirrormask.masks.Mask`; ``"auto"`` for ``"magnitude"`` under SGD
-            and ``"balanced"`` under Adam and its kin.
+            and ``"balanced"`` under Adam and its kin (``"sensitivity"`` with ``growth=None``).
     """
 
     shrink: float = ShrinkDecay.shrink
@@ -71,7 +73,8 @@ def mirror(options: _Mirror) -> Method:
         clips: tuple[float | None, ...] = (MirrorDescent.clip, ADAPTIVE_CLIP)
     else:
         clips = (clip, clip)
-    scores = ("magnitude", ADAPTIVE_SCORE) if score == "auto" else (score, score)
+    adaptive_score = UNWATCHED_SCORE if options.growth is None else ADAPTIVE_SCORE
+    scores = ("magnitude", adaptive_score) if score == "auto" else (score, score)
     decay = ShrinkDecay(options.shrink, options.decay_from, options.decay_until, options.decay_limit, options.growth)
 
     def method(adaptive: bool, other: Method | None = None) -> Method:

@@ -16,6 +16,7 @@ from mirrormask.masks import Regrow, allocate, keep_count, largest, protect, sel
 from mirrormask.masks.shards import Layer, largest_of_all, largest_of_each
 from mirrormask.methods import Method
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
+from mirrormask.optimizer.decay_clock import DecayClock
 from mirrormask.optimizer.scores import drawn, scores_of
 from mirrormask.optimizer.weights import SNAP, STATE_SNAP, SparseWeights
 from mirrormask.progress import Clock
@@ -32,12 +33,14 @@ class MaskChanges:
         weights: what it masks.
         base: the optimizer whose state of a weight that dies goes too.
         on_empty: what happens when nothing of a tensor is left: "warn", "error" or "ignore".
+        decay: of the training; what it has seen of the weights' growth decides how far a gradient counts.
     """
 
     method: Method
     weights: SparseWeights
     base: BaseOptimizer
     on_empty: str
+    decay: DecayClock
 
     def choose(self, sparsity: float, clock: Clock) -> list[Tensor]:
         """The masks for ``sparsity``; a weight that is dead stays dead, unless the method revives."""
@@ -68,7 +71,8 @@ class MaskChanges:
         if all(score is not None for score in measured):
             return [score.clone() for score in measured if score is not None]
         generators = [self._generator(clock, index) for index in range(len(own))]
-        return scores_of(self.method.mask.score, own, generators, self.weights.shards)
+        grown = self.decay.state.get("grown", 0.0)
+        return scores_of(self.method.mask.score, own, generators, self.weights.shards, grown)
 
     def _layers(self, scores: Sequence[Tensor]) -> list[Layer]:
         shards = self.weights.shards

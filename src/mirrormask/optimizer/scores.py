@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from mirrormask.masks.scores import SCORES, magnitude
+from mirrormask.masks.scores import SCORES, balanced, magnitude
 from mirrormask.optimizer.shards import Shards
 
 __all__ = ["SPREAD_SCORES", "drawn", "scores_of"]
@@ -16,7 +16,9 @@ Draw = Callable[..., Tensor]
 Generators = Sequence[torch.Generator]
 
 
-def scores_of(name: str, weights: Sequence[Tensor], generators: Generators, shards: Shards) -> list[Tensor]:
+def scores_of(
+    name: str, weights: Sequence[Tensor], generators: Generators, shards: Shards, grown: float = 0.0
+) -> list[Tensor]:
     """The score ``name`` of what this process holds of each weight.
 
     Args:
@@ -24,7 +26,11 @@ def scores_of(name: str, weights: Sequence[Tensor], generators: Generators, shar
         weights: as they are here.
         generators: the random numbers of each.
         shards: what is elsewhere.
+        grown: what ``balanced`` asks for, of the decay.
     """
+    if name == "balanced":
+        known = _sensitivity(weights, generators, shards) if shards.spread else [None] * len(weights)
+        return [balanced(x, g, grown, full) for x, g, full in zip(weights, generators, known, strict=True)]
     own = SPREAD_SCORES[name] if shards.spread else None
     if own is not None:
         return own(weights, generators, shards)
@@ -75,6 +81,7 @@ def _row_sums(x: Tensor, shards: Shards) -> Tensor:
 
 #: The scores that need no more of a weight than what is here and a few sums.
 SPREAD_SCORES: dict[str, Callable[[Sequence[Tensor], Generators, Shards], list[Tensor]]] = {
+    "balanced": lambda weights, generators, shards: scores_of("balanced", weights, generators, shards),
     "magnitude": _magnitude,
     "random": _random,
     "sensitivity": _sensitivity,

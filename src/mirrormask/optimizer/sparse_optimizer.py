@@ -87,7 +87,7 @@ class SparseOptimizer(Optimizer):
         weights = SparseWeights(named, method.geometry, self, shards)
         rounds = Rounds() if method.mask.replays else None
         training = Training(steps, DecayClock.start(method.decay, len(base.param_groups)), rounds)
-        masks = MaskChanges(method, weights, holder, on_empty)
+        masks = MaskChanges(method, weights, holder, on_empty, training.decay)
         self.parts = Parts(method, weights, holder, Presence(model, weights), masks, training, fused)
         self._steps: list[Step] = []
         self._unpruned: list[tuple[Tensor, tuple[int, ...]]] = []
