@@ -108,17 +108,18 @@ def main() -> None:
     parser.add_argument("network", choices=("minilm", "efficientnet"))
     parser.add_argument("--root", type=Path, default=ROOT)
     parser.add_argument("--data", type=Path, help="CIFAR-10 as folders of images")
-    parser.add_argument("--examples", type=int, help="to calibrate on; 192 glosses or 320 images")
-    parser.add_argument("--held-out", type=int, default=500)
+    parser.add_argument("--examples", type=int, help="to calibrate on; 96 glosses or 100 images")
+    parser.add_argument("--held-out", type=int, default=200)
     parser.add_argument("--sparsities", default="0.5,0.6,0.7")
+    parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--out", type=Path, default=Path("runs/prune"))
     a = parser.parse_args()
     if a.network == "minilm":
-        task = language(a.root, a.examples or 192, a.held_out)
+        task = language(a.root, a.examples or 96, a.held_out)
     elif a.data is None:
         parser.error("efficientnet needs --data")
     else:
-        task = vision(a.root, a.data, a.examples or 320, a.held_out)
+        task = vision(a.root, a.data, a.examples or 100, a.held_out)
     a.out.mkdir(parents=True, exist_ok=True)
     file = a.out / f"{a.network}.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
@@ -126,7 +127,7 @@ def main() -> None:
         rows.append({"method": "dense", "sparsity": 0.0, "layers": 0.0, **task.judge(task.model)})
         file.write_text(json.dumps(rows[0]) + "\n")
     for sparsity in map(float, a.sparsities.split(",")):
-        for method in METHODS:
+        for method in a.methods.split(","):
             if any((row["method"], row["sparsity"]) == (method, sparsity) for row in rows):
                 continue
             pruned, start = copy.deepcopy(task.model), time.perf_counter()
