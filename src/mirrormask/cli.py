@@ -118,7 +118,9 @@ def _call(name: str, functions: Any, arguments: Sequence[str]) -> int:
     """Call one function, or one of several by its name, with command-line arguments for its parameters."""
     jsonargparse = checks.require("jsonargparse", "train", f"mirrormask {name}")
     try:
-        jsonargparse.auto_cli(functions, args=[_underscored(word) for word in arguments], prog=f"mirrormask {name}", exit_on_error=False)
+        jsonargparse.auto_cli(
+            functions, args=[_underscored(word) for word in arguments], prog=f"mirrormask {name}", exit_on_error=False
+        )
     except argparse.ArgumentError as error:
         raise ValueError(" ".join(str(error).split())) from error
     return 0
