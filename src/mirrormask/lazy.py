@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,13 +21,16 @@ def lazily(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
         AttributeError: by what is returned, for a name that is not among them; the public ones are listed.
 
     Example:
-        >>> lazily("shapes", {"sqrt": "math"})("sqrt")(9.0)
-        3.0
+        >>> get = lazily("xml", {"sqrt": "math"})
+        >>> get("sqrt")(9.0), get("dom").__name__
+        (3.0, 'xml.dom')
     """
 
     def get(name: str) -> Any:
         if name in places:
             return getattr(importlib.import_module(places[name]), name)
+        if not name.startswith("_") and importlib.util.find_spec(f"{package}.{name}") is not None:
+            return importlib.import_module(f"{package}.{name}")  # as if the package had imported it
         raise AttributeError(f"module {package!r} has no attribute {name!r}; public names: {', '.join(sorted(places))}")
 
     return get

@@ -22,7 +22,7 @@ SCHEDULES = ("constant", "cosine", "linear", "one-cycle", "step")
 #: Fields that a recipe has gained: a run is the same run where they are what they were before there were any.
 GAINED: dict[str, dict[str, Any]] = {
     "model": {"init": None},
-    "schedule": {"at": (0.5, 0.75), "factor": 0.1},
+    "schedule": {"at": [0.5, 0.75], "factor": 0.1},
     "": {"device": None},
 }
 DEVICES = ("cpu", "cuda", "mps", "xpu")
@@ -183,7 +183,7 @@ class Schedule:
 
     name: str = "cosine"
     warmup: float | None = None
-    at: tuple[float, ...] = (0.5, 0.75)
+    at: list[float] = field(default_factory=lambda: [0.5, 0.75])
     factor: float = 0.1
 
     def __post_init__(self) -> None:
@@ -192,11 +192,11 @@ class Schedule:
         object.__setattr__(
             self, "warmup", checks.check_number("schedule.warmup", warmup, low=0.0, high=1.0, open_high=True)
         )
-        object.__setattr__(self, "at", tuple(self.at))
+        object.__setattr__(self, "at", list(self.at))
         for at in self.at:
             checks.check_number("schedule.at", at, low=0.0, high=1.0, open_low=True, open_high=True)
-        if list(self.at) != sorted(set(self.at)):
-            raise ValueError(f"schedule.at={list(self.at)} must rise; each rate drop has a place of its own")
+        if self.at != sorted(set(self.at)):
+            raise ValueError(f"schedule.at={self.at} must rise; each rate drop has a place of its own")
         checks.check_number("schedule.factor", self.factor, low=0.0, high=1.0, open_high=True)
 
 
