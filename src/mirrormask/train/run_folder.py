@@ -13,11 +13,14 @@ from typing import Any
 
 from mirrormask import files
 from mirrormask.selection import LayerSparsity
-from mirrormask.train import recipe_file
+from mirrormask.train import recipe_file, schema
 from mirrormask.train.lock import locked
 from mirrormask.train.recipe import Recipe
 
 __all__ = ["RunFolder", "RunResult"]
+
+#: What the recipe of every version has.
+RECORDED = ("data", "model", "method", "sparsity", "optimizer", "schedule", "epochs", "batch_size", "seed")
 
 
 @dataclass(frozen=True)
@@ -85,20 +88,35 @@ class RunResult:
         """
         path = Path(folder) / "result.json"
         try:
-            tree = json.loads(path.read_text("utf-8"))
-            layers = tuple(LayerSparsity(**{**layer, "shape": tuple(layer["shape"])}) for layer in tree.pop("layers"))
-            shape = tuple(tree["input_shape"])
+            result = schema.read(path, cls)
+            _check_recipe(result)
             # A run folder may have been moved since; what it holds is found where it is now.
-            return cls(**{**tree, "layers": layers, "input_shape": shape, "folder": str(folder)})
+            return dataclasses.replace(result, folder=str(folder))
         except OSError as error:
             raise ValueError(f"{str(folder)!r} holds no finished run: {path.name} cannot be read") from error
-        except (KeyError, TypeError, ValueError) as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{str(path)!r} is damaged ({error}); remove it and train with --resume true") from error
 
     def write(self) -> None:
         """Write ``result.json``, atomically: its presence marks a finished run."""
         tree = dataclasses.asdict(self)
         files.write_text(Path(self.folder) / "result.json", json.dumps(tree, indent=1) + "\n")
+
+
+def _check_recipe(result: RunResult) -> None:
+    """Refuse a result whose recipe is none: what a report reads of it must be there, in its own type."""
+    lacks = [name for name in RECORDED if name not in result.recipe]
+    if lacks:
+        raise ValueError(f"its recipe has no {', '.join(lacks)}")
+    recipe_file.from_dict(result.recipe)
+    recipe = schema.convert(result.recipe, Recipe)
+    for name, there, here in (
+        ("method", result.method, recipe.method.name),
+        ("seed", result.seed, recipe.seed),
+        ("sparsity", result.sparsity_asked, recipe.sparsity),
+    ):
+        if there != here:
+            raise ValueError(f"its {name} is {there!r}, and {here!r} in its recipe")
 
 
 class RunFolder:
