@@ -38,13 +38,13 @@ class Log:
         if len(kept) < offset:
             raise ValueError(
                 f"{str(self.path)!r} has {len(kept)} bytes but the checkpoint belongs to one of at least {offset}; put "
-                "it back, or start again with --overwrite true"
+                f"it back, or remove {str(folder)!r} to start again"
             )
         self._hash = hashlib.sha256(kept)
         if digest is not None and self._hash.hexdigest() != digest:
             raise ValueError(
-                f"{str(self.path)!r} is not what this run had written; put it back, or start again with "
-                "--overwrite true"
+                f"{str(self.path)!r} is not what this run had written; put it back, or remove "
+                f"{str(folder)!r} to start again"
             )
         self.offset = offset
         # Unbuffered: what a full disk did not take must not be tried again when the file is closed.

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,15 +202,15 @@ class RunFolder:
         recipe_file.save(recipe, self / "recipe.yaml")
 
     @contextlib.contextmanager
-    def locked(self, *, wait: bool = False) -> Iterator[None]:
+    def locked(self, *, wait: bool = False, given_up: Callable[[], bool] = bool) -> Iterator[None]:
         """Keep other processes from training here, until the block or the process ends.
 
         Raises:
-            ValueError: another process trains here, and ``wait`` is not set.
+            ValueError: another process trains here, and ``wait`` is not set, or it was given up.
         """
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(locked(self / ".lock", wait=wait))
+                stack.enter_context(locked(self / ".lock", wait=wait, given_up=given_up))
             except BlockingIOError as error:
                 raise ValueError(f"another process is training in {str(self.path)!r}; choose another --out") from error
             yield
