@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint types pytest browser fuzz clean
+.PHONY: demo test lint types pytest browser fuzz faults clean
 demo: $(VENV)/.train
 	$(BIN)/mirrormask train recipes/digits-mlp.yaml --method pilot,mirror --out runs/demo --overwrite true
 
@@ -29,6 +29,10 @@ browser:
 # The reader of model files against ten minutes of coverage-guided inputs; `make test` has a short run.
 fuzz: $(VENV)/.test
 	$(BIN)/python tests/fuzz/fuzz_load.py --seconds 600
+
+# 200 kills of runs, damaged checkpoints and limits on the size of files; `make test` has a short run.
+faults: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/faults.py --kills 200
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

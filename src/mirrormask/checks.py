@@ -19,6 +19,7 @@ __all__ = [
     "check_options",
     "check_sparsity",
     "few",
+    "printable",
     "require",
 ]
 
@@ -109,6 +110,16 @@ def callers_level() -> int:
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("mirrormask", "torch"):
         level, frame = level + 1, frame.f_back
     return level
+
+
+def printable(text: str) -> str:
+    """A text for a terminal: what it would act on, and bytes of a file's name that are no text, are escaped.
+
+    Example:
+        >>> printable("a\\x1b[2J\\nb")
+        'a\\\\x1b[2J\\nb'
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 def few(names: Sequence[str]) -> str:

@@ -87,10 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("MIRRORMASK_TRACEBACK"):
             raise
         where = f"mirrormask {name}" if name in COMMANDS else "mirrormask"
-        print(f"{where}: error: {error}", file=sys.stderr)
+        print(f"{where}: error: {checks.printable(str(error))}", file=sys.stderr)
         return 2
     except Stopped as stopped:
-        print(f"mirrormask {name}: {stopped}{GO_ON.get(name, '')}", file=sys.stderr)
+        print(f"mirrormask {name}: {checks.printable(str(stopped))}{GO_ON.get(name, '')}", file=sys.stderr)
         return EXIT_STATUS
     except KeyboardInterrupt:
         print(f"mirrormask {name}: interrupted{GO_ON.get(name, '')}", file=sys.stderr)

@@ -72,7 +72,7 @@ def explained(error: OSError, path: Path, expected: int | None = None, written: 
         free = f", {shutil.disk_usage(path.parent).free:,} free"
     except OSError:
         free = ", and its folder is gone"
-    size = f"{expected:,} bytes" if expected is not None else f"after {written or 0:,} bytes"
+    size = f"{expected:,} bytes" if expected is not None else f"stopped after {written or 0:,} bytes"
     return type(error)(error.errno, f"{reason}: writing {size}{free}; the old file is untouched", str(path))
 
 

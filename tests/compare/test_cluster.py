@@ -58,7 +58,7 @@ def test_a_run_travels_whole_and_only_into_its_own_folder(tmp_path):
     assert landed.recipe["out"] == str(tmp_path / "near") and landed.test_accuracy == made.test_accuracy
     assert RunFolder(tmp_path / "near").held() == here
     assert not (tmp_path / "near" / "notes.txt").exists()
-    for name in ("model.safetensors", "checkpoint.pt", "log.jsonl", "figure.svg"):
+    for name in ("model.safetensors", "checkpoints/best.safetensors", "log.jsonl", "figure.svg"):
         assert (tmp_path / "near" / name).read_bytes() == (tmp_path / "far" / name).read_bytes()
     assert len(list((tmp_path / "near" / "tensorboard").iterdir())) == 1
 
@@ -125,7 +125,8 @@ def test_no_cell_is_lost_or_doubled_when_a_node_is_killed(tmp_path, monkeypatch)
     whole = run(recipe_file.from_dict({**recipe_file.to_dict(half), "out": str(tmp_path / "whole")}))
     (here / "dense-0-1").mkdir()
     recipe_file.save(bad.recipe, here / "dense-0-1" / "recipe.yaml")
-    (here / "dense-0-1" / "checkpoint.pt").write_bytes(b"damaged")
+    (here / "dense-0-1" / "checkpoints").mkdir()
+    (here / "dense-0-1" / "checkpoints" / "step-000000045.safetensors").write_bytes(b"damaged")
 
     head = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:

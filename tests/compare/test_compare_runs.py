@@ -82,7 +82,7 @@ def test_what_is_no_finished_run_is_named_with_its_reason(tmp_path):
     why = reasons(found)
     damaged = {name for name, reason in why.items() if reason.startswith("damaged: ")}
     assert damaged == {"cut", "binary", "list", "text", "deep", "nan", "types", "missing", "share", "recipe"}
-    assert "test_accuracy=nan" in why["nan"] and "file_bytes='1 kB'" in why["types"]
+    assert "is malformed" in why["nan"] and "Expected `int`, got `str` - at `$.file_bytes`" in why["types"]
     assert why["unfinished"] == "unfinished: it has no result.json"
     assert why["failed"] == "failed: ValueError: no"
     assert why["holiday"] == "not a run" and why["notes.txt"] == "a file, not a folder"

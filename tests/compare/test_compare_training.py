@@ -66,7 +66,8 @@ def damage(cell):
     """Lay an unfinished run there that cannot go on."""
     Path(cell.recipe.out).mkdir()
     recipe_file.save(cell.recipe, Path(cell.recipe.out) / "recipe.yaml")
-    (Path(cell.recipe.out) / "checkpoint.pt").write_bytes(b"damaged")
+    (Path(cell.recipe.out) / "checkpoints").mkdir()
+    (Path(cell.recipe.out) / "checkpoints" / "step-000000045.safetensors").write_bytes(b"damaged")
 
 
 def training_in(folder):
@@ -197,11 +198,11 @@ def test_a_failed_cell_gives_a_status_and_is_tried_again(tmp_path, capsys):
     damage(Cell("gmp", forge.recipe(out=bad, **small)))
     assert cli.main(grid) == 1
     text = capsys.readouterr().out
-    assert "gmp 90% seed 0 failed: ValueError: the checkpoint" in text and "80.00" in text
-    assert "failed: gmp 90% seed 0: ValueError: the checkpoint" in text
+    assert "gmp 90% seed 0 failed: CheckpointError: every checkpoint" in text and "80.00" in text
+    assert "failed: gmp 90% seed 0: CheckpointError: every checkpoint" in text
     tree = json.loads((out / "comparison.json").read_text())
     assert [failure["cell"] for failure in tree["failures"]] == ["gmp 90% seed 0"] and len(tree["runs"]) == 1
-    (bad / "checkpoint.pt").unlink()
+    shutil.rmtree(bad / "checkpoints")
     assert cli.main(grid) == 0
     assert not (bad / "error.txt").exists()
     assert RunResult.read(out / "dense-0-0") == finished

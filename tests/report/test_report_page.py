@@ -322,7 +322,7 @@ def test_a_full_disk_leaves_the_old_page(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(files.os, "fsync", full)
     assert cli.main(["report", str(tmp_path / "a"), "--out", str(out)]) == 2
-    assert "No space left on device; choose another --out, or make room" in capsys.readouterr().err
+    assert "the old file is untouched; choose another --out, or make room" in capsys.readouterr().err
     assert out.read_text() == "the old page"
     assert {entry.name for entry in tmp_path.iterdir()} == {"a", "r.html"}
 

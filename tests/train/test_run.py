@@ -287,7 +287,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         run(small(tmp_path / "run"), observer=StopAt(60))
     for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
         checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"start again with --overwrite true:\n.*step-000000045.*' is damaged: "):
+    with pytest.raises(ValueError, match=r"to start again:\n.*step-000000045.*' is damaged: "):
         run(small(tmp_path / "run"), resume=True)
 
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -219,7 +220,7 @@ def test_a_run_without_any_checkpoint_yet_begins_again(tmp_path, whole):
 def test_the_pickle_of_the_first_version_is_refused_with_the_remedy(folder):
     shutil.rmtree(folder / "checkpoints")
     (folder / "checkpoint.pt").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match=r"checkpoint.pt' was written by mirrormask 0.1, .*--overwrite"):
+    with pytest.raises(CheckpointError, match=r"checkpoint.pt' was written by mirrormask 0.1, .*to start again"):
         run(small(folder), resume=True)
 
 
@@ -292,7 +293,7 @@ def without(*keys):
 )
 def test_whatever_is_in_a_checkpoint_one_error_says_what_to_do(folder, change):
     forge(folder, change)
-    with pytest.raises(CheckpointError, match=r"step-000000060.safetensors' does not fit this run .*--overwrite true"):
+    with pytest.raises(CheckpointError, match=r"step-000000060.safetensors' does not fit this run .*to start again"):
         run(small(folder), resume=True)
 
 
@@ -454,3 +455,13 @@ def test_killed_damaged_and_starved_runs_are_the_uninterrupted_one(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "19 of 19 runs are the uninterrupted one, bit for bit" in done.stdout
     assert not RunFolder(tmp_path).finished
+
+
+def test_a_signal_is_heeded_while_another_process_is_waited_for(tmp_path):
+    recipe = small(tmp_path / "run")
+    with (
+        RunFolder(tmp_path / "run").locked(),
+        pytest.raises(Stopped, match="by SIGTERM while another process trains"),
+    ):
+        threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        run(recipe, wait=True)

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from mirrormask import checks
 from mirrormask.compare.grid import Cell
 from mirrormask.compare.runs import held_out_accuracy
 from mirrormask.train.run_folder import RunResult
@@ -64,7 +65,7 @@ class Progress:
         """A cell has none."""
         self.failures += 1
         self._ended(cell)
-        self._line(f"{cell.name} failed: {error}")
+        self._line(f"{cell.name} failed: {checks.printable(error)}")
 
     def stop(self) -> None:
         """Take the live line away."""

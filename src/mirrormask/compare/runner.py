@@ -31,6 +31,7 @@ from mirrormask.train.data import Images, Splits
 from mirrormask.train.loop import Observer, run
 from mirrormask.train.recipe import Recipe
 from mirrormask.train.run_folder import RunFolder, RunResult
+from mirrormask.train.signals import Stopped
 
 __all__ = ["DiskFull", "Watcher", "cores", "record_failure", "share", "train_cells"]
 
@@ -264,6 +265,8 @@ def _work(connection: Connection, data: str, threads: int, environment: Mapping[
         try:
             reporter = _Reporter(lambda fraction: connection.send(("progress", fraction)))
             run(recipe, resume=True, wait=True, observer=reporter, splits=splits)
+        except Stopped:
+            sys.exit(1)  # by SIGTERM; the run has its checkpoint
         except Exception as error:
             connection.send(("full" if is_disk_full(error) else "failed", explain(error)))
         else:

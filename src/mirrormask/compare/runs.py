@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mirrormask.train import recipe_file
+from mirrormask.train import recipe_file, schema
 from mirrormask.train.recipe import Recipe
 from mirrormask.train.run_folder import RunFolder, RunResult
 
@@ -67,12 +67,12 @@ def measured(result: RunResult) -> dict[str, Any] | None:
     the batch) and ``processor`` say under what conditions.
     """
     try:
-        tree = json.loads((Path(result.folder) / "bench.json").read_text("utf-8"))
-        seconds = tree["seconds"]["mirrormask"]
-        complete = {"threads", "shape", "processor"} <= tree.keys()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        bench = schema.read(Path(result.folder) / "bench.json", schema.Bench)
+        seconds = bench.seconds["mirrormask"]
+    except (OSError, ValueError, KeyError):
         return None
-    return tree if complete and _is_number(seconds) and seconds > 0 else None
+    good = _is_number(seconds) and seconds > 0
+    return {key: value for key, value in schema.plain(bench).items() if value is not None} if good else None
 
 
 def held_out_accuracy(result: RunResult) -> float:

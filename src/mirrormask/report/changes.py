@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from mirrormask.train import predictions
+from mirrormask.train import predictions, schema
 
 __all__ = ["MAX_SHOWN", "changes", "read"]
 
@@ -21,12 +20,11 @@ MAX_CHARACTERS = 60_000
 def read(folder: str | Path) -> dict[str, Any] | None:
     """The predictions of a run; None where it left none, or the file is not what a run writes."""
     try:
-        tree = json.loads((Path(folder) / predictions.FILE).read_text("utf-8"))
-        classes, truth, predicted = tree["classes"], tree["truth"], tree["predicted"]
-        fits = len(truth) == len(predicted) > 0 and all(isinstance(name, str) for name in classes)
-        fits = fits and all(type(k) is int and 0 <= k < len(classes) for k in (*truth, *predicted))
-        images = {int(i): png for i, png in tree["images"].items() if _is_png(png)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        held = schema.read(Path(folder) / predictions.FILE, schema.Predictions)
+        classes, truth, predicted = held.classes, held.truth, held.predicted
+        fits = len(truth) == len(predicted) > 0 and max(max(truth), max(predicted)) < len(classes)
+        images = {int(i[:20]): png for i, png in held.images.items() if _is_png(png)}
+    except (OSError, ValueError):
         return None
     return {"classes": classes, "truth": truth, "predicted": predicted, "images": images} if fits else None
 

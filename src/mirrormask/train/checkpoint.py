@@ -91,18 +91,18 @@ class Checkpoints:
             except Exception as error:  # whatever is in a file, one error says what to do
                 raise CheckpointError(
                     f"the checkpoint {str(path)!r} does not fit this run ({type(error).__name__}: {_line(error)}); "
-                    "remove it to go on from the one before, or start again with --overwrite true"
+                    f"remove it to go on from the one before, or {str(self.folder)!r} to start again"
                 ) from error
             return path, damaged
         if damaged:
             raise CheckpointError(
-                "every checkpoint of this run is damaged; start again with --overwrite true:\n  "
+                f"every checkpoint of this run is damaged; remove {str(self.folder)!r} to start again:\n  "
                 + "\n  ".join(map(str, damaged))
             )
         if (self.run / OLD).exists():
             raise CheckpointError(
                 f"{str(self.run / OLD)!r} was written by mirrormask 0.1, as a pickle, which this version does not "
-                "open; finish the run with 0.1, or start again with --overwrite true"
+                "open; finish the run with 0.1, or remove it to start again"
             )
         return None, []
 

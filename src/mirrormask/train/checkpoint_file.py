@@ -112,12 +112,11 @@ def _check_kind(path: Path, container: Container, fingerprint: str) -> None:
     if version != VERSION:
         raise CheckpointError(
             f"the checkpoint {str(path)!r} has version {version[:20]!r}, this mirrormask reads {VERSION!r}; go on with "
-            "the one that wrote it, or start again with --overwrite true"
+            "the one that wrote it, or remove it"
         )
     if container.metadata.get(RECIPE_KEY) != fingerprint:
         raise CheckpointError(
-            f"the checkpoint {str(path)!r} belongs to another recipe; choose another --out, or start again with "
-            "--overwrite true"
+            f"the checkpoint {str(path)!r} belongs to another recipe; choose another --out, or remove it"
         )
 
 

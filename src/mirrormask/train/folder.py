@@ -8,20 +8,19 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mirrormask import checks, files
+from mirrormask import files
+from mirrormask.train import image_files
+from mirrormask.train.image_files import LISTED, scan, shown
 
-__all__ = ["cache_folder", "load", "resized"]
+__all__ = ["cache_folder", "load"]
 
-#: How many unreadable images an error lists before it only counts.
-LISTED = 20
 #: Changes when decoding does, so that tensors decoded by an older version are not read.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 Part = tuple[Tensor, Tensor]
 
@@ -53,12 +52,12 @@ def load(root: Path, size: int | None = None) -> tuple[Part, Part, tuple[str, ..
         raise ValueError(f"the data folder {str(root)!r} does not exist; give folder:PATH with train/ and test/ in it")
     test_root = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
     if not (root / "train").is_dir() or test_root is None:
-        found = ", ".join(sorted(entry.name for entry in root.iterdir())[:10]) or "nothing"
+        found = ", ".join(sorted(shown(entry.name) for entry in root.iterdir())[:10]) or "nothing"
         raise ValueError(
             f"{str(root)!r} must hold train/ and test/ (or val/), each with a folder a class; it holds {found}"
         )
-    classes, train = _scan(root / "train")
-    test_classes, test = _scan(test_root)
+    classes, train = scan(root / "train")
+    test_classes, test = scan(test_root)
     if classes != test_classes:
         odd = sorted(set(classes) ^ set(test_classes))
         raise ValueError(f"{test_root.name}/ and train/ do not have the same classes; only in one of them: {odd}")
@@ -77,31 +76,16 @@ def load(root: Path, size: int | None = None) -> tuple[Part, Part, tuple[str, ..
     return (tensors["train_x"], tensors["train_y"]), (tensors["test_x"], tensors["test_y"]), classes
 
 
-def _scan(root: Path) -> tuple[tuple[str, ...], list[tuple[str, int]]]:
-    datasets = checks.require("torchvision.datasets", "train", "reading a folder of images")
-    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-    if not names:
-        raise ValueError(f"{str(root)!r} has no classes; it must hold one folder a class, with images in it")
-    try:
-        found = datasets.ImageFolder(str(root))
-    except FileNotFoundError as error:
-        raise ValueError(f"{str(root)!r} cannot be used: {error}") from error
-    return tuple(found.classes), list(found.samples)
-
-
 def _decode(paths: Sequence[str], size: int | None) -> Tensor:
     """All images as one uint8 tensor; every unreadable or misfitting one is named in one error."""
 
     def read(path: str) -> np.ndarray | str:
-        from PIL import Image
-
         try:
-            with Image.open(path) as image:
-                rgb = image.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            return f"{path}: {error}"
-        return np.asarray(resized(rgb, size))
+            return image_files.decode(path, size)
+        except image_files.ImageError as error:
+            return f"{shown(path)}: {error}"
 
+    _check_memory(paths, size)
     # Pillow releases the interpreter while it decodes, so threads do.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         results = list(pool.map(read, paths, chunksize=64))
@@ -111,25 +95,39 @@ def _decode(paths: Sequence[str], size: int | None) -> Tensor:
         _refuse("cannot be read", problems, "remove or replace them")
     shape = images[0].shape
     problems = [
-        f"{path}: {image.shape[1]}x{image.shape[0]}"
+        f"{shown(path)}: {image.shape[1]}x{image.shape[0]}"
         for path, image in zip(paths, images, strict=True)
         if image.shape != shape
     ]
     if problems:
-        _refuse(f"are not {shape[1]}x{shape[0]} like {paths[0]}", problems, "set data.size to resize all of them")
+        _refuse(
+            f"are not {shape[1]}x{shape[0]} like {shown(paths[0])}", problems, "set data.size to resize all of them"
+        )
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
-def resized(image: Any, size: int | None) -> Any:
-    """A Pillow image, its shorter side scaled to ``size`` pixels, its centre cut out; None leaves it as it is."""
+def _check_memory(paths: Sequence[str], size: int | None) -> None:
+    """Refuse what no memory holds, from the first image's header."""
     if size is None:
-        return image
-    from PIL import Image
+        from PIL import Image
 
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
+        try:
+            with Image.open(paths[0]) as image:
+                pixels = image.width * image.height
+        except Exception:  # named with the others
+            return
+    else:
+        pixels = size * size
+    needed = 2 * 3 * pixels * len(paths)  # once in a list, once stacked
+    try:
+        have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return
+    if needed > have:
+        raise ValueError(
+            f"{len(paths):,} images of {pixels:,} pixels take {files.size_text(needed)} while they are read, and this "
+            f"machine has {files.size_text(have)}; set a smaller data.size"
+        )
 
 
 def _refuse(what: str, problems: list[str], remedy: str) -> None:
@@ -139,10 +137,10 @@ def _refuse(what: str, problems: list[str], remedy: str) -> None:
 
 
 def _key(root: Path, samples: Sequence[tuple[str, int]], size: int | None) -> str:
-    digest = hashlib.sha256(json.dumps([CACHE_VERSION, str(root.resolve()), size]).encode())
+    digest = hashlib.sha256(json.dumps([CACHE_VERSION, os.fsencode(root.resolve()).hex(), size]).encode())
     for path, label in samples:
         status = os.stat(path)
-        digest.update(f"{path}\0{label}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(path) + f"\0{label}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:24]
 
 

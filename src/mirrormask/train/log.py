@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrormask import checks
+from mirrormask.train import schema
 
 __all__ = ["Log", "read"]
 
@@ -37,13 +38,13 @@ class Log:
         if len(kept) < offset:
             raise ValueError(
                 f"{str(self.path)!r} has {len(kept)} bytes but the checkpoint belongs to one of at least {offset}; put "
-                "it back, or start again with --overwrite true"
+                f"it back, or remove {str(folder)!r} to start again"
             )
         self._hash = hashlib.sha256(kept)
         if digest is not None and self._hash.hexdigest() != digest:
             raise ValueError(
-                f"{str(self.path)!r} is not what this run had written; put it back, or start again with "
-                "--overwrite true"
+                f"{str(self.path)!r} is not what this run had written; put it back, or remove "
+                f"{str(folder)!r} to start again"
             )
         self.offset = offset
         # Unbuffered: what a full disk did not take must not be tried again when the file is closed.
@@ -109,17 +110,18 @@ class Log:
 
 
 def read(folder: str | Path) -> list[dict[str, Any]]:
-    """The records of a run, oldest first; a last line that a crash cut off is passed over.
+    """The records of a run, oldest first; what comes after a line that is none (a crash cut it off) is passed over.
 
     Each has ``event`` (``step``, ``epoch`` or ``final``), ``step``, ``epoch``, ``seconds`` and the scalars of that
     moment.
     """
-    records = []
-    for line in (Path(folder) / "log.jsonl").read_bytes().splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
+    records, decoder = [], schema.record_decoder()
+    with open(Path(folder) / "log.jsonl", "rb") as file:
+        for line in file:
+            try:
+                records.append(decoder.decode(line))
+            except (ValueError, RecursionError):
+                break
     return records
 
 

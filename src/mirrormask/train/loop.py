@@ -27,7 +27,7 @@ from mirrormask.train.randomness import deterministic, isolated
 from mirrormask.train.recipe import Recipe
 from mirrormask.train.run_folder import RunFolder, RunResult
 from mirrormask.train.session import Session, Totals
-from mirrormask.train.signals import Request, heeded
+from mirrormask.train.signals import Request, Stopped, heeded
 
 __all__ = ["Observer", "load_model", "run"]
 
@@ -103,13 +103,22 @@ def run(
             # No process may find a folder that another one has begun to fill.
             session.accelerator.wait_for_everyone()
             if session.accelerator.is_main_process:
-                stack.enter_context(folder.locked(wait=wait))
+                _lock(stack, folder, wait, request)
                 if not (resume and folder.finished):
                     folder.prepare(recipe, overwrite=overwrite)
             session.accelerator.wait_for_everyone()
             if resume and folder.finished:  # by the process that was waited for
                 return RunResult.read(folder.path)
             return _Run(session, folder, observer, request).complete()
+
+
+def _lock(stack: contextlib.ExitStack, folder: RunFolder, wait: bool, request: Request) -> None:
+    try:
+        stack.enter_context(folder.locked(wait=wait, given_up=lambda: bool(request)))
+    except ValueError as error:
+        if request:
+            raise Stopped(f"stopped by {request.name} while another process trains in {str(folder.path)!r}") from error
+        raise
 
 
 class _Run:

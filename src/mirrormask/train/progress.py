@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mirrormask import checks
 from mirrormask.train.loop import Observer
 from mirrormask.train.recipe import Recipe
 from mirrormask.train.run_folder import RunResult
@@ -79,7 +80,7 @@ class ProgressObserver(Observer):
 
     def warned(self, text: str) -> None:
         """Say what is wrong."""
-        self.console.print(f"[bold]{self.name}[/]: {escape(text)}")
+        self.console.print(f"[bold]{self.name}[/]: {escape(checks.printable(text))}")
 
     def finished(self, result: RunResult) -> None:
         """Leave one line behind."""

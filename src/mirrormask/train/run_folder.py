@@ -6,18 +6,21 @@ import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mirrormask import files
 from mirrormask.selection import LayerSparsity
-from mirrormask.train import recipe_file
+from mirrormask.train import recipe_file, schema
 from mirrormask.train.lock import locked
 from mirrormask.train.recipe import Recipe
 
 __all__ = ["RunFolder", "RunResult"]
+
+#: What the recipe of every version has.
+RECORDED = ("data", "model", "method", "sparsity", "optimizer", "schedule", "epochs", "batch_size", "seed")
 
 
 @dataclass(frozen=True)
@@ -85,20 +88,35 @@ class RunResult:
         """
         path = Path(folder) / "result.json"
         try:
-            tree = json.loads(path.read_text("utf-8"))
-            layers = tuple(LayerSparsity(**{**layer, "shape": tuple(layer["shape"])}) for layer in tree.pop("layers"))
-            shape = tuple(tree["input_shape"])
+            result = schema.read(path, cls)
+            _check_recipe(result)
             # A run folder may have been moved since; what it holds is found where it is now.
-            return cls(**{**tree, "layers": layers, "input_shape": shape, "folder": str(folder)})
+            return dataclasses.replace(result, folder=str(folder))
         except OSError as error:
             raise ValueError(f"{str(folder)!r} holds no finished run: {path.name} cannot be read") from error
-        except (KeyError, TypeError, ValueError) as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{str(path)!r} is damaged ({error}); remove it and train with --resume true") from error
 
     def write(self) -> None:
         """Write ``result.json``, atomically: its presence marks a finished run."""
         tree = dataclasses.asdict(self)
         files.write_text(Path(self.folder) / "result.json", json.dumps(tree, indent=1) + "\n")
+
+
+def _check_recipe(result: RunResult) -> None:
+    """Refuse a result whose recipe is none: what a report reads of it must be there, in its own type."""
+    lacks = [name for name in RECORDED if name not in result.recipe]
+    if lacks:
+        raise ValueError(f"its recipe has no {', '.join(lacks)}")
+    recipe_file.from_dict(result.recipe)
+    recipe = schema.convert(result.recipe, Recipe)
+    for name, there, here in (
+        ("method", result.method, recipe.method.name),
+        ("seed", result.seed, recipe.seed),
+        ("sparsity", result.sparsity_asked, recipe.sparsity),
+    ):
+        if there != here:
+            raise ValueError(f"its {name} is {there!r}, and {here!r} in its recipe")
 
 
 class RunFolder:
@@ -184,15 +202,15 @@ class RunFolder:
         recipe_file.save(recipe, self / "recipe.yaml")
 
     @contextlib.contextmanager
-    def locked(self, *, wait: bool = False) -> Iterator[None]:
+    def locked(self, *, wait: bool = False, given_up: Callable[[], bool] = bool) -> Iterator[None]:
         """Keep other processes from training here, until the block or the process ends.
 
         Raises:
-            ValueError: another process trains here, and ``wait`` is not set.
+            ValueError: another process trains here, and ``wait`` is not set, or it was given up.
         """
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(locked(self / ".lock", wait=wait))
+                stack.enter_context(locked(self / ".lock", wait=wait, given_up=given_up))
             except BlockingIOError as error:
                 raise ValueError(f"another process is training in {str(self.path)!r}; choose another --out") from error
             yield

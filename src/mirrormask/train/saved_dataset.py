@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mirrormask import checks
-from mirrormask.train.folder import resized
+from mirrormask.train.image_files import resized
 
 __all__ = ["load"]
 
