@@ -188,8 +188,9 @@ def refused_by_name():
     mm.sparsify(torn, torch.optim.SGD(torn.parameters(), lr=0.1), method, steps=STEPS).finalize()
     groups = whole(torn.weight).view(4, 4, 4)
     assert ((groups != 0).sum(-1) == 2).all()
-    old = FullyShardedDataParallel(make_model(), use_orig_params=True, device_id=torch.device("cpu"))
-    fails("FullyShardedDataParallel lays parameters end to end", make_method("gmp"), model=old)
+    for use_orig_params in (True, False):
+        old = FullyShardedDataParallel(make_model(), use_orig_params=use_orig_params, device_id=torch.device("cpu"))
+        fails("FullyShardedDataParallel lays parameters end to end", make_method("gmp"), model=old)
 
 
 def sharded_afterwards_is_refused():

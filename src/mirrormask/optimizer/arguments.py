@@ -75,6 +75,17 @@ def held_weights(
         ValueError: the base optimizer does not hold one, one has sparse gradients or numbers that are not finite, or an
             N:M pattern would not run along its input.
     """
+    fsdp1 = [
+        name
+        for name, p in model.named_parameters()
+        if getattr(p, "_fsdp_flattened", False) or getattr(p, "_is_flat_param", False)
+    ]
+    if fsdp1:
+        raise ValueError(
+            f"{few(fsdp1)}: FullyShardedDataParallel lays parameters end to end and cuts them anywhere, so that no "
+            "process knows which of its numbers is which; use torch.distributed.fsdp.fully_shard, then build the "
+            "optimizer, then call mm.sparsify"
+        )
     chosen = select_weights(model, weights)
     held = {id(p) for group in base.param_groups for p in group["params"]}
     missing = [name for name, p in chosen.items() if id(p) not in held]
@@ -95,13 +106,6 @@ def held_weights(
                 f"pattern={pattern!r} runs along dimension 1, which is not the input of {name!r}, a "
                 f"{type(owner).__name__}; leave it out with weights="
             )
-    fsdp1 = [name for name, p in model.named_parameters() if getattr(p, "_fsdp_flattened", False) or _is_flat(p)]
-    if fsdp1:
-        raise ValueError(
-            f"{few(fsdp1)}: FullyShardedDataParallel lays parameters end to end and cuts them anywhere, so that no "
-            "process knows which of its numbers is which; use torch.distributed.fsdp.fully_shard, then build the "
-            "optimizer, then call mm.sparsify"
-        )
     own = {name: shard_of(p.detach()) for name, p in chosen.items()}
     bad = [name for name, p in own.items() if _has_values(p) and not bool(p.isfinite().all())]
     if any(map(is_sharded, chosen.values())) and processes.count > 1:
@@ -163,10 +167,6 @@ def _in_groups(columns: Tensor | None, m: int) -> bool:
         return False
     groups = columns.view(-1, m)
     return bool((groups[:, :1] % m == 0).all() and (groups == groups[:, :1] + torch.arange(m)).all())
-
-
-def _is_flat(p: Tensor) -> bool:
-    return type(p).__name__ == "FlatParameter"
 
 
 def _has_values(p: Tensor) -> bool:

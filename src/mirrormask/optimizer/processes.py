@@ -22,8 +22,13 @@ class Processes:
     def __init__(self, group: Any = None) -> None:
         self._group = group
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Processes:
+        return self
+
     def __getstate__(self) -> dict[str, Any]:
-        return {"_group": None}  # a group is of this process and cannot be saved: a copy is of all processes
+        if self._group is not None:
+            raise TypeError("an optimizer of a process_group= cannot be pickled; save its state_dict()")
+        return self.__dict__
 
     @property
     def count(self) -> int:

@@ -90,7 +90,7 @@ class SparseOptimizer(Optimizer):
         masks = MaskChanges(method, weights, holder, on_empty, training.decay)
         self.parts = Parts(method, weights, holder, Presence(model, weights), masks, training, fused)
         self._steps: list[Step] = []
-        self._unpruned: list[tuple[Tensor, tuple[int, ...]]] = []
+        self._unpruned: list[tuple[Tensor, object]] = []
         self._to_agree = True
         super().__init__([dict(group) for group in base.param_groups], dict(base.defaults))
 
@@ -122,8 +122,7 @@ class SparseOptimizer(Optimizer):
             values = [x.detach().clone() for x in weights.values()]
             self.parts.masks.prune(first, self.parts.training.clock)
             # A checkpoint of the model may have been loaded before, and the mask that belongs to it will be loaded yet.
-            version = weights.shards.version
-            self._unpruned = [(value, version(x)) for value, x in zip(values, weights.values(), strict=True)]
+            self._unpruned = [(value, self._written(x)) for value, x in zip(values, weights.values(), strict=True)]
             for x in weights.values():
                 self.state[x].pop("score", None)  # the mask says it all
         self._keep_if_due()
@@ -480,16 +479,20 @@ class SparseOptimizer(Optimizer):
         state_dict = state_dict.copy()
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
-        shards = self.weights.shards
-        shards.refresh()
+        self.weights.shards.refresh()
         self._state_dict.read(state_dict, self.param_groups)
         self._steps, self._to_agree = [], True
-        for x, (value, version) in zip(self.weights.values(), self._unpruned, strict=False):
-            if shards.version(x) == version:
+        for x, (value, written) in zip(self.weights.values(), self._unpruned, strict=False):
+            if self._written(x) == written:
                 x.copy_(value)
         self.weights.restore(self.parts.training.clock)
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
+
+    def _written(self, x: Tensor) -> object:
+        """What changes when somebody writes into a weight. Who reads a file into a DTensor's part leaves no version."""
+        shards = self.weights.shards
+        return fingerprint(x) if is_sharded(shards.whole(x)) else shards.version(x)
 
     def __getstate__(self) -> dict[str, Any]:
         own = {"parts": self.parts, "_steps": [], "_unpruned": [], "_to_agree": True}
