@@ -234,14 +234,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm(x)).chunk(3, dim=-1)
-        return x + self.out(nn.functional.scaled_dot_product_attention(q, k, v))
+        return x + self.out(nn.functional.scaled_dot_product_attention(q, k.cumsum(1), v))
 
 
 def test_unknown_operations_stay_in_pytorch_and_the_report_says_why():
     model = Attention().eval()
     fast = compiled(model, torch.randn(2, 5, 16))
     assert {row.layer for row in fast.report.layers} >= {"qkv", "out"}
-    assert any("layer_norm" in name for name, _ in fast.report.left)
+    assert any("cumsum" in name for name, _ in fast.report.left)
     assert "stays in PyTorch" in str(fast.report)
     for shape in [(2, 5, 16), (3, 5, 16), (1, 9, 16)]:
         agree(fast, model, torch.randn(shape))

@@ -265,4 +265,4 @@ def test_many_lengths_of_sequences_make_few_plans():
     mask = torch.zeros(1, 1, 5, 5)
     for bad in (mask[:, :, :4], mask[0], mask.expand(3, 1, 5, 5)):
         with pytest.raises(ValueError, match="mask"):
-            region(torch.randn(2, 5, FEATURES), torch.randn(2, 5, FEATURES), bad)
+            region(torch.randn(2, 5, FEATURES), bad)
