@@ -4,8 +4,8 @@
     python benchmarks/prune_pretrained.py minilm
     python benchmarks/prune_pretrained.py efficientnet --data DIR/cifar10      # folders train/ and test/ of classes
 
-The statistics of EfficientNet-Lite0's batch norm stay those of ImageNet: estimated anew on some CIFAR-10 images, they cost
-the dense network nearly everything. Each cell is a line of `--out`; what is there is not measured again.
+The statistics of EfficientNet-Lite0's batch norm stay those of ImageNet: estimated anew on some CIFAR-10 images, they
+cost the dense network nearly everything. Each cell is a line of `--out`; what is there is not measured again.
 """
 
 from __future__ import annotations
