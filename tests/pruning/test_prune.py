@@ -61,6 +61,13 @@ def test_convolutions_are_pruned_and_batch_norm_sees_what_came_of_them(method):
     torch.testing.assert_close(model[1].running_mean, outputs.detach())
 
 
+def test_the_statistics_of_batch_norm_can_be_left_as_they_are():
+    model = convolutional()
+    model[1].running_mean.fill_(3.0)
+    mm.prune(model, [torch.randn(16, 3, 6, 6)], 0.5, "wanda", batch_norm=False)
+    assert (model[1].running_mean == 3.0).all() and mm.sparsity(model).total == 0.5
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_patterns_hold_along_the_inputs(method):
     model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.Flatten(), nn.Linear(32, 4))

@@ -39,6 +39,7 @@ def prune(
     weights: Weights | None = None,
     compare: str | None = None,
     damping: float = DAMPING,
+    batch_norm: bool = True,
     forward: Forward | None = None,
 ) -> PruneReport:
     """Set weights of ``model`` to zero, in place, exactly as many as asked, without training.
@@ -71,6 +72,8 @@ def prune(
         compare: whose weights compete: ``"row"``, all of one output, or ``"layer"``; None for ``"row"`` with wanda and
             ``"layer"`` otherwise. With obs, within 128 columns at a time.
         damping: of obs: what is added to the diagonal of H, as a share of its mean, in [0, inf).
+        batch_norm: whether statistics of batch norm are estimated anew in the end; False where the batches are few, or
+            not such as the network was trained on: it would lose more by them than by its zeros.
         forward: for other batches or models, ``forward(model, batch)``.
 
     Returns:
@@ -124,7 +127,8 @@ def prune(
                 for layer in stage.layers:
                     keep(layer.weight)
                     rows.append(_prune_layer(layer, moment, counts[layer.name], method, by_row, pattern, damping))
-        recalibrate(model, read, forward=forward)
+        if batch_norm:
+            recalibrate(model, read, forward=forward)
     _warn(rows, empty, singular, layers)
     return PruneReport(method, tuple(rows), tuple(singular))
 
