@@ -136,7 +136,7 @@ def test_all_runs_every_experiment_once(tmp_path, monkeypatch, capsys):
     names = ["recovery", "bias", "signs", "rates", "norm"]
     for name in names:
         fake = Experiment(name, figure, ("x",), [(1,)], f"This is {name}.")
-        monkeypatch.setattr(commands, f"{name}_experiment", lambda *arguments, fake=fake: fake)
+        monkeypatch.setattr(f"mirrormask.flow.{name}.{name}_experiment", lambda *arguments, fake=fake: fake)
     commands.all(tmp_path, seeds=2)
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {f"{name}.{kind}" for name in names for kind in ("svg", "png", "csv", "txt")}
