@@ -55,6 +55,15 @@ def test_rms_sets_beta_per_tensor_and_copes_with_zeros():
     assert w.tolist() == [0.0] * 4
 
 
+def test_a_tensor_that_starts_tiny_has_the_beta_of_a_usual_one():
+    usual = 1 / (3 * 16) ** 0.5  # torch's own initialisation, 16 inputs an output
+    for scale, expected in ((1.0, 1.0), (0.8, 0.8), (0.5, 0.7), (1e-4, 0.7)):
+        x = torch.full((5, 4, 2, 2), usual * scale)
+        m, w = Hadamard().init(x).values()
+        torch.testing.assert_close(m**2 - w**2, torch.full_like(x, 2 * usual * expected), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(m * w, x)
+
+
 def test_pruned_weights_come_back_at_zero_and_able_to_move():
     geometry = Hadamard(beta=0.25)
     latents = geometry.init(torch.tensor([1.0, -2.0, 0.5, 3.0]))

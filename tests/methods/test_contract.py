@@ -391,12 +391,13 @@ def test_without_factors_the_bound_on_a_step_is_tighter_where_the_base_rescales_
 @pytest.mark.parametrize(
     ("options", "scores"),
     [
-        ({}, ("magnitude", "sensitivity")),
+        ({}, ("magnitude", "balanced")),
+        ({"growth": None}, ("magnitude", "sensitivity")),
         ({"score": "magnitude"}, ("magnitude", "magnitude")),
         ({"score": "lamp"}, ("lamp", "lamp")),
     ],
 )
-def test_mirror_ranks_by_sensitivity_where_the_base_rescales_gradients(options, scores):
+def test_mirror_counts_the_gradient_where_the_base_rescales_gradients(options, scores):
     method = mm.methods.mirror(0.5, **options)
     found = [method.under(adaptive=adaptive) for adaptive in (False, True)]
     assert tuple(m.mask.score for m in found) == scores
