@@ -19,7 +19,15 @@ HAM = {"a": 300.0, "b": 0.05, "clip": 0.05}
 PILOT = {"gain": 0.8, "alpha_init": 0.2, "delta": 1.5, "K": 0.5}
 REGROW = {"fraction": 0.4, "every": 0.1, "until": 0.75, "seed": 5}
 GROWN = {"grow": "random", "anneal": False, "spread": 0.5, "until": 34}
-MIRROR = {**GRADUAL, "gain": 0.8, "shrink": 4.0, "decay_from": 0.05, "decay_until": 0.75, "decay_limit": None}
+MIRROR = {
+    **GRADUAL,
+    "gain": 0.8,
+    "shrink": 4.0,
+    "decay_from": 0.05,
+    "decay_until": 0.75,
+    "decay_limit": None,
+    "growth": None,
+}
 #: method, and a variant if there is one -> (its options, its reference)
 CASES = {
     "dense": ({}, plain.Plain),

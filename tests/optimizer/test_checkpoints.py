@@ -32,6 +32,8 @@ def train(model, optimizer, steps):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(X), Y).backward()
         optimizer.step()
+        if optimizer.step_count % 2:  # what a controller remembers of an epoch must be read back as well
+            optimizer.epoch_end(score=0.1 * (7 * optimizer.step_count % 11))
 
 
 # A cut in each part of a training, in rotation; strict loading throughout.
@@ -50,6 +52,7 @@ def test_a_run_goes_on_from_a_distributed_checkpoint_bit_for_bit(name, base, cut
     train(model, optimizer, cut)
     weights, state = get_state_dict(model, optimizer, options=options)
     dcp.save({"model": weights, "optimizer": state}, checkpoint_id=tmp_path)
+    memory = dict(optimizer.parts.training.decay.state)
     train(model, optimizer, STEPS - cut)
     other, resumed = build(name, base, seed=3)
     weights, state = get_state_dict(other, resumed, options=options)
@@ -59,6 +62,7 @@ def test_a_run_goes_on_from_a_distributed_checkpoint_bit_for_bit(name, base, cut
         other, resumed, model_state_dict=loaded["model"], optim_state_dict=loaded["optimizer"], options=options
     )
     assert resumed.step_count == cut
+    assert resumed.parts.training.decay.state == memory
     train(other, resumed, STEPS - cut)
     optimizer.finalize()
     resumed.finalize()

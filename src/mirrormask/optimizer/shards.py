@@ -234,7 +234,7 @@ class _HeldHere(Held):
         return self._shards.shape(own)
 
     def sums(self, parts: list[Tensor]) -> list[Tensor]:
-        if not parts:
+        if not parts or not self._shards.spread:  # under DDP each process holds all of it
             return parts
         own = [part if self._shards.counts(x) else torch.zeros_like(part)
                for part, x in zip(parts, self._x, strict=True)]  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,7 +125,7 @@ class StateDict:
             own["rounds"] = {
                 "rates": pack(training.rounds.rates),
                 "integrals": training.rounds.integrals,
-                "decay_state": training.rounds.decay_state,
+                "decay_state": _pairs(training.rounds.decay_state),
             }
         return {
             **own,
@@ -136,7 +136,7 @@ class StateDict:
             "step": training.step,
             "skipped_steps": training.settle_count(),
             "finalized": training.finalized,
-            "decay_state": decay.state,
+            "decay_state": _pairs(decay.state),
             "masked": self.weights.masked,
         }
 
@@ -374,3 +374,8 @@ def _own(value: Any, held: Tensor) -> Any:
     if value.shape != held.shape:
         return value.clone()
     return torch.empty_like(held, dtype=value.dtype, device=value.device).copy_(value)
+
+
+def _pairs(memory: Mapping[str, float]) -> list[list[Any]]:
+    """A decay's memory as a list: of a dict, torch's distributed checkpoints read the keys that a fresh one has."""
+    return [[key, value] for key, value in memory.items()]
