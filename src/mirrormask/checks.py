@@ -63,7 +63,7 @@ def check_int(name: str, value: int, *, low: int, hint: str = "") -> int:
 def check_sparsity(value: float, name: str = "sparsity") -> float:
     """Return ``value`` if it is a sparsity, the fraction of zeros in [0, 1), else raise."""
     hint = "sparsity is the fraction of zeros; leave a layer out if you meant to drop it"
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and 1 < value < 100:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 2 <= value < 100:
         hint = f"sparsity is the fraction of zeros; did you mean {value / 100:g}?"
     return check_number(name, value, low=0.0, high=1.0, open_high=True, hint=hint)
 

@@ -115,7 +115,7 @@ def balanced(x: Tensor, generator: torch.Generator, grown: float = 0.0, full: Te
         x: any shape, outputs first; its ``grad`` is read.
         generator: not read.
         grown: the share of the network that has outgrown its start, in [0, 1], as a decay that watches it finds it
-            (:class:`mirrormask.decay.ShrinkDecay`); 0 under any other.
+            (``ShrinkDecay``); 0 under any other.
         full: the :func:`sensitivity`, where it is known already; it is written over.
 
     Example:
