@@ -209,7 +209,17 @@ def test_short_names_a_start_from_a_file_and_code_that_a_recipe_names(tmp_path, 
 
     torch.save(named.fetch("own.py:net")(7).state_dict(), "net.pt")
     (tmp_path / "r.yaml").write_text("model: own.py:net\nepochs: 1\nfigure: false\nthreads: 1\n")
-    arguments = ["--init=net.pt", "--batch-size", "64", "--lr", "0.01", "--weight-decay=1e-4", "--out", "a"]
+    arguments = [
+        "--init=net.pt",
+        "--batch-size",
+        "64",
+        "--lr",
+        "0.01",
+        "--weight-decay=1e-4",
+        "--out",
+        "a",
+        "--sparsity=0.8",
+    ]
     assert "'own.py:net' is code that would be imported" in errors(capsys, "train", "r.yaml", *arguments)
     assert cli.main(["train", "r.yaml", "--allow-code", "true", *arguments]) == 0
     assert "own.py:net starts from net.pt: 2 tensors; 2.weight, 2.bias keep their first" in capsys.readouterr().out

@@ -62,7 +62,7 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "norms before and after": lambda net, y, x: net.norm(x + net.side(F.gelu(net.norm(y)))),
     "residual streams": lambda net, y, x: net.norm((z := x + net.side(net.norm(x))) + net.side(F.relu(net.rms(z))) + y),
     "softmax": lambda net, y, x: F.softmax(5 * y, -1),
-    "softmax of large numbers": lambda net, y, x: F.softmax(500 * y, 2),
+    "softmax of large numbers": lambda net, y, x: F.softmax(150 * y, 2),
     "log softmax": lambda net, y, x: F.log_softmax(5 * y, -1) * 0.1,
     "gelu by hand": lambda net, y, x: 0.5 * y * (1.0 + torch.tanh(0.7978845608028654 * (y + 0.044715 * y.pow(3.0)))),
 }

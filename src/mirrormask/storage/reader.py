@@ -122,7 +122,7 @@ def read_contents(path: str | os.PathLike[str]) -> Contents:
         >>> save({"w": torch.eye(200)}, path, metadata={"method": "pilot"})
         >>> contents = read_contents(path)
         >>> contents.metadata["method"], contents.entries["w"].encoding.name
-        ('pilot', 'gaps')
+        ('pilot', 'coded')
     """
     with _open(path) as (file, nbytes):
         return _contents(open_container(file, nbytes))
