@@ -350,7 +350,7 @@ def test_the_command_ends_with_75_and_says_how_to_go_on(tmp_path, monkeypatch, c
     assert not list(tmp_path.rglob("result.json"))
     monkeypatch.undo()
     assert cli.main([*options, "--resume", "true"]) == 0
-    assert (tmp_path / "run" / "pilot" / "result.json").exists()
+    assert (tmp_path / "run" / "mirror" / "result.json").exists()
 
 
 def test_a_signal_at_the_end_of_one_run_does_not_let_the_next_begin(tmp_path, monkeypatch, capsys):

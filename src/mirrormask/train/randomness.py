@@ -79,11 +79,13 @@ def deterministic(wanted: bool) -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
         torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
+        if benchmark:  # where it is off there is nothing to set, which some hosts of torch forbid
+            torch.backends.cudnn.benchmark = False
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.backends.cudnn.benchmark = benchmark
+        if benchmark:
+            torch.backends.cudnn.benchmark = True
 
 
 def _accelerator_state() -> Tensor | None:
