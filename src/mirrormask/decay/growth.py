@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mirrormask.checks import check_number
-from mirrormask.decay.base import DecayState
+from mirrormask.decay.base import Decay, DecayState
+from mirrormask.progress import Clock
 
-__all__ = ["DEAD", "GROWTH", "check_growth", "share_grown", "watch"]
+__all__ = ["DEAD", "GROWTH", "Growing", "check_growth", "share_grown", "watch"]
 
 #: The default of a method that asks for it: in full where the large weights have grown by a factor of ``exp(0.5)``.
 GROWTH = 0.5
@@ -49,3 +50,19 @@ def watch(state: DecayState, sizes: Sequence[float], counts: Sequence[int], grow
         state.update({f"size.{index}": size for index, size in enumerate(sizes)})
     growths = [size - state[f"size.{index}"] for index, size in enumerate(sizes)]
     state["grown"] = share_grown(growths, counts, growth)
+
+
+class Growing(Decay):
+    """A decay with a field ``growth``: what counts as grown, or None to look at no weights."""
+
+    growth: float | None
+
+    @property
+    def watches(self) -> bool:  # type: ignore[override]
+        """Whether it answers to the weights' growth."""
+        return self.growth is not None
+
+    def watch(self, state: DecayState, clock: Clock, sizes: Sequence[float], counts: Sequence[int]) -> None:
+        """Remember the start, then the share that has grown."""
+        if self.growth is not None:
+            watch(state, sizes, counts, self.growth)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from mirrormask.checks import check_number
-from mirrormask.decay.base import Decay, DecayState
-from mirrormask.decay.growth import check_growth, watch
+from mirrormask.decay.base import DecayState
+from mirrormask.decay.growth import Growing, check_growth
 from mirrormask.progress import Clock, check_window
 
 __all__ = ["ShrinkDecay"]
 
 
 @dataclass(frozen=True)
-class ShrinkDecay(Decay):
+class ShrinkDecay(Growing):
     """A total shrink ``4 A_T``, spread evenly over a window of training: ``a_T = a₀ exp(-shrink)``.
 
     Neither the learning rate nor the number of steps (but for ``limit``) changes where ``a`` ends, which is what the
@@ -66,16 +65,6 @@ class ShrinkDecay(Decay):
         if self.limit is not None:
             check_number("limit", self.limit, low=0.0, open_low=True)
         check_growth(self.growth)
-
-    @property
-    def watches(self) -> bool:  # type: ignore[override]
-        """Whether it answers to the weights' growth."""
-        return self.growth is not None
-
-    def watch(self, state: DecayState, clock: Clock, sizes: Sequence[float], counts: Sequence[int]) -> None:
-        """Remember the start, then the share that has grown."""
-        if self.growth is not None:
-            watch(state, sizes, counts, self.growth)
 
     def increment(self, state: DecayState, clock: Clock, lr: float, integral: float) -> float:
         """``shrink / 4`` over the number of steps in the window, and at most ``limit / 4``, inside it; 0 outside.

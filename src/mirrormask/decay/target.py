@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from mirrormask.checks import check_number
-from mirrormask.decay.base import Decay, DecayState
-from mirrormask.decay.growth import GROWTH, check_growth, watch
+from mirrormask.decay.base import DecayState
+from mirrormask.decay.growth import GROWTH, Growing, check_growth
 from mirrormask.progress import Clock, check_window
 
 __all__ = ["TargetDecay"]
 
 
 @dataclass(frozen=True)
-class TargetDecay(Decay):
+class TargetDecay(Growing):
     """Steers ``rho = ‖weights that the next mask removes‖ / ‖weights‖`` log-linearly down to ``rho_end``.
 
     The desired course is ``log rho*(t)``, a straight line from the first rho seen to ``rho_end`` at ``end_at``. The
@@ -70,16 +69,6 @@ class TargetDecay(Decay):
         if self.limit is not None:
             check_number("limit", self.limit, low=0.0, open_low=True)
         check_growth(self.growth)
-
-    @property
-    def watches(self) -> bool:  # type: ignore[override]
-        """Whether it answers to the weights' growth."""
-        return self.growth is not None
-
-    def watch(self, state: DecayState, clock: Clock, sizes: Sequence[float], counts: Sequence[int]) -> None:
-        """Remember the start, then the share that has grown."""
-        if self.growth is not None:
-            watch(state, sizes, counts, self.growth)
 
     def start(self) -> DecayState:
         """``rate`` is the strength in units of the even spread."""
