@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mirrormask.checks import few
 from mirrormask.matrices import candidates
 
-__all__ = ["Layer", "can_be_seen", "layers_of"]
+__all__ = ["Layer", "can_be_seen", "check_values", "layers_of"]
 
 #: Elements of unfolded inputs at a time: they are ``kernel size`` times the input.
 CHUNK = 2**22
@@ -145,6 +145,26 @@ def layers_of(model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> 
     if odd:
         raise ValueError(f"{few(odd)}: layers of different kinds share this weight; leave it out with weights=")
     return layers
+
+
+def check_values(weights: Mapping[str, Tensor], verb: str) -> None:
+    """Refuse weights that are not here, or not finite.
+
+    Args:
+        weights: by name.
+        verb: what is to be done to the model.
+
+    Raises:
+        ValueError: one is sharded over processes, or holds NaN or inf.
+    """
+    spread = [name for name, p in weights.items() if hasattr(p, "placements")]
+    if spread:
+        raise ValueError(f"{few(spread)}: sharded over processes; {verb} the model before it is sharded")
+    bad = [name for name, p in weights.items() if not bool(p.detach().isfinite().all())]
+    if bad:
+        raise ValueError(
+            f"{few(bad)} {'is' if len(bad) == 1 else 'are'} not finite; load or initialise the weights first"
+        )
 
 
 def can_be_seen(model: nn.Module, weight: Tensor) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mirrormask.batchnorm import recalibrate
 from mirrormask.calibration import Forward, Layer, Moment, evaluating, held, layers_of, moment_of, survey
 from mirrormask.calibration.inverse import DAMPING, is_singular
+from mirrormask.calibration.layers import check_values
 from mirrormask.calibration.moments import Stage
 from mirrormask.checks import callers_level, check_known, check_number, few
 from mirrormask.masks import AtStart, allocate, select
@@ -110,7 +111,7 @@ def prune(
     if forward is not None and not callable(forward):
         raise TypeError(f"forward={forward!r} is a {type(forward).__name__}, not a function (model, batch)")
     layers = layers_of(model, select_weights(model, weights, frozen=True))
-    _check_values(layers)
+    check_values({layer.name: layer.weight for layer in layers}, "prune")
     empty = rule.check_weights({layer.name: layer.shape for layer in layers})
     read = held(batches)
     singular: list[str] = []
@@ -175,18 +176,6 @@ def _counts(
                 scores[layer.name] = MOMENT_SCORES[method](layer.matrix().to(moment.matrix.dtype), moment)
         counts = [int(mask.sum()) for mask in select([scores[name] for name in names], rule.sparsity)]
     return dict(zip(names, counts, strict=True))
-
-
-def _check_values(layers: Sequence[Layer]) -> None:
-    """Refuse weights that are not here, or not finite."""
-    spread = [layer.name for layer in layers if hasattr(layer.weight, "placements")]
-    if spread:
-        raise ValueError(f"{few(spread)}: sharded over processes; prune the model before it is sharded")
-    bad = [layer.name for layer in layers if not bool(layer.weight.detach().isfinite().all())]
-    if bad:
-        raise ValueError(
-            f"{few(bad)} {'is' if len(bad) == 1 else 'are'} not finite; load or initialise the weights first"
-        )
 
 
 def _warn(rows: Sequence[PrunedLayer], empty: Sequence[str], singular: Sequence[str], layers: Sequence[Layer]) -> None:

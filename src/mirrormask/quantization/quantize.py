@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mirrormask.calibration import Forward, Layer, Moment, evaluating, held, layers_of, moment_of, survey
-from mirrormask.calibration.layers import can_be_seen
-from mirrormask.checks import few
+from mirrormask.calibration.layers import can_be_seen, check_values
 from mirrormask.pruning.solver import relative_error
 from mirrormask.pruning.undo import all_or_nothing
 from mirrormask.quantization.levels import levels, output_axes, per_output, rounded, scales
@@ -140,16 +139,9 @@ def _by_output(layer: Layer, axis: int, moment: Moment) -> QuantizedLayer:
     return QuantizedLayer(layer.name, tuple(x.shape), plain, error)
 
 
-def _check(model: nn.Module, weights: dict[str, Tensor] | dict[str, nn.Parameter]) -> None:
+def _check(model: nn.Module, weights: dict[str, nn.Parameter]) -> None:
     if not weights:
         raise ValueError(
             f"{type(model).__name__} holds no matrix of a layer and no embedding; there is nothing to round"
         )
-    spread = [name for name, p in weights.items() if hasattr(p, "placements")]
-    if spread:
-        raise ValueError(f"{few(spread)}: sharded over processes; quantize the model before it is sharded")
-    bad = [name for name, p in weights.items() if not bool(p.detach().isfinite().all())]
-    if bad:
-        raise ValueError(
-            f"{few(bad)} {'is' if len(bad) == 1 else 'are'} not finite; load or initialise the weights first"
-        )
+    check_values(weights, "quantize")
