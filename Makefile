@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint types pytest browser fuzz faults clean
+.PHONY: demo test lint types pytest docs browser fuzz faults clean
 demo: $(VENV)/.train
 	$(BIN)/mirrormask train recipes/digits-mlp.yaml --method pilot,mirror --out runs/demo --overwrite true
 
-test: lint types pytest
+test: lint types docs pytest
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -15,6 +15,10 @@ lint: $(VENV)/.test
 
 types: $(VENV)/.test
 	$(BIN)/mypy
+
+# The site, into build/site. Strict: a broken link or a name that is not there fails.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 pytest: $(VENV)/.test browser
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=15

@@ -11,10 +11,13 @@ import pytest
 import mirrormask
 
 ROOT = Path(__file__).parent.parent
+#: Pages whose blocks are parts of a program: of the reader's own, or of one that another test assembles.
+FRAGMENTS = ("docs/distributed.md", "docs/contributing.md")
 MODULES = sorted(m.name for m in pkgutil.walk_packages(mirrormask.__path__, "mirrormask.") if "__main__" not in m.name)
 BLOCKS = [
     (f"{page} block {number}", block)
-    for page in ("README.md", "docs/tools.md", "docs/compile.md", "docs/finetune.md", "docs/prune.md")
+    for page in ("README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")))
+    if page not in FRAGMENTS
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL))
 ]
 
