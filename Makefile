@@ -3,11 +3,15 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint types pytest docs browser fuzz faults clean
+.PHONY: demo test test-all lint types pytest docs browser fuzz faults clean
 demo: $(VENV)/.train
 	$(BIN)/mirrormask train recipes/digits-mlp.yaml --method pilot,mirror --out runs/demo --overwrite true
 
 test: lint types docs pytest
+
+# Every case of every law, and what takes long: before a release, and after a change that reaches far.
+test-all: lint types docs browser
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=15
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -21,7 +25,7 @@ docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 pytest: $(VENV)/.test browser
-	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=15
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=15 --sample
 
 # The page of `mirrormask report` is tested in a real Chromium; where none can be had those tests say so and are skipped.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)

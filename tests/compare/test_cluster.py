@@ -102,6 +102,7 @@ def test_an_address_that_is_none_is_named(address):
         cluster.connect(address)
 
 
+@pytest.mark.long
 def test_no_cell_is_lost_or_doubled_when_a_node_is_killed(tmp_path, monkeypatch):
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'mirrormask[cluster]'")
     from ray.cluster_utils import Cluster

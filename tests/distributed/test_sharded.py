@@ -25,6 +25,7 @@ def test_two_processes(tmp_path):
     assert run_world(2, _two, tmp_path) == {}
 
 
+@pytest.mark.long
 def test_four_processes(tmp_path):
     assert run_world(4, _four, tmp_path) == {}
 

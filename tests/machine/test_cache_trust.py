@@ -181,6 +181,7 @@ print("llvmlite.binding" in sys.modules)
 
 
 @pytest.mark.skipif(not objects.serves(), reason="object code of another kind")
+@pytest.mark.long
 def test_a_second_process_steps_alike_without_llvm(folder):
     def run() -> list[str]:
         environment = {**os.environ, "MIRRORMASK_CACHE": str(folder)}
@@ -469,6 +470,7 @@ print("done")
 
 @posix
 @pytest.mark.parametrize("homes", [[None], ["/nonexistent", "/dev/null", "", "/proc"]], ids=["no entry", "no folder"])
+@pytest.mark.cases(1)
 def test_without_a_home_all_works_and_nothing_is_said(homes):
     script = HOMELESS.replace("HOMES", repr(homes))
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

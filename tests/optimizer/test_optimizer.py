@@ -255,6 +255,7 @@ def test_a_compiled_model_trains_as_the_eager_one():
 @pytest.mark.parametrize("base", ["momentum", "adam"])
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 @pytest.mark.parametrize("geometry", [Hadamard(beta=1.0, gain=None), Euclidean()], ids=["factors", "plain"])
+@pytest.mark.cases(1)
 def test_a_step_never_waits_for_the_device(base, geometry):
     # Fake tensors of a GPU have no values: whatever would read one, and so wait for the device, raises.
     with FakeTensorMode(), torch.device("cuda"):

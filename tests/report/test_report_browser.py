@@ -240,6 +240,7 @@ def test_pictures_of_changed_predictions_are_there_with_both_answers(visit):
     assert not driver.find_element(By.ID, "accuracy").is_displayed()
 
 
+@pytest.mark.long
 def test_markup_in_names_stays_text_in_headings_tables_charts_and_labels(visit):
     from selenium.webdriver import ActionChains
     from selenium.webdriver.common.by import By
@@ -323,6 +324,7 @@ def test_every_control_has_a_name_and_every_picture_words(visit):
 
 @pytest.mark.parametrize("name", ["many", "one", "evil"])
 @pytest.mark.parametrize("width", [375, 768])
+@pytest.mark.cases(1)
 def test_no_page_scrolls_sideways(visit, name, width):
     driver = visit(name, width, 800)
     for chart in [*CHARTS, "records-runs", "records-commands", "records-environments", "run-changes"]:
@@ -330,6 +332,7 @@ def test_no_page_scrolls_sideways(visit, name, width):
     assert driver.execute_script("return document.documentElement.scrollWidth") == width
 
 
+@pytest.mark.long
 def test_a_picture_of_every_page_is_kept(visit):
     import base64
 

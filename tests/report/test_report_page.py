@@ -350,6 +350,7 @@ def test_plotly_is_named_where_it_is_missing(tmp_path, monkeypatch, capsys):
 # -- size --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_page_of_500_runs_stays_under_15_mb(tmp_path, monkeypatch):
     monkeypatch.setattr(files.os, "fsync", lambda _: None)
     shapes = {f"layer{i}.weight": (64, 64) for i in range(20)}

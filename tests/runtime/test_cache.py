@@ -92,6 +92,7 @@ IN_PARTS = "torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.LayerNorm(14)
 
 
 @pytest.mark.parametrize("network", [WHOLE, IN_PARTS], ids=["whole", "in parts"])
+@pytest.mark.cases(1)
 def test_a_second_process_neither_exports_nor_tunes_nor_generates(folder, network):
     def run() -> list[str]:
         environment = {**os.environ, "MIRRORMASK_CACHE": str(folder)}
@@ -419,6 +420,7 @@ print("done")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no SIGKILL")
+@pytest.mark.long
 def test_killed_in_the_middle_or_beside_another_the_next_build_is_right(folder):
     environment = {**os.environ, "MIRRORMASK_CACHE": str(folder)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

@@ -88,6 +88,7 @@ def test_rows_of_any_number_and_leading_shape(rows):
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize("whose", ["torch's threads", "own threads"])
+@pytest.mark.cases(3)
 def test_threads_share_images_and_channels(threads, batch, whose, folder, monkeypatch):
     monkeypatch.setenv("MIRRORMASK_CACHE", str(folder))
     if whose == "own threads":
@@ -141,6 +142,7 @@ def test_a_team_that_is_smaller_than_asked_for_leaves_nothing_out(monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.long
 def test_a_forked_process_has_no_team_and_needs_none():
     script = """
 import os, torch, mirrormask as mm
@@ -331,6 +333,7 @@ def test_the_model_is_left_as_it_was():
     assert all(p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.long
 def test_a_second_build_comes_from_the_cache_and_damage_is_noticed(tmp_path):
     model, x = network(), torch.randn(2, 3, 16, 16)
     first = mm.compile(model, x, force=True)

@@ -163,6 +163,7 @@ def fuzz(kind: str, start: int, examples: int) -> None:
 
 
 @pytest.mark.parametrize(("kind", "examples"), [("images", 60), ("rows", 30)])
+@pytest.mark.long
 def test_random_networks_agree_with_eager(kind, examples, tmp_path):
     process = processes().Process(target=_fuzz_apart, args=(kind, examples, tmp_path))
     process.start()

@@ -206,6 +206,7 @@ def test_a_new_size_is_no_new_capture_where_the_model_leaves_it_open():
     assert len(fast._body.captures) == 1 and not fast._body.captures[0].unfit
 
 
+@pytest.mark.long
 def test_sizes_that_become_formulas_are_not_reasoned_about():
     # each layer pads its input to a multiple, as Swin's windows do: minutes in torch's proofs, if they are begun
     def padded(self, x):

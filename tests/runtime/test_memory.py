@@ -130,6 +130,7 @@ def captured(size: int):
 @pytest.mark.parametrize("target", available_targets(), ids=lambda target: target.name)
 @pytest.mark.parametrize("kernel", ["dense", "direct", "aligned", "winograd", "any"])
 @pytest.mark.parametrize("size", [56, 32, 20])
+@pytest.mark.cases(3)
 def test_no_layer_reads_what_others_left(target, kernel, size, folder, monkeypatch):
     """Layers that read beside their maps, in memory that others filled: as on the first image, so on later ones."""
     monkeypatch.setenv("MIRRORMASK_CACHE", str(folder))

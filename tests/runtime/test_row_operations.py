@@ -187,6 +187,7 @@ def test_an_operation_is_native_and_right(row, name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("row", MASKED)
+@pytest.mark.cases(3)
 def test_attention_with_a_mask_is_one_region(row, name):
     model = network(row)
     x = torch.randn(*LEADING[0], FEATURES)
@@ -251,6 +252,7 @@ def test_sequences_keep_to_themselves():
         close(fast(x[:, :2]), model(x[:, :2]))
 
 
+@pytest.mark.long
 def test_many_lengths_of_sequences_make_few_plans():
     model = network("boolean mask")
     fast = mm.compile(model, torch.randn(1, 40, FEATURES), tune=False, force=True)

@@ -28,6 +28,7 @@ def vit() -> nn.Module:
         ("vit", vit, 32, False),
     ],
 )
+@pytest.mark.cases(2)
 def test_networks(name, make, size, whole):
     model = make().eval()
     for m in model.modules():

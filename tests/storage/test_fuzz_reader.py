@@ -78,6 +78,7 @@ def test_any_state_dict_comes_back_bit_for_bit(tmp_path, state):
         np.testing.assert_array_equal(to_bits(loaded[name]), to_bits(tensor))
 
 
+@pytest.mark.long
 def test_a_short_coverage_guided_run(tmp_path):
     if importlib.util.find_spec("atheris") is None:
         pytest.skip("atheris is not installed (it has wheels for Linux on x86-64 only); hypothesis ran above")

@@ -233,6 +233,7 @@ def test_the_safetensors_package_opens_what_is_written(tmp_path):
     assert torch.equal(raw["f8::values"].float(), state["f8"][state["f8"].float() != 0].float())
 
 
+@pytest.mark.long
 def test_a_hundred_thousand_tensors(tmp_path):
     state = {f"layer.{index}": torch.full((2,), float(index)) for index in range(100_000)}
     loaded = back(state, tmp_path)

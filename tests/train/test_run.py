@@ -343,6 +343,7 @@ def test_a_session_in_one_process_sees_all_test_images(tmp_path):
     assert sum(len(y) for _, y in session.test.in_order()) == 355
 
 
+@pytest.mark.long
 def test_two_processes_give_the_run_of_one(tmp_path):
     recipe = small(tmp_path / "one", epochs=2)
     one = run(recipe)
