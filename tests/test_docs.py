@@ -41,6 +41,7 @@ def test_the_readme_has_blocks_and_its_links_exist():
     assert BLOCKS
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+            link = re.sub(r"^notebooks/(\w+)\.md$", r"../notebooks/\1.py", link)  # a page of the site only
             assert (page.parent / link).exists(), f"{page.name} links to {link}, which is not there"
 
 

@@ -1,6 +1,7 @@
 """A hook of MkDocs: the pages that are made from the source.
 
-One for each method, of its docstring, its parts and its rows of docs/results.md; one for each file of ``examples/``.
+One for each method, of its docstring, its parts and its rows of docs/results.md; one for each file of ``examples/`` and
+``notebooks/``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import griffe
+import jupytext
 from docstrings import rewritten
 from mkdocs.structure.files import File
 
@@ -19,12 +21,15 @@ import mirrormask as mm
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "docs" / "results.md"
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 
 
 def on_config(config: Any) -> Any:
     """Put the methods' pages behind the page of all methods."""
     section = next(entry for entry in config.nav if "Methods" in entry)
     section["Methods"] += [f"methods/{name}.md" for name in mm.methods.names()]
+    start = next(entry for entry in config.nav if "Start" in entry)
+    start["Start"] += [f"notebooks/{path.stem}.md" for path in reversed(NOTEBOOKS)]
     guides = next(entry for entry in config.nav if "Guides" in entry)
     guides["Guides"].append({"Examples": [f"examples/{path.stem}.md" for path in EXAMPLES]})
     return config
@@ -37,6 +42,9 @@ def on_files(files: Any, config: Any) -> Any:
     for path in EXAMPLES:
         code = f"# {path.name}\n\n```python\n{path.read_text(encoding='utf-8')}```\n"
         files.append(File.generated(config, f"examples/{path.stem}.md", content=code))
+    for path in NOTEBOOKS:
+        text = jupytext.writes(jupytext.read(path), fmt="md").split("---\n", 2)[-1]
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=text))
     return files
 
 
