@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mirrormask.checks import check_known
+from mirrormask.masks.keys import CHUNK, by_numpy
 from mirrormask.masks.saliency import DATA_SCORES
-from mirrormask.masks.selection import CHUNK, by_numpy
 
 __all__ = ["SCORES", "balanced", "check_score", "lamp", "magnitude", "random", "sensitivity"]
 
