@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from mirrormask.masks import keep_count, largest, select
-from mirrormask.masks.scores import lamp
+from mirrormask.masks.lamp import select_lamp
+from mirrormask.masks.magnitudes import Magnitudes
 from step import _resident, processor
 
 SPARSITY = 0.9
@@ -48,17 +49,17 @@ def draw(sizes: list[tuple[int, int]], seed: int) -> list[Tensor]:
 
 def exchange(x: Tensor, gradient: Tensor, alive: Tensor) -> Tensor:
     """The mask after an exchange of 30% of the living weights, as in ``masking.exchange``."""
-    count = int(alive.sum())
+    count = int(alive.count_nonzero())
     dropped = round(0.3 * count)
-    kept = largest(x.abs().float().masked_fill_(~alive, -1.0), count - dropped)
-    return kept | largest(gradient.abs().float().masked_fill_(kept, -1.0), dropped)
+    kept = largest(Magnitudes(x, alive), count - dropped)
+    return kept.logical_or_(largest(Magnitudes(gradient, kept, wanted=False), dropped))
 
 
 def prepare(row: str, sizes: list[tuple[int, int]]) -> tuple[Callable[[], list[Tensor]], int]:
     """What a row times, and how many bytes a weight of scores it makes itself and keeps."""
-    x = draw(sizes, 0)
+    x, total = draw(sizes, 0), sum(rows * columns for rows, columns in sizes)
     if row == "lamp":
-        return lambda: select([lamp(layer, torch.Generator()) for layer in x], SPARSITY), 4
+        return lambda: select_lamp([Magnitudes(layer) for layer in x], keep_count(total, SPARSITY)), 0
     if row == "exchange":
         gradients, alive = draw(sizes, 1), select([layer.abs() for layer in draw(sizes, 2)], SPARSITY, "erk")
         return lambda: [exchange(*layer) for layer in zip(x, gradients, alive, strict=True)], 0

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mirrormask.masks.keys import all_chunks, by_numpy, equal_places, from_key, to_keys
+from mirrormask.masks.keys import Scores, all_chunks, by_numpy, equal_places, from_key, to_keys
 
-__all__ = ["Reduce", "by_sample", "kth_largest", "kth_score", "together"]
+__all__ = ["SAMPLE", "Reduce", "by_sample", "kth_largest", "kth_score", "together"]
 
 #: Sums a small int64 tensor in CPU memory over processes.
 Reduce = Callable[[Tensor], Tensor]
@@ -26,14 +26,14 @@ SAMPLE = 61
 
 
 def by_sample(
-    scores: Sequence[Tensor], dtype: torch.dtype, k: int, total: int, reduce: Reduce
+    scores: Sequence[Scores], dtype: torch.dtype, k: int, total: int, reduce: Reduce
 ) -> tuple[float, int, int] | None:
     """As :func:`kth_score`, in one pass: a sample tells of two scores that the k-th is between, or equal to one.
 
     None where it is not (bad luck), or a process finds more scores between them than it should hold.
     """
     here = sum(score.numel() for score in scores)
-    sample = together((chunk[SAMPLE - 1 :: SAMPLE] for chunk in all_chunks(scores, dtype)), here // SAMPLE, dtype)
+    sample = together(all_chunks(scores, dtype, SAMPLE), here // SAMPLE, dtype)
     assert sample is not None
     drawn = int(reduce(torch.tensor([len(sample)])))
     rank = drawn * k / total

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mirrormask.masks import keys
 from mirrormask.masks.allocations import allocate, keep_count
-from mirrormask.masks.keys import all_chunks, by_numpy, chunks, common, equal_places
+from mirrormask.masks.keys import Scores, all_chunks, by_numpy, chunks, common, equal_places
 from mirrormask.masks.radix import Reduce, by_sample, kth_largest, kth_score, together
 
 __all__ = ["Cut", "Index", "Reduce", "consecutive", "find_cut", "largest", "select"]
@@ -43,7 +43,7 @@ class Cut:
     index: int | None
     dtype: torch.dtype
 
-    def mask(self, scores: Tensor, index: Index) -> Tensor:
+    def mask(self, scores: Scores, index: Index) -> Tensor:
         """A bool tensor of the shape and on the device of ``scores``: what stays.
 
         Args:
@@ -62,7 +62,7 @@ class Cut:
         return mask
 
 
-def find_cut(scores: Sequence[Tensor], indices: Sequence[Index], k: int, reduce: Reduce = lambda counts: counts) -> Cut:
+def find_cut(scores: Sequence[Scores], indices: Sequence[Index], k: int, reduce: Reduce = lambda counts: counts) -> Cut:
     """The cut that keeps exactly the ``k`` largest of all ``scores``, of equal ones those of the smallest index.
 
     Args:
@@ -101,7 +101,7 @@ def find_cut(scores: Sequence[Tensor], indices: Sequence[Index], k: int, reduce:
     return Cut(value, ~last + 1, dtype)
 
 
-def consecutive(scores: Sequence[Tensor]) -> list[Index]:
+def consecutive(scores: Sequence[Scores]) -> list[Index]:
     """The indices of tensors that follow each other, whole and in row-major order: as if they were concatenated."""
 
     def after(start: int) -> Index:
@@ -113,11 +113,11 @@ def consecutive(scores: Sequence[Tensor]) -> list[Index]:
     return [after(start) for start in starts[:-1]]
 
 
-def largest(scores: Tensor, k: int) -> Tensor:
+def largest(scores: Scores, k: int) -> Tensor:
     """A bool mask of exactly ``k`` of the largest ``scores``; of equal ones the first by index.
 
     Args:
-        scores: any shape, no NaN.
+        scores: any shape, no NaN; or :class:`mirrormask.masks.magnitudes.Magnitudes`.
         k: how many to keep, in [0, numel].
 
     Example:
@@ -127,7 +127,7 @@ def largest(scores: Tensor, k: int) -> Tensor:
     return _largest([scores], k)[0]
 
 
-def _largest(scores: Sequence[Tensor], k: int) -> list[Tensor]:
+def _largest(scores: Sequence[Scores], k: int) -> list[Tensor]:
     indices = consecutive(scores)
     cut = find_cut(scores, indices, k)
     return [cut.mask(score, index) for score, index in zip(scores, indices, strict=True)]
