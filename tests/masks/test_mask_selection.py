@@ -11,7 +11,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mirrormask.masks import keys, largest, patterns, protect, radix, scores, select, selection
+from mirrormask.masks import (
+    Magnitudes,
+    exchange,
+    keys,
+    largest,
+    patterns,
+    protect,
+    radix,
+    scores,
+    select,
+    select_lamp,
+    selection,
+)
 from mirrormask.masks.scores import lamp, magnitude
 from mirrormask.masks.selection import consecutive, find_cut
 
@@ -256,9 +268,11 @@ def peak_bytes(function):
         (lambda layers: select([layer.t() for layer in layers], 0.9), 2),
         (lambda layers: select([layer.round_() for layer in layers], 0.999), 2),  # ties, of which few stay
         (lambda layers: [lamp(layer, torch.Generator()) for layer in layers], 4 + 2),
+        (lambda layers: select_lamp([Magnitudes(layer) for layer in layers], 2**21), 2),
+        (lambda layers: [exchange(x, x > 1, x.t(), 10**5, 10**5) for x in layers], 2),
         (lambda layers: [protect(layer, "2:4") for layer in layers], 4 + 2),
     ],
-    ids=["global", "uniform", "erk", "transposed", "ties", "lamp", "protect"],
+    ids=["global", "uniform", "erk", "transposed", "ties", "lamp", "masks of lamp", "exchange", "protect"],
 )
 def test_bytes_a_weight_beside_what_goes_in(choose, bound):
     layers = [torch.randn(1024, 1024) for _ in range(32)]

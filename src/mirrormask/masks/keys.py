@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor
 
 __all__ = [
     "CHUNK", "Made", "Scores", "all_chunks", "by_numpy", "chunks", "common", "equal_places", "from_key", "integer_of",
-    "to_keys",
+    "over_layers", "to_keys",
 ]  # fmt: skip
+
+T = TypeVar("T")
 
 #: Elements read at a time on a CPU: a few temporaries of so many stay in its caches, and calls cost little beside work.
 CHUNK = 2**18
@@ -83,6 +86,15 @@ def _pieces(tensor: Tensor) -> Iterator[Tensor]:
     rows = size * len(tensor) // tensor.numel()
     for part in torch.split(tensor, rows) if rows else tensor:
         yield from _pieces(part)
+
+
+def over_layers(function: Callable[..., T], *arguments: Iterable[Any]) -> list[T]:
+    """``map`` as a list, with layers shared out to as many threads as torch may use: numpy itself uses one."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return list(map(function, *arguments))
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(function, *arguments))
 
 
 def by_numpy(tensor: Scores) -> bool:

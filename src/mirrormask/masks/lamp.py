@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mirrormask.masks.keys import by_numpy, equal_places
+from mirrormask.masks.keys import by_numpy, equal_places, over_layers
 from mirrormask.masks.magnitudes import Magnitudes
 from mirrormask.masks.radix import SAMPLE, together
 from mirrormask.masks.scores import lamp, lamp_shares
@@ -54,17 +55,18 @@ def select_lamp(layers: Sequence[Magnitudes], k: int) -> list[Tensor]:
     cuts = _cuts(layers, k) if k > 0 and all(by_numpy(layer) for layer in layers) else None
     if cuts is None:
         return _by_scores(layers, k)
-    return [cut.mask(layer, lambda places: places) for cut, layer in zip(cuts, layers, strict=True)]
+    return over_layers(lambda cut, layer: cut.mask(layer, lambda places: places), cuts, layers)
 
 
 def _by_scores(layers: Sequence[Magnitudes], k: int) -> list[Tensor]:
     """From all scores: on other devices, and where weights are not finite."""
     scores = []
     for layer in layers:
-        score = lamp(layer.x, torch.Generator())
-        if layer.mask is not None:
-            score.masked_fill_(layer.mask != layer.wanted, -math.inf)
-        scores.append(score)
+        others = None if layer.mask is None else layer.mask != layer.wanted
+        x = layer.x.detach()
+        scores.append(lamp(x if others is None else x.masked_fill(others, 0.0), torch.Generator()))
+        if others is not None:
+            scores[-1].masked_fill_(others, -math.inf)
     indices = consecutive(scores)
     cut = find_cut(scores, indices, k)
     return [cut.mask(score, index) for score, index in zip(scores, indices, strict=True)]
@@ -117,9 +119,9 @@ class _Guess:
         if not n:
             return
         rank = self.rank(threshold) // self._every
-        margin = math.ceil(width * (8 + 4 * math.sqrt(rank * (1 - rank / n))))
-        self.high = int(self._sample[rank - margin]) if rank >= margin else self._largest
-        self.low = int(self._sample[rank + margin]) if rank + margin < n else 1
+        margin = min(width * (8 + 4 * math.sqrt(rank * (1 - rank / n))), n + 1)
+        self.high = int(self._sample[int(rank - margin)]) if rank >= margin else self._largest
+        self.low = int(self._sample[int(rank + margin)]) if rank + margin < n else 1
         self.read()
 
     def read(self) -> None:
@@ -203,13 +205,13 @@ def _squares(magnitudes: NDArray[Any]) -> Floats:
 
 def _cuts(layers: Sequence[Magnitudes], k: int) -> list[Cut] | None:
     """The cut of each layer; None if one has numbers that are not finite."""
-    guesses = [_Guess(layer) for layer in layers]
+    guesses = over_layers(_Guess, layers)
     for attempt in range(TRIES):
         for guess in guesses:
             guess.estimate()
         threshold = _threshold(guesses, k)
-        for guess in guesses:
-            guess.look_near(threshold, math.inf if attempt == TRIES - 1 else 2**attempt)
+        width = math.inf if attempt == TRIES - 1 else 2.0**attempt
+        over_layers(_Guess.look_near, guesses, repeat(threshold), repeat(width))
         if not all(guess.finite for guess in guesses):
             return None
         kept = _share(guesses, k)

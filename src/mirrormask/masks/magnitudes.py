@@ -59,22 +59,31 @@ class Magnitudes:
         """The integers, some at a time; of each chunk one in ``every``. Each chunk may be written over by the next."""
         dtype, start = common([self.x.dtype]), 0
         mask = None if self.mask is None else self.mask.reshape(-1).view(torch.int8)
+        room = torch.empty(0, dtype=self.dtype, device=self.device)
         for chunk in chunks(self.x, dtype):
-            drawn = chunk[every - 1 :: every]
-            others = None
+            bits = chunk[every - 1 :: every].view(self.dtype)
+            if len(room) < len(bits):  # memory that is taken anew for every chunk costs as much as the work in it
+                room = torch.empty_like(bits, memory_format=torch.contiguous_format)
+            found = room[: len(bits)]
+            _without_sign(bits, found)
             if mask is not None:
                 own = mask[start : start + len(chunk)][every - 1 :: every]
-                others = own - 1 if self.wanted else -own  # all bits of what is not wanted
+                _last(own - 1 if self.wanted else -own, found)
             start += len(chunk)
-            yield _bits(drawn, others)
+            yield found
 
 
-def _bits(values: Tensor, others: Tensor | None) -> Tensor:
-    bits = values.view(integer_of(values.dtype))
-    if not by_numpy(values):
-        found = bits & torch.iinfo(bits.dtype).max
-        return found if others is None else found.bitwise_or_(others)
-    array = np.bitwise_and(bits.numpy(), torch.iinfo(bits.dtype).max)
-    if others is not None:
-        np.bitwise_or(array, others.numpy(), out=array)
-    return torch.from_numpy(array)
+def _without_sign(bits: Tensor, out: Tensor) -> None:
+    others = torch.iinfo(bits.dtype).max
+    if by_numpy(bits):
+        np.bitwise_and(bits.numpy(), others, out=out.numpy())
+    else:
+        torch.bitwise_and(bits, others, out=out)
+
+
+def _last(others: Tensor, out: Tensor) -> None:
+    """All bits of what is not wanted."""
+    if by_numpy(out):
+        np.bitwise_or(out.numpy(), others.numpy(), out=out.numpy())
+    else:
+        out.bitwise_or_(others)

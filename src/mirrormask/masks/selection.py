@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mirrormask.masks import keys
 from mirrormask.masks.allocations import allocate, keep_count
-from mirrormask.masks.keys import Scores, all_chunks, by_numpy, chunks, common, equal_places
+from mirrormask.masks.keys import Scores, all_chunks, by_numpy, chunks, common, equal_places, over_layers
 from mirrormask.masks.radix import Reduce, by_sample, kth_largest, kth_score, together
 
 __all__ = ["Cut", "Index", "Reduce", "consecutive", "find_cut", "largest", "select"]
@@ -130,7 +130,7 @@ def largest(scores: Scores, k: int) -> Tensor:
 def _largest(scores: Sequence[Scores], k: int) -> list[Tensor]:
     indices = consecutive(scores)
     cut = find_cut(scores, indices, k)
-    return [cut.mask(score, index) for score, index in zip(scores, indices, strict=True)]
+    return over_layers(cut.mask, scores, indices)
 
 
 def select(scores: Sequence[Tensor], sparsity: float, allocation: str = "global") -> list[Tensor]:
@@ -153,7 +153,7 @@ def select(scores: Sequence[Tensor], sparsity: float, allocation: str = "global"
     """
     counts = allocate(allocation, [tuple(score.shape) for score in scores], sparsity)
     if counts is not None:
-        return [largest(score, k) for score, k in zip(scores, counts, strict=True)]
+        return over_layers(largest, scores, counts)
     return _largest(scores, keep_count(sum(score.numel() for score in scores), sparsity))
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mirrormask.checks import callers_level
-from mirrormask.masks import Regrow, allocate, keep_count, largest, protect, select
+from mirrormask.masks import Magnitudes, Regrow, allocate, exchange, keep_count, protect, select, select_lamp
+from mirrormask.masks.keys import Scores, over_layers
 from mirrormask.masks.shards import Layer, largest_of_all, largest_of_each
 from mirrormask.methods import Method
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
@@ -45,6 +46,10 @@ class MaskChanges:
     def choose(self, sparsity: float, clock: Clock) -> list[Tensor]:
         """The masks for ``sparsity``; a weight that is dead stays dead, unless the method revives."""
         rule = self.method.mask
+        if self._is_lamp():
+            dead = [None if rule.revives else self.weights.mask_of(x) for x in self.weights.values()]
+            sizes = [Magnitudes(x, mask) for x, mask in zip(self.weights.values(), dead, strict=True)]
+            return select_lamp(sizes, self.count(sparsity))
         scores = self._scores(clock)
         for index, x in enumerate(self.weights.values()):
             score, mask = scores[index], self.weights.mask_of(x)
@@ -61,6 +66,11 @@ class MaskChanges:
             return largest_of_all(layers, self.count(sparsity), shards.processes.sum)
         return largest_of_each(layers, counts, shards.processes.sum)
 
+    def _is_lamp(self) -> bool:
+        """Whether the masks are those of LAMP's own search, for which no scores need to be there."""
+        rule, geometry = self.method.mask, self.weights.geometry
+        return rule.score == "lamp" and rule.allocation == "global" and rule.pattern is None and not geometry.sparsifies
+
     def _scores(self, clock: Clock) -> list[Tensor]:
         """New tensors: what the geometry says, what was measured, or the mask's own score."""
         geometry, own = self.weights.geometry.at(clock), list(self.weights.values())
@@ -74,19 +84,12 @@ class MaskChanges:
         grown = self.decay.state.get("grown", 0.0)
         return scores_of(self.method.mask.score, own, generators, self.weights.shards, grown)
 
-    def _layers(self, scores: Sequence[Tensor]) -> list[Layer]:
+    def _layers(self, scores: Sequence[Scores]) -> list[Layer]:
         shards = self.weights.shards
         return [
             Layer(score, shards.index(x), shards.size(x), shards.counts(x))
             for x, score in zip(self.weights.values(), scores, strict=True)
         ]
-
-    def _largest(self, scores: Sequence[Tensor], ks: Sequence[int]) -> list[Tensor]:
-        """The masks of the ``ks`` largest of each weight."""
-        shards = self.weights.shards
-        if not shards.spread:
-            return [largest(score, k) for score, k in zip(scores, ks, strict=True)]
-        return largest_of_each(self._layers(scores), ks, shards.processes.sum)
 
     def is_reached(self, sparsity: float) -> bool:
         """Whether the masks have exactly this sparsity already."""
@@ -217,22 +220,27 @@ class MaskChanges:
         alive = [self.weights.state(x)["mask"] for x in own]
         counts = shards.count([int(mask.sum()) for mask in alive], own)
         dropped = [min(round(fraction * n), shards.size(x) - n) for n, x in zip(counts, own, strict=True)]
-        kept = self._largest(
-            [x.abs().float().masked_fill_(~mask, -1.0) for x, mask in zip(own, alive, strict=True)],
-            [count - drop for count, drop in zip(counts, dropped, strict=True)],
-        )
         if rule.grow == "random":
             wishes = [drawn(torch.rand, x, g, shards) for x, g in zip(own, generators, strict=True)]
         else:
-            wishes = [
-                torch.zeros_like(x, dtype=torch.float32) if grad is None else grad.abs().float()
-                for x, grad in zip(own, grads, strict=True)
-            ]
-        grown = self._largest(
-            [wish.masked_fill_(stays, -1.0) for wish, stays in zip(wishes, kept, strict=True)], dropped
-        )
+            wishes = [x.new_zeros(()).expand(x.shape) if g is None else g for x, g in zip(own, grads, strict=True)]
+        stay = [count - drop for count, drop in zip(counts, dropped, strict=True)]
+        masks = self._exchanged(alive, wishes, stay, dropped)
         values = self._spread(rule.spread, alive, counts, generators) if rule.spread else None
-        self.set_masks([old | new for old, new in zip(kept, grown, strict=True)], clock, values)
+        self.set_masks(masks, clock, values)
+
+    def _exchanged(
+        self, alive: Sequence[Tensor], wishes: Sequence[Tensor], kept: Sequence[int], grown: Sequence[int]
+    ) -> list[Tensor]:
+        """As :func:`mirrormask.masks.exchange`, of each weight."""
+        own, reduce = list(self.weights.values()), self.weights.shards.processes.sum
+        if not self.weights.shards.spread:
+            return over_layers(exchange, own, alive, wishes, kept, grown)
+        living = self._layers([Magnitudes(x, mask) for x, mask in zip(own, alive, strict=True)])
+        stays = largest_of_each(living, kept, reduce)
+        others = [Magnitudes(wish, mask, wanted=False) for wish, mask in zip(wishes, stays, strict=True)]
+        new = largest_of_each(self._layers(others), grown, reduce)
+        return [mask.logical_or_(more) for mask, more in zip(stays, new, strict=True)]
 
     def _spread(
         self, spread: float, alive: Sequence[Tensor], counts: Sequence[int], generators: Sequence[torch.Generator]
