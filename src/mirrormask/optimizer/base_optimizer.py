@@ -53,6 +53,20 @@ class Link:
     stepped: tuple[Tensor, ...] = ()
 
 
+class _Guard:
+    """A hook of the base's that lets it step from within a SparseOptimizer's step only."""
+
+    def __init__(self) -> None:
+        self.open = False
+
+    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not self.open:
+            raise RuntimeError(
+                f"this {type(optimizer).__name__} was given to mm.sparsify and holds latents, not the model's weights; "
+                "step what mm.sparsify returned"
+            )
+
+
 class BaseOptimizer:
     """A torch optimizer that steps latents in the place of the weights to sparsify, and all else as ever.
 
@@ -67,6 +81,7 @@ class BaseOptimizer:
         self.links: list[Link] = []
         self.group_of: dict[Tensor, int] = {}
         self._carried: list[Group] = []
+        self._guard = _Guard()
 
     @property
     def adaptive(self) -> bool:
@@ -116,7 +131,11 @@ class BaseOptimizer:
     def has_hooks(self) -> bool:
         """Whether somebody wants to be told of this optimizer's own steps."""
         own = self.torch
-        return bool(own._optimizer_step_pre_hooks or own._optimizer_step_post_hooks or "step" in own.__dict__)
+        return bool(self._pre_hooks or own._optimizer_step_post_hooks or "step" in own.__dict__)
+
+    @property
+    def _pre_hooks(self) -> list[Any]:
+        return [hook for hook in self.torch._optimizer_step_pre_hooks.values() if hook is not self._guard]
 
     # -- groups --------------------------------------------------------------------------------------------------
 
@@ -144,6 +163,8 @@ class BaseOptimizer:
                 acted_on = tuple(latent for name, latent in members if name in stepped)
                 self.links.append(Link(index, rate, decayed, acted_on))
         self.torch.param_groups = inner
+        if self._guard not in self.torch._optimizer_step_pre_hooks.values():
+            self.torch.register_step_pre_hook(self._guard)
         for link, own in zip(self.links, inner, strict=True):
             _carry(link, own, self._carried[link.group])
 
@@ -259,9 +280,13 @@ class BaseOptimizer:
         """One step of the base, its own hooks included; those that torch calls for every optimizer have been called."""
         own = self.torch
         if "step" in own.__dict__:  # somebody has put a function of theirs in its place
-            own.step()
+            self._guard.open = True
+            try:
+                own.step()
+            finally:
+                self._guard.open = False
             return
-        for hook in list(own._optimizer_step_pre_hooks.values()):
+        for hook in self._pre_hooks:
             hook(own, (), {})
         _bare_step(type(own))(own)
         for hook in list(own._optimizer_step_post_hooks.values()):
