@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mirrormask.checks import callers_level
+from mirrormask.checks import callers_level, few
 from mirrormask.masks import Magnitudes, Regrow, allocate, exchange, keep_count, protect, select, select_lamp
 from mirrormask.masks.keys import Scores, over_layers
 from mirrormask.masks.shards import Layer, largest_of_all, largest_of_each
@@ -35,6 +35,7 @@ class MaskChanges:
         base: the optimizer whose state of a weight that dies goes too.
         on_empty: what happens when nothing of a tensor is left: "warn", "error" or "ignore".
         decay: of the training; what it has seen of the weights' growth decides how far a gradient counts.
+        normed: the weights of weight norm, each with the dimensions over which it takes norms.
     """
 
     method: Method
@@ -42,6 +43,7 @@ class MaskChanges:
     base: BaseOptimizer
     on_empty: str
     decay: DecayClock
+    normed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def choose(self, sparsity: float, clock: Clock) -> list[Tensor]:
         """The masks for ``sparsity``; a weight that is dead stays dead, unless the method revives."""
@@ -169,6 +171,7 @@ class MaskChanges:
         if empty:
             lived = shards.count([int(old is None or bool(old.any())) for old in befores], own)
             empty = [name for name, before in zip(self.weights, lived, strict=True) if name in empty and before]
+        self._check_rows(masks)
         report_empty(empty, self.on_empty)  # before anything changes
         for index, (x, mask) in enumerate(zip(self.weights.values(), masks, strict=True)):
             new = self._revive(x, mask, None if values is None else values[index], clock)
@@ -177,6 +180,21 @@ class MaskChanges:
             if new is not None and self.weights.geometry.latents and bool(new.any()):
                 self.weights.push([x], clock)
                 x.masked_fill_(~mask, 0.0)
+
+    def _check_rows(self, masks: Sequence[Tensor]) -> None:
+        """Weight norm divides a row by its norm: refuse a mask that leaves nothing of one, before it is NaN."""
+        bad = [
+            name
+            for name, mask in zip(self.weights, masks, strict=True)
+            if self.normed.get(name) and not self.weights.shards.spread and not bool(mask.sum(self.normed[name]).all())
+        ]
+        if bad:
+            raise RuntimeError(
+                f"this sparsity leaves nothing of some rows of {few(bad)}, which weight norm divides by their norms, "
+                "and the output would be nan; take weight norm away before mm.sparsify "
+                "(torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.remove_weight_norm), choose an "
+                "N:M pattern, lower the sparsity, or leave the layer out with weights="
+            )
 
     def _revive(self, x: Tensor, mask: Tensor, value: Tensor | None, clock: Clock) -> Tensor | None:
         """Give the weights that come back a start, and return where they are; None where nothing ever does."""

@@ -13,6 +13,7 @@ from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from mirrormask.checks import callers_level
+from mirrormask.matrices import normed_dims
 from mirrormask.methods import Method
 from mirrormask.methods.description import describe
 from mirrormask.optimizer import diagnostics
@@ -94,7 +95,7 @@ class SparseOptimizer(Optimizer):
         weights = SparseWeights(named, method.geometry, self, shards)
         rounds = Rounds() if method.mask.replays else None
         training = Training(steps, DecayClock.start(method.decay, len(base.param_groups)), rounds)
-        masks = MaskChanges(method, weights, holder, on_empty, training.decay)
+        masks = MaskChanges(method, weights, holder, on_empty, training.decay, normed_dims(model))
         self.parts = Parts(method, weights, holder, Presence(model, weights), masks, training, Edits(weights), fused)
         self._steps: list[Step] = []
         self._unpruned: list[tuple[Tensor, object]] = []
