@@ -133,7 +133,36 @@ def test_the_base_is_not_stepped_by_itself(name):
     with pytest.raises(RuntimeError, match="step what mm"):
         optimizer.base.step()
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    with pytest.raises(RuntimeError, match="zero_grad"):  # the weights' gradients would add up
+        optimizer.base.zero_grad()
     train(model, optimizer, 2)  # and the right one goes on
+
+
+def test_a_scheduler_on_the_base_is_refused_at_the_next_step():
+    model, optimizer = build()
+    train(model, optimizer, 1)
+    torch.optim.lr_scheduler.StepLR(optimizer.base, 1)
+    with pytest.raises(RuntimeError, match="a scheduler is built on the SGD that was given"):
+        train(model, optimizer, 1)
+
+
+def test_a_cycled_momentum_in_rounds_resumes_bit_for_bit():
+    def run(stop):
+        model, optimizer = build("lth", steps=24)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=40, cycle_momentum=True)
+        for step in range(24):
+            if step == stop:
+                parts = model, optimizer, scheduler
+                states = copy.deepcopy([part.state_dict() for part in parts])
+                model, optimizer = build("lth", steps=24)
+                scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=40, cycle_momentum=True)
+                for part, state in zip((model, optimizer, scheduler), states, strict=True):
+                    part.load_state_dict(state)
+            train(model, optimizer, 1)
+            scheduler.step()
+        return model[0].weight
+
+    assert torch.equal(run(None), run(13))
 
 
 def test_finalize_after_no_step_says_so_once_there_was_one_not():

@@ -53,6 +53,13 @@ class Link:
     stepped: tuple[Tensor, ...] = ()
 
 
+def _refuse(optimizer: Optimizer, verb: str) -> None:
+    raise RuntimeError(
+        f"this {type(optimizer).__name__} was given to mm.sparsify and holds latents, not the model's weights; {verb} "
+        "what mm.sparsify returned"
+    )
+
+
 class _Guard:
     """A hook of the base's that lets it step from within a SparseOptimizer's step only."""
 
@@ -61,10 +68,7 @@ class _Guard:
 
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not self.open:
-            raise RuntimeError(
-                f"this {type(optimizer).__name__} was given to mm.sparsify and holds latents, not the model's weights; "
-                "step what mm.sparsify returned"
-            )
+            _refuse(optimizer, "step")
 
 
 class BaseOptimizer:
@@ -165,6 +169,8 @@ class BaseOptimizer:
         self.torch.param_groups = inner
         if self._guard not in self.torch._optimizer_step_pre_hooks.values():
             self.torch.register_step_pre_hook(self._guard)
+            # Gradients of the weights would stay, and add up.
+            self.torch.zero_grad = lambda set_to_none=True: _refuse(self.torch, "call zero_grad() of")  # type: ignore[method-assign]
         for link, own in zip(self.links, inner, strict=True):
             _carry(link, own, self._carried[link.group])
 
@@ -187,6 +193,14 @@ class BaseOptimizer:
         self.links.append(Link(index, None, True))
         self.group_of |= dict.fromkeys(own, index)
         self._carried.append(_options(group))
+
+    def check_unscheduled(self) -> None:
+        """Raise where a scheduler was built on the base: the rates that count are those of the SparseOptimizer."""
+        if getattr(self.torch.__dict__.get("step"), "_wrapped_by_lr_sched", False):
+            raise RuntimeError(
+                f"a scheduler is built on the {type(self.torch).__name__} that was given to mm.sparsify, where it sets "
+                "the rates of latents; build it on what mm.sparsify returned"
+            )
 
     def sync(self, groups: Sequence[Group]) -> None:
         """Carry what has changed in our groups (a scheduler may have done so) to the base's; the rest is its own."""

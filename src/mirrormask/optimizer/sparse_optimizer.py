@@ -210,8 +210,8 @@ class SparseOptimizer(Optimizer):
         """One step of training; ``closure`` re-evaluates the model and returns the loss, as in torch.optim.
 
         Raises:
-            RuntimeError: the model holds other parameters than those that are trained, they are elsewhere, or another
-                SparseOptimizer trains them since.
+            RuntimeError: the model holds other parameters than those that are trained, they are elsewhere, another
+                SparseOptimizer trains them since, or a scheduler was built on the base optimizer.
         """
         loss = None
         if closure is not None:
@@ -229,6 +229,7 @@ class SparseOptimizer(Optimizer):
         parts, training = self.parts, self.parts.training
         self._unpruned = []
         parts.presence.check()
+        parts.base.check_unscheduled()
         parts.edits.adopt(training.clock)
         if training.rounds is not None and not training.finalized:
             training.rounds.before_step(self.param_groups, self.method.mask, training.clock)
