@@ -95,7 +95,7 @@ class SparseOptimizer(Optimizer):
         weights = SparseWeights(named, method.geometry, self, shards)
         rounds = Rounds() if method.mask.replays else None
         training = Training(steps, DecayClock.start(method.decay, len(base.param_groups)), rounds)
-        masks = MaskChanges(method, weights, holder, on_empty, training.decay, normed_dims(model))
+        masks = MaskChanges(method, weights, training.decay, holder, on_empty, normed_dims(model))
         self.parts = Parts(method, weights, holder, Presence(model, weights), masks, training, Edits(weights), fused)
         self._steps: list[Step] = []
         self._unpruned: list[tuple[Tensor, object]] = []
