@@ -113,7 +113,7 @@ def test_a_sample_sees_small_tensors_whole_and_of_large_ones_every_byte_in_turn(
         small[at] += 1
         assert sample.has_changed([small, large])
     seen = 0
-    for _ in range(64):
+    for _ in range(Sample.PAGE // Sample.LINE):
         sample.take([small, large])
         large[54321, 1] += 1
         seen += sample.has_changed([small, large])

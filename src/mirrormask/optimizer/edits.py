@@ -112,14 +112,14 @@ def _differs(x: Tensor, latents: Mapping[str, Tensor], geometry: Geometry) -> Te
 
 
 class Sample:
-    """Some bytes of tensors in CPU memory: all of small ones, of others a line of 64 in each page of 4096.
+    """Some bytes of tensors in CPU memory: all of small ones, of others a line of 64 in each 64 KiB.
 
-    Each time it is another line of the page, so that who writes into the same few elements again and again is noticed
-    in one of 64 times.
+    Each time it is another line, so that who writes into the same few elements again and again is noticed
+    in one of 1024 times.
     """
 
-    LINE, PAGE = 64, 4096
-    WHOLE = 16 * PAGE
+    LINE, PAGE = 64, 65536
+    WHOLE = PAGE
 
     def __init__(self) -> None:
         self._turn = 0
