@@ -3,9 +3,9 @@
     python benchmarks/masks.py [--rows global uniform erk lamp exchange] [--blocks 9] [--width 1624] [--rounds 5]
 
 The weights are the matrices of a transformer's blocks, four each: at the defaults 36, of 285 million weights together.
-``global``, ``uniform`` and ``erk`` share a sparsity of 90% by magnitudes that are there; ``lamp`` makes its scores of
-the weights, layer by layer, and then shares 90% globally; ``exchange`` is RigL's, a layer at a time: it drops 30% of
-the living tenth and grows as many by their gradients, the scores of both made as ``MaskChanges.exchange`` makes them.
+``global``, ``uniform`` and ``erk`` share a sparsity of 90% by magnitudes that are there; ``lamp`` shares
+90% globally by scores that are made of the weights as far as they are needed; ``exchange`` is RigL's, layer by layer:
+it drops 30% of the living tenth and grows as many by their gradients.
 
 Each row runs in a process of its own. Its first run warms up and gives the peak: the growth of the resident set (Linux)
 over what was there, the scores themselves taken off, masks included. Then follow the rounds, of which the table gives
@@ -27,8 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mirrormask.masks import keep_count, largest, select
-from mirrormask.masks.scores import lamp
+from mirrormask.masks import Magnitudes, exchange, keep_count, select, select_lamp
+from mirrormask.masks.keys import over_layers
 from step import _resident, processor
 
 SPARSITY = 0.9
@@ -46,22 +46,21 @@ def draw(sizes: list[tuple[int, int]], seed: int) -> list[Tensor]:
     return [torch.randn(size, generator=generator).mul_(size[1] ** -0.5) for size in sizes]
 
 
-def exchange(x: Tensor, gradient: Tensor, alive: Tensor) -> Tensor:
-    """The mask after an exchange of 30% of the living weights, as in ``masking.exchange``."""
-    count = int(alive.sum())
+def regrow(x: Tensor, gradient: Tensor, alive: Tensor) -> Tensor:
+    """The mask after an exchange of 30% of the living weights."""
+    count = int(alive.count_nonzero())
     dropped = round(0.3 * count)
-    kept = largest(x.abs().float().masked_fill_(~alive, -1.0), count - dropped)
-    return kept | largest(gradient.abs().float().masked_fill_(kept, -1.0), dropped)
+    return exchange(x, alive, gradient, count - dropped, dropped)
 
 
 def prepare(row: str, sizes: list[tuple[int, int]]) -> tuple[Callable[[], list[Tensor]], int]:
     """What a row times, and how many bytes a weight of scores it makes itself and keeps."""
-    x = draw(sizes, 0)
+    x, total = draw(sizes, 0), sum(rows * columns for rows, columns in sizes)
     if row == "lamp":
-        return lambda: select([lamp(layer, torch.Generator()) for layer in x], SPARSITY), 4
+        return lambda: select_lamp([Magnitudes(layer) for layer in x], keep_count(total, SPARSITY)), 0
     if row == "exchange":
         gradients, alive = draw(sizes, 1), select([layer.abs() for layer in draw(sizes, 2)], SPARSITY, "erk")
-        return lambda: [exchange(*layer) for layer in zip(x, gradients, alive, strict=True)], 0
+        return lambda: over_layers(regrow, x, gradients, alive), 0
     scores = [layer.abs_() for layer in x]
     return lambda: select(scores, SPARSITY, row), 0
 

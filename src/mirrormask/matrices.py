@@ -23,6 +23,7 @@ __all__ = [
     "defaults",
     "inputs_elsewhere",
     "made_from",
+    "normed_dims",
     "output_axis",
 ]
 
@@ -154,6 +155,18 @@ def candidates(model: nn.Module) -> list[Candidate]:
             )
         )
     return listed
+
+
+def normed_dims(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Each name of a tensor of weight norm -> the dimensions of what is divided by its norm, a row mostly."""
+    found = {}
+    for c in candidates(model):
+        for name, owner in zip(c.names, c.owners, strict=True) if c.is_normed else ():
+            leaf = name.rpartition(".")[2]
+            lengths = getattr(owner, "original0" if leaf == "original1" else f"{leaf.removesuffix('_v')}_g")
+            dims = [d for d in range(c.parameter.dim()) if not lengths.dim() or lengths.shape[d] == 1]
+            found[name] = tuple(dims)
+    return found
 
 
 def default_weights(model: nn.Module, *, frozen: bool) -> dict[str, nn.Parameter]:

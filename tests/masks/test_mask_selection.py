@@ -11,7 +11,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mirrormask.masks import largest, patterns, protect, scores, select, selection
+from mirrormask.masks import (
+    Magnitudes,
+    exchange,
+    keys,
+    largest,
+    patterns,
+    protect,
+    radix,
+    scores,
+    select,
+    select_lamp,
+    selection,
+)
 from mirrormask.masks.scores import lamp, magnitude
 from mirrormask.masks.selection import consecutive, find_cut
 
@@ -22,9 +34,9 @@ INTEGERS = [torch.uint8, torch.int32, torch.int64]
 @pytest.fixture(params=["small chunks", "whole tensors", "torch alone"])
 def ways(request, monkeypatch):
     """Chunks of a few elements too, so that small tensors have many; and torch's own functions too, as on a GPU."""
-    for module in (selection, scores, patterns):
-        monkeypatch.setattr(module, "CHUNK", selection.CHUNK if request.param == "whole tensors" else 7)
-    for module in (selection, scores):
+    for module in (keys, scores, patterns):
+        monkeypatch.setattr(module, "CHUNK", keys.CHUNK if request.param == "whole tensors" else 7)
+    for module in (keys, radix, selection, scores):
         monkeypatch.setattr(module, "by_numpy", lambda tensor: request.param != "torch alone")
 
 
@@ -121,8 +133,8 @@ def test_layers_of_any_shapes_and_dtypes(layers, levels, share, seed):
 
 @pytest.mark.parametrize("levels", [0, 3])
 def test_more_elements_than_a_chunk_has(levels):
-    layers = [draw((3, selection.CHUNK // 2), torch.float32, levels), draw((selection.CHUNK,), torch.float32, levels)]
-    for k in (1, 1000, selection.CHUNK, 2 * selection.CHUNK + 1):
+    layers = [draw((3, keys.CHUNK // 2), torch.float32, levels), draw((keys.CHUNK,), torch.float32, levels)]
+    for k in (1, 1000, keys.CHUNK, 2 * keys.CHUNK + 1):
         assert same(by_cut(layers, k), by_sorting(layers, k))
 
 
@@ -256,9 +268,11 @@ def peak_bytes(function):
         (lambda layers: select([layer.t() for layer in layers], 0.9), 2),
         (lambda layers: select([layer.round_() for layer in layers], 0.999), 2),  # ties, of which few stay
         (lambda layers: [lamp(layer, torch.Generator()) for layer in layers], 4 + 2),
+        (lambda layers: select_lamp([Magnitudes(layer) for layer in layers], 2**21), 2),
+        (lambda layers: [exchange(x, x > 1, x.t(), 10**5, 10**5) for x in layers], 2),
         (lambda layers: [protect(layer, "2:4") for layer in layers], 4 + 2),
     ],
-    ids=["global", "uniform", "erk", "transposed", "ties", "lamp", "protect"],
+    ids=["global", "uniform", "erk", "transposed", "ties", "lamp", "masks of lamp", "exchange", "protect"],
 )
 def test_bytes_a_weight_beside_what_goes_in(choose, bound):
     layers = [torch.randn(1024, 1024) for _ in range(32)]

@@ -68,6 +68,9 @@ class Geometry(ABC):
     #: class itself: one derived from it, which may sum in another way, says so anew.
     shards: ClassVar[bool] = False
 
+    #: How far x may be from φ(θ) where nobody has changed it, in units of float32's or float64's last place.
+    rounding: ClassVar[float] = 64.0
+
     #: What is here of the weights that it is called for; :meth:`over` sets another.
     held: ClassVar[Held] = Held()
 

@@ -120,6 +120,7 @@ class Hadamard(Geometry):
     gain: float | str | None = "auto"
 
     latents: ClassVar[tuple[str, ...]] = ("m", "w")
+    rounding: ClassVar[float] = 4.0
     shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

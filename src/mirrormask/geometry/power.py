@@ -45,6 +45,7 @@ class Power(Geometry):
     gain: float | None = 1.0
 
     latents: ClassVar[tuple[str, ...]] = ("theta",)
+    rounding: ClassVar[float] = 16.0
     shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -4,8 +4,11 @@ from mirrormask.masks.allocations import ALLOCATIONS, allocate, keep_count
 from mirrormask.masks.alternating import Alternating
 from mirrormask.masks.at_start import AtStart
 from mirrormask.masks.base import Mask
+from mirrormask.masks.exchange import exchange
 from mirrormask.masks.gradual import Gradual
 from mirrormask.masks.iterative import Iterative
+from mirrormask.masks.lamp import select_lamp
+from mirrormask.masks.magnitudes import Magnitudes
 from mirrormask.masks.never import Never
 from mirrormask.masks.one_shot import OneShot
 from mirrormask.masks.patterns import protect
@@ -22,13 +25,16 @@ __all__ = [
     "AtStart",
     "Gradual",
     "Iterative",
+    "Magnitudes",
     "Mask",
     "Never",
     "OneShot",
     "Regrow",
     "allocate",
+    "exchange",
     "keep_count",
     "largest",
     "protect",
     "select",
+    "select_lamp",
 ]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mirrormask.masks.selection import CHUNK
+from mirrormask.masks.keys import CHUNK
 
 __all__ = ["check_pattern", "check_pattern_fits", "protect"]
 

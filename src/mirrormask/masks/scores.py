@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from mirrormask.checks import check_known
+from mirrormask.masks.keys import CHUNK, by_numpy
 from mirrormask.masks.saliency import DATA_SCORES
-from mirrormask.masks.selection import CHUNK, by_numpy
 
-__all__ = ["SCORES", "balanced", "check_score", "lamp", "magnitude", "random", "sensitivity"]
+__all__ = ["SCORES", "balanced", "check_score", "lamp", "lamp_shares", "magnitude", "random", "sensitivity"]
 
 
 def magnitude(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -39,14 +39,25 @@ def lamp(x: Tensor, generator: torch.Generator) -> Tensor:
     flat, total = scores.view(-1), torch.zeros(1, dtype=torch.float64, device=x.device)
     for sizes, places in _descending(magnitude(x, generator).reshape(-1)):
         squares = sizes.double().square_()
-        sums = squares.clone()
-        sums[:1] += total
-        total = sums.cumsum_(0)[-1:]
-        shares = (squares / sums).nan_to_num_(nan=0.0)
+        shares, total = lamp_shares(squares, total)
+        shares.nan_to_num_(nan=0.0)
         if total.isinf().any():
             shares.masked_fill_(squares.isinf(), 2.0)
         flat.scatter_(0, places, shares.float())
     return scores
+
+
+def lamp_shares(squares: Tensor, above: Tensor) -> tuple[Tensor, Tensor]:
+    """The scores of some squares, from the largest to the smallest, in float64, and the sum that the last one is of.
+
+    Args:
+        squares: consecutive ones of a tensor, at least one.
+        above: the sum of those before, of shape (1,).
+    """
+    sums = squares.clone()
+    sums[:1] += above
+    sums.cumsum_(0)
+    return squares / sums, sums[-1:]
 
 
 def _descending(sizes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mirrormask.masks.selection import Cut, Index, Reduce, chunks, common, equal_places, from_key, to_keys
+from mirrormask.masks.keys import Scores, chunks, common, equal_places, from_key, to_keys
+from mirrormask.masks.selection import Cut, Index, Reduce
 
 __all__ = ["Layer", "kth_largest", "largest_of_all", "largest_of_each"]
 
@@ -31,7 +32,7 @@ class Layer:
         counts: whether this process counts them: one of those that hold the same.
     """
 
-    scores: Tensor
+    scores: Scores
     index: Index
     size: int
     counts: bool

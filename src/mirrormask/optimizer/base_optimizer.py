@@ -53,6 +53,24 @@ class Link:
     stepped: tuple[Tensor, ...] = ()
 
 
+def _refuse(optimizer: Optimizer, verb: str) -> None:
+    raise RuntimeError(
+        f"this {type(optimizer).__name__} was given to mm.sparsify and holds latents, not the model's weights; {verb} "
+        "what mm.sparsify returned"
+    )
+
+
+class _Guard:
+    """A hook of the base's that lets it step from within a SparseOptimizer's step only."""
+
+    def __init__(self) -> None:
+        self.open = False
+
+    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not self.open:
+            _refuse(optimizer, "step")
+
+
 class BaseOptimizer:
     """A torch optimizer that steps latents in the place of the weights to sparsify, and all else as ever.
 
@@ -67,6 +85,7 @@ class BaseOptimizer:
         self.links: list[Link] = []
         self.group_of: dict[Tensor, int] = {}
         self._carried: list[Group] = []
+        self._guard = _Guard()
 
     @property
     def adaptive(self) -> bool:
@@ -116,7 +135,11 @@ class BaseOptimizer:
     def has_hooks(self) -> bool:
         """Whether somebody wants to be told of this optimizer's own steps."""
         own = self.torch
-        return bool(own._optimizer_step_pre_hooks or own._optimizer_step_post_hooks or "step" in own.__dict__)
+        return bool(self._pre_hooks or own._optimizer_step_post_hooks or "step" in own.__dict__)
+
+    @property
+    def _pre_hooks(self) -> list[Any]:
+        return [hook for hook in self.torch._optimizer_step_pre_hooks.values() if hook is not self._guard]
 
     # -- groups --------------------------------------------------------------------------------------------------
 
@@ -144,6 +167,10 @@ class BaseOptimizer:
                 acted_on = tuple(latent for name, latent in members if name in stepped)
                 self.links.append(Link(index, rate, decayed, acted_on))
         self.torch.param_groups = inner
+        if self._guard not in self.torch._optimizer_step_pre_hooks.values():
+            self.torch.register_step_pre_hook(self._guard)
+            # Gradients of the weights would stay, and add up.
+            self.torch.zero_grad = lambda set_to_none=True: _refuse(self.torch, "call zero_grad() of")  # type: ignore[method-assign]
         for link, own in zip(self.links, inner, strict=True):
             _carry(link, own, self._carried[link.group])
 
@@ -166,6 +193,14 @@ class BaseOptimizer:
         self.links.append(Link(index, None, True))
         self.group_of |= dict.fromkeys(own, index)
         self._carried.append(_options(group))
+
+    def check_unscheduled(self) -> None:
+        """Raise where a scheduler was built on the base: the rates that count are those of the SparseOptimizer."""
+        if getattr(self.torch.__dict__.get("step"), "_wrapped_by_lr_sched", False):
+            raise RuntimeError(
+                f"a scheduler is built on the {type(self.torch).__name__} that was given to mm.sparsify, where it sets "
+                "the rates of latents; build it on what mm.sparsify returned"
+            )
 
     def sync(self, groups: Sequence[Group]) -> None:
         """Carry what has changed in our groups (a scheduler may have done so) to the base's; the rest is its own."""
@@ -259,9 +294,13 @@ class BaseOptimizer:
         """One step of the base, its own hooks included; those that torch calls for every optimizer have been called."""
         own = self.torch
         if "step" in own.__dict__:  # somebody has put a function of theirs in its place
-            own.step()
+            self._guard.open = True
+            try:
+                own.step()
+            finally:
+                self._guard.open = False
             return
-        for hook in list(own._optimizer_step_pre_hooks.values()):
+        for hook in self._pre_hooks:
             hook(own, (), {})
         _bare_step(type(own))(own)
         for hook in list(own._optimizer_step_post_hooks.values()):

@@ -1,104 +1,40 @@
-"""Changing the masks: choose, prune, revive, exchange."""
+"""Changing the masks: prune, revive, exchange."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from mirrormask.checks import callers_level
-from mirrormask.masks import Regrow, allocate, keep_count, largest, protect, select
-from mirrormask.masks.shards import Layer, largest_of_all, largest_of_each
-from mirrormask.methods import Method
+from mirrormask.checks import callers_level, few
+from mirrormask.masks import Regrow
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
-from mirrormask.optimizer.decay_clock import DecayClock
-from mirrormask.optimizer.scores import drawn, scores_of
-from mirrormask.optimizer.weights import SNAP, STATE_SNAP, SparseWeights
+from mirrormask.optimizer.mask_choice import MaskChoice
+from mirrormask.optimizer.scores import drawn
+from mirrormask.optimizer.weights import SNAP, STATE_SNAP
 from mirrormask.progress import Clock
 
 __all__ = ["MaskChanges", "report_empty"]
 
 
 @dataclass(frozen=True)
-class MaskChanges:
+class MaskChanges(MaskChoice):
     """What a method's mask does to the weights.
 
     Args:
-        method: whose mask it is.
-        weights: what it masks.
+        method, weights, decay: as of :class:`MaskChoice`.
         base: the optimizer whose state of a weight that dies goes too.
         on_empty: what happens when nothing of a tensor is left: "warn", "error" or "ignore".
-        decay: of the training; what it has seen of the weights' growth decides how far a gradient counts.
+        normed: the weights of weight norm, each with the dimensions over which it takes norms.
     """
 
-    method: Method
-    weights: SparseWeights
     base: BaseOptimizer
     on_empty: str
-    decay: DecayClock
-
-    def choose(self, sparsity: float, clock: Clock) -> list[Tensor]:
-        """The masks for ``sparsity``; a weight that is dead stays dead, unless the method revives."""
-        rule = self.method.mask
-        scores = self._scores(clock)
-        for index, x in enumerate(self.weights.values()):
-            score, mask = scores[index], self.weights.mask_of(x)
-            if mask is not None and not rule.revives:
-                score.masked_fill_(~mask, -math.inf)
-            if rule.pattern is not None and score.numel():
-                scores[index] = protect(score, rule.pattern)
-        shards = self.weights.shards
-        if not shards.spread:
-            return select(scores, sparsity, rule.allocation)
-        shapes, layers = [tuple(shards.shape(x)) for x in self.weights.values()], self._layers(scores)
-        counts = allocate(rule.allocation, shapes, sparsity)
-        if counts is None:
-            return largest_of_all(layers, self.count(sparsity), shards.processes.sum)
-        return largest_of_each(layers, counts, shards.processes.sum)
-
-    def _scores(self, clock: Clock) -> list[Tensor]:
-        """New tensors: what the geometry says, what was measured, or the mask's own score."""
-        geometry, own = self.weights.geometry.at(clock), list(self.weights.values())
-        scores: list[Tensor | None] = [geometry.importance(self.weights.latents_of(x)) for x in own]
-        if geometry.sparsifies and self.weights.shards.all(all(score is not None for score in scores)):
-            return [score for score in scores if score is not None]
-        measured = [self.weights.state(x).get("score") for x in own]
-        if all(score is not None for score in measured):
-            return [score.clone() for score in measured if score is not None]
-        generators = [self._generator(clock, index) for index in range(len(own))]
-        grown = self.decay.state.get("grown", 0.0)
-        return scores_of(self.method.mask.score, own, generators, self.weights.shards, grown)
-
-    def _layers(self, scores: Sequence[Tensor]) -> list[Layer]:
-        shards = self.weights.shards
-        return [
-            Layer(score, shards.index(x), shards.size(x), shards.counts(x))
-            for x, score in zip(self.weights.values(), scores, strict=True)
-        ]
-
-    def _largest(self, scores: Sequence[Tensor], ks: Sequence[int]) -> list[Tensor]:
-        """The masks of the ``ks`` largest of each weight."""
-        shards = self.weights.shards
-        if not shards.spread:
-            return [largest(score, k) for score, k in zip(scores, ks, strict=True)]
-        return largest_of_each(self._layers(scores), ks, shards.processes.sum)
-
-    def is_reached(self, sparsity: float) -> bool:
-        """Whether the masks have exactly this sparsity already."""
-        masks = [self.weights.mask_of(x) for x in self.weights.values()]
-        living = [int(mask.sum()) for mask in masks if mask is not None]
-        if len(living) != len(masks):
-            return False
-        return sum(self.weights.shards.count(living, list(self.weights.values()))) == self.count(sparsity)
-
-    def count(self, sparsity: float) -> int:
-        """How many weights a sparsity leaves."""
-        return keep_count(sum(map(self.weights.shards.size, self.weights.values())), sparsity)
+    normed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @torch.no_grad()
     def prune(self, sparsity: float, clock: Clock) -> None:
@@ -166,6 +102,7 @@ class MaskChanges:
         if empty:
             lived = shards.count([int(old is None or bool(old.any())) for old in befores], own)
             empty = [name for name, before in zip(self.weights, lived, strict=True) if name in empty and before]
+        self._check_rows(masks)
         report_empty(empty, self.on_empty)  # before anything changes
         for index, (x, mask) in enumerate(zip(self.weights.values(), masks, strict=True)):
             new = self._revive(x, mask, None if values is None else values[index], clock)
@@ -174,6 +111,21 @@ class MaskChanges:
             if new is not None and self.weights.geometry.latents and bool(new.any()):
                 self.weights.push([x], clock)
                 x.masked_fill_(~mask, 0.0)
+
+    def _check_rows(self, masks: Sequence[Tensor]) -> None:
+        """Weight norm divides a row by its norm: refuse a mask that leaves nothing of one, before it is NaN."""
+        bad = [
+            name
+            for name, mask in zip(self.weights, masks, strict=True)
+            if self.normed.get(name) and not self.weights.shards.spread and not bool(mask.sum(self.normed[name]).all())
+        ]
+        if bad:
+            raise RuntimeError(
+                f"this sparsity leaves nothing of some rows of {few(bad)}, which weight norm divides by their norms, "
+                "and the output would be nan; take weight norm away before mm.sparsify "
+                "(torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.remove_weight_norm), choose an "
+                "N:M pattern, lower the sparsity, or leave the layer out with weights="
+            )
 
     def _revive(self, x: Tensor, mask: Tensor, value: Tensor | None, clock: Clock) -> Tensor | None:
         """Give the weights that come back a start, and return where they are; None where nothing ever does."""
@@ -217,38 +169,14 @@ class MaskChanges:
         alive = [self.weights.state(x)["mask"] for x in own]
         counts = shards.count([int(mask.sum()) for mask in alive], own)
         dropped = [min(round(fraction * n), shards.size(x) - n) for n, x in zip(counts, own, strict=True)]
-        kept = self._largest(
-            [x.abs().float().masked_fill_(~mask, -1.0) for x, mask in zip(own, alive, strict=True)],
-            [count - drop for count, drop in zip(counts, dropped, strict=True)],
-        )
         if rule.grow == "random":
             wishes = [drawn(torch.rand, x, g, shards) for x, g in zip(own, generators, strict=True)]
         else:
-            wishes = [
-                torch.zeros_like(x, dtype=torch.float32) if grad is None else grad.abs().float()
-                for x, grad in zip(own, grads, strict=True)
-            ]
-        grown = self._largest(
-            [wish.masked_fill_(stays, -1.0) for wish, stays in zip(wishes, kept, strict=True)], dropped
-        )
-        values = self._spread(rule.spread, alive, counts, generators) if rule.spread else None
-        self.set_masks([old | new for old, new in zip(kept, grown, strict=True)], clock, values)
-
-    def _spread(
-        self, spread: float, alive: Sequence[Tensor], counts: Sequence[int], generators: Sequence[torch.Generator]
-    ) -> list[Tensor]:
-        """What grown weights start from: a normal of ``spread`` times their layer's living rms."""
-        shards, own = self.weights.shards, list(self.weights.values())
-        squares = [x[mask].float().square() for x, mask in zip(own, alive, strict=True)]
-        if shards.spread:
-            totals = shards.sum([float(square.sum(dtype=torch.float64)) for square in squares], own)
-            sizes = [x.new_tensor((total / n) ** 0.5 if n else 0.0, dtype=torch.float32)
-                     for x, total, n in zip(own, totals, counts, strict=True)]  # fmt: skip
-        else:
-            sizes = [square.mean().sqrt() if n else x.new_zeros(())
-                     for x, square, n in zip(own, squares, counts, strict=True)]  # fmt: skip
-        noises = [drawn(torch.randn, x, g, shards) for x, g in zip(own, generators, strict=True)]
-        return [(noise * rms * spread).to(x.dtype) for x, noise, rms in zip(own, noises, sizes, strict=True)]
+            wishes = [x.new_zeros(()).expand(x.shape) if g is None else g for x, g in zip(own, grads, strict=True)]
+        stay = [count - drop for count, drop in zip(counts, dropped, strict=True)]
+        masks = self.exchanged(alive, wishes, stay, dropped)
+        values = self.starts(rule.spread, alive, counts, generators) if rule.spread else None
+        self.set_masks(masks, clock, values)
 
     @torch.no_grad()
     def removed_share(self, sparsity: float, clock: Clock) -> float:
@@ -304,12 +232,6 @@ class MaskChanges:
                 f"exactly zero already in {', '.join(short)}",
                 stacklevel=callers_level(),
             )
-
-    def _generator(self, clock: Clock, index: int) -> torch.Generator:
-        """The random numbers of one weight at this step: a function of seed and step, so that no state is saved."""
-        words = [self.method.mask.seed, clock.step, index]
-        seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
-        return torch.Generator().manual_seed(seed)
 
 
 def report_empty(names: Sequence[str], on_empty: str) -> None:

@@ -13,6 +13,7 @@ from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from mirrormask.checks import callers_level
+from mirrormask.matrices import normed_dims
 from mirrormask.methods import Method
 from mirrormask.methods.description import describe
 from mirrormask.optimizer import diagnostics
@@ -20,6 +21,7 @@ from mirrormask.optimizer.agreement import agree, fingerprint
 from mirrormask.optimizer.arguments import check_group, check_shards
 from mirrormask.optimizer.base_optimizer import BaseOptimizer, plain_options
 from mirrormask.optimizer.decay_clock import DecayClock
+from mirrormask.optimizer.edits import Edits
 from mirrormask.optimizer.mask_changes import MaskChanges
 from mirrormask.optimizer.presence import Presence
 from mirrormask.optimizer.processes import Processes
@@ -50,6 +52,7 @@ class Parts:
         presence: whether the model still holds what is trained.
         masks: what changes the masks.
         training: what evolves.
+        edits: what others write into the weights.
         fused: whether the fused step may serve.
     """
 
@@ -59,6 +62,7 @@ class Parts:
     presence: Presence
     masks: MaskChanges
     training: Training
+    edits: Edits
     fused: bool
 
 
@@ -73,7 +77,11 @@ class SparseOptimizer(Optimizer):
     method included; on latents it does not act, since the method's decay takes its place there.
 
     What is written into a weight between two steps (a checkpoint, an average, a clipped norm) is what training goes on
-    from, as under any torch optimizer. A parameter that is *replaced* in the model is an error at the next step.
+    from, as under any torch optimizer. Write in place under ``torch.no_grad()``: that is always noticed, if it changes
+    a weight by more than rounding (4 units in the last place, 64 where x is not a product of factors). What is written
+    through ``p.data`` is noticed before the next step where it changes a whole weight, or one of less than 64 KiB, in
+    CPU memory; of fewer elements, or on an accelerator, only by ``state_dict()`` and ``finalize()`` if no step came
+    between, and the step takes it back. A parameter that is *replaced* in the model is an error at the next step.
 
     A step whose gradients are not all finite is skipped and counted in ``diagnostics()["skipped_steps"]``. On an
     accelerator, where finding out would mean waiting for the device, such a gradient is replaced by zeros instead.
@@ -87,8 +95,8 @@ class SparseOptimizer(Optimizer):
         weights = SparseWeights(named, method.geometry, self, shards)
         rounds = Rounds() if method.mask.replays else None
         training = Training(steps, DecayClock.start(method.decay, len(base.param_groups)), rounds)
-        masks = MaskChanges(method, weights, holder, on_empty, training.decay)
-        self.parts = Parts(method, weights, holder, Presence(model, weights), masks, training, fused)
+        masks = MaskChanges(method, weights, training.decay, holder, on_empty, normed_dims(model))
+        self.parts = Parts(method, weights, holder, Presence(model, weights), masks, training, Edits(weights), fused)
         self._steps: list[Step] = []
         self._unpruned: list[tuple[Tensor, object]] = []
         self._to_agree = True
@@ -126,7 +134,7 @@ class SparseOptimizer(Optimizer):
             for x in weights.values():
                 self.state[x].pop("score", None)  # the mask says it all
         self._keep_if_due()
-        weights.note()
+        self.parts.edits.note()
         self.parts.presence.claim()
 
     # -- what it is made of ------------------------------------------------------------------------------------
@@ -202,8 +210,8 @@ class SparseOptimizer(Optimizer):
         """One step of training; ``closure`` re-evaluates the model and returns the loss, as in torch.optim.
 
         Raises:
-            RuntimeError: the model holds other parameters than those that are trained, they are elsewhere, or another
-                SparseOptimizer trains them since.
+            RuntimeError: the model holds other parameters than those that are trained, they are elsewhere, another
+                SparseOptimizer trains them since, or a scheduler was built on the base optimizer.
         """
         loss = None
         if closure is not None:
@@ -221,7 +229,8 @@ class SparseOptimizer(Optimizer):
         parts, training = self.parts, self.parts.training
         self._unpruned = []
         parts.presence.check()
-        parts.weights.adopt(training.clock)
+        parts.base.check_unscheduled()
+        parts.edits.adopt(training.clock)
         if training.rounds is not None and not training.finalized:
             training.rounds.before_step(self.param_groups, self.method.mask, training.clock)
         parts.base.sync(self.param_groups)
@@ -245,7 +254,7 @@ class SparseOptimizer(Optimizer):
         training.step += 1
         training.skipped_in_a_row = 0
         self._after_step(dense, snapped=step.snaps)
-        parts.weights.note()
+        parts.edits.note()
 
     def _now(self) -> Now:
         training = self.parts.training
@@ -373,7 +382,7 @@ class SparseOptimizer(Optimizer):
 
         The weights are those that the model holds now: a best checkpoint or an average that was loaded before gets the
         mask of this training. Called again, it looks again. Where fewer weights than asked for are nonzero to begin
-        with (a layer of zeros), a warning names the layers.
+        with (a layer of zeros), a warning names the layers; after no step at all, another says so.
 
         Raises:
             RuntimeError: more steps were skipped than taken, a weight is not finite, or the model holds other
@@ -393,13 +402,19 @@ class SparseOptimizer(Optimizer):
                 f"{training.skipped} steps were skipped and {training.step} taken: gradients were not finite, and the "
                 "model is hardly trained; lower the learning rate or clip gradients, and train again"
             )
+        if not training.step and self.method.sparsity > 0:
+            warnings.warn(
+                "finalize() after no step: the weights are as mm.sparsify found them, but for what is pruned now; the "
+                "training loop has to call step() of what mm.sparsify returned",
+                stacklevel=callers_level(),
+            )
         parts.presence.check_finite()
-        parts.weights.adopt(training.clock)
+        parts.edits.adopt(training.clock, everywhere=True)
         if self.method.sparsity > 0:
             if not parts.masks.is_reached(self.method.sparsity):
                 parts.masks.prune(self.method.sparsity, training.clock)
             parts.masks.enforce(self.method.sparsity)
-        parts.weights.note()
+        parts.edits.note()
         training.finalized = True
 
     def _counts_on_device(self) -> bool:
@@ -441,17 +456,17 @@ class SparseOptimizer(Optimizer):
     @torch.no_grad()
     def _set_mode(self, mode: str) -> None:
         parts = self.parts
-        parts.weights.adopt(parts.training.clock)
+        parts.edits.adopt(parts.training.clock)
         if parts.base.set_mode(mode):
             parts.base.reflect(self.param_groups)
             parts.weights.push_all(parts.training.clock, zeros_stay=False)
-            parts.weights.note()
+            parts.edits.note()
 
     # -- saving ------------------------------------------------------------------------------------------------
 
     @property
     def _state_dict(self) -> StateDict:
-        return StateDict(self.method, self.weights, self.parts.base, self.parts.training)
+        return StateDict(self.method, self.weights, self.parts.base, self.parts.training, self.parts.edits)
 
     @_disable_dynamo
     @torch.no_grad()
@@ -485,7 +500,7 @@ class SparseOptimizer(Optimizer):
         for x, (value, written) in zip(self.weights.values(), self._unpruned, strict=False):
             if self._written(x) == written:
                 x.copy_(value)
-        self.weights.restore(self.parts.training.clock)
+        self.parts.edits.restore(self.parts.training.clock)
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 

@@ -20,6 +20,7 @@ from mirrormask.methods import Method
 from mirrormask.methods.description import describe, differences, parse_repr
 from mirrormask.optimizer.base_optimizer import BaseOptimizer, Group, plain_options
 from mirrormask.optimizer.diagnostics import pack_signs, unpack_signs
+from mirrormask.optimizer.edits import Edits
 from mirrormask.optimizer.rounds import KEPT, Rounds, everything, pack, unpack
 from mirrormask.optimizer.shards import Shards
 from mirrormask.optimizer.training import Training
@@ -48,12 +49,14 @@ class StateDict:
         weights: the sparsifiable weights.
         base: the base optimizer.
         training: how far it has come.
+        edits: what others have written into the weights.
     """
 
     method: Method
     weights: SparseWeights
     base: BaseOptimizer
     training: Training
+    edits: Edits
 
     # -- writing -------------------------------------------------------------------------------------------------
 
@@ -63,7 +66,7 @@ class StateDict:
         state: defaultdict[Tensor, Entry] = defaultdict(dict)
         fresh: list[list[list[Any]]] = [[] for _ in groups]
         options = self.base.group_holding
-        starts, adopted = self._starts(), self.weights.adopted(self.training.clock)
+        starts, adopted = self._starts(), self.edits.adopted(self.training.clock)
         for index, group in enumerate(groups):
             for position, whole in enumerate(group["params"]):
                 p = self.weights.shards.local(whole)

@@ -52,7 +52,6 @@ class SparseWeights(Mapping[str, nn.Parameter]):
         self.shards = shards or Shards([])
         self._named: dict[str, Any] = {name: self.shards.local(p) for name, p in named.items()}
         self._holder = holder
-        self._seen: list[tuple[int, ...]] = []
         self.geometry = geometry
 
     def __getitem__(self, name: str) -> nn.Parameter:
@@ -156,77 +155,6 @@ class SparseWeights(Mapping[str, nn.Parameter]):
             mask = self.mask_of(x)
             if mask is not None:
                 torch.where(mask, held, held.new_zeros(()), out=held)
-
-    # -- what others write into the weights ----------------------------------------------------------------------
-
-    def note(self) -> None:
-        """The weights are what their latents and masks say: whatever writes into one from now on is noticed."""
-        self._seen = self._versions()
-
-    def adopt(self, clock: Clock) -> None:
-        """Where somebody else has written into a weight since :meth:`note`, let its latents follow, under its mask.
-
-        Training goes on from what the model holds, as under any torch optimizer: a checkpoint or an average that was
-        loaded, a weight that is clipped after every step. A step writes only weights that have a gradient, so what the
-        mask removes becomes zero here.
-        """
-        written = self._written()
-        geometry = self.geometry.at(clock)
-        for x in written if self.geometry.latents else ():
-            changed = self._changed(x, geometry)
-            if changed is not None:
-                geometry.adopt(x.detach(), self.latents_of(x), changed)
-        self.hold_zeros({x: x for x in written})
-
-    def adopted(self, clock: Clock) -> dict[Tensor, dict[str, Tensor]]:
-        """What :meth:`adopt` would make of latents: copies, of the weights where it would make something else.
-
-        A state that is saved goes with the weights that are saved; to save changes nothing of the training.
-        """
-        if not self.geometry.latents:
-            return {}
-        geometry, result = self.geometry.at(clock), dict[Tensor, dict[str, Tensor]]()
-        for x in self._written():
-            latents = self.latents_of(x)
-            if any(latent.device != x.device for latent in latents.values()):
-                continue  # the model was moved, which the next step refuses
-            changed = self._changed(x, geometry)
-            if changed is not None:
-                result[x] = {name: latent.clone() for name, latent in latents.items()}
-                geometry.adopt(x.detach(), result[x], changed)
-        return result
-
-    def restore(self, clock: Clock) -> None:
-        """Latents were loaded: write the weights that are not theirs anew, and leave those that are to the last bit."""
-        geometry = self.geometry.at(clock)
-        for x in self.values() if self.geometry.latents else ():
-            if bool(self._differs(x, self.latents_of(x), geometry).any()):
-                self.push([x], clock)
-        self.hold_zeros({x: x for x in self.values()})
-        self.note()
-
-    def _written(self) -> list[nn.Parameter]:
-        """The weights that somebody may have written into since :meth:`note`."""
-        pairs = zip(self.values(), self._seen, self._versions(), strict=True)
-        return [x for x, seen, is_now in pairs if seen != is_now]
-
-    def _changed(self, x: Tensor, geometry: Geometry) -> Tensor | None:
-        """Where a living element of x is not what its latents say; None if nowhere."""
-        changed, mask = self._differs(x, self.latents_of(x), geometry), self.mask_of(x)
-        if mask is not None:
-            changed &= mask
-        return changed if bool(changed.any()) else None
-
-    def _versions(self) -> list[tuple[int, ...]]:
-        return [self.shards.version(x) for x in self.values()]
-
-    def _differs(self, x: Tensor, latents: Mapping[str, Tensor], geometry: Geometry) -> Tensor:
-        """Where x is not φ(θ), but for rounding: φ may be computed in two ways, which differ in the last bits."""
-        own = torch.empty_like(x)
-        geometry.push([own], {name: [latent] for name, latent in latents.items()})
-        info = torch.finfo(x.dtype)
-        bound = own.abs().mul_(info.eps * (2 if info.bits == 16 else 64)).add_(info.tiny)
-        return ~(own.sub_(x.detach()).abs_() <= bound)  # NaN differs
 
 
 def bare_name(name: str) -> str:

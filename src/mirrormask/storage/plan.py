@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mirrormask.matrices import default_weights
+from mirrormask.selection import Weights, select_weights
 from mirrormask.storage.container import build_header
 from mirrormask.storage.dtypes import BYTES, NAMES, Bits, to_bits
 from mirrormask.storage.encodings import Coded, Encoding, Source, all_sizes, choose
@@ -113,8 +114,12 @@ def make_plan(
     form: Form,
     *,
     sizes_only: bool = False,
+    weights: Weights | None = None,
 ) -> Plan:
-    """Choose an encoding for every tensor and encode it; with ``sizes_only``, keep the sizes and drop the arrays."""
+    """Choose an encoding for every tensor and encode it; with ``sizes_only``, keep the sizes and drop the arrays.
+
+    The sparsity that the file tells is that of ``weights``, as in :func:`mirrormask.sparsity`.
+    """
     notes = _texts(metadata or {})
     if form.values is not None and dtype is not None:
         raise ValueError(f"values={form.values!r} and dtype={dtype} both say how to store a weight; pass one of them")
@@ -128,7 +133,7 @@ def make_plan(
     own = {
         "format_version": FORMAT_VERSIONS[any(planned.is_new for planned in tensors)],
         "library_version": _version(),
-        "sparsity": repr(_sparsity(model, state, tied)),
+        "sparsity": repr(_sparsity(model, state, tied, weights)),
         "separator": separator,
         "index": json.dumps({name: entries[name] for name in state}, ensure_ascii=False, separators=(",", ":")),
     }
@@ -191,14 +196,17 @@ def _separator(tensors: Sequence[Planned]) -> str:
         separator += ":"
 
 
-def _sparsity(model: Storable, state: Mapping[str, Tensor], tied: Mapping[str, str]) -> float:
+def _sparsity(model: Storable, state: Mapping[str, Tensor], tied: Mapping[str, str], chosen: Weights | None) -> float:
     """The sparsity of a model by the library's definition; of a state dict, that of its matrices and kernels.
 
     ``mm.sparsity`` would do, but for ``torch.count_nonzero``, which takes longer than all of the encoding. A state
     dict does not tell layers from embeddings, so there they count.
     """
     if isinstance(model, nn.Module):
-        weights: list[Tensor] = list(default_weights(model, frozen=True).values())
+        named_weights = default_weights(model, frozen=True) if chosen is None else select_weights(model, chosen)
+        weights: list[Tensor] = list(named_weights.values())
+    elif chosen is not None:
+        raise TypeError("weights= chooses layers of a model, and a state dict has none; save the model")
     else:
         named = ((name, tensor) for name, tensor in state.items() if name not in tied)
         weights = [tensor for _, tensor in named if tensor.ndim >= 2 and tensor.is_floating_point()]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from mirrormask.files import atomic_write
+from mirrormask.selection import Weights
 from mirrormask.storage.narrow import Values
 from mirrormask.storage.plan import Form, make_plan
 from mirrormask.storage.tensors import Storable
@@ -25,6 +26,7 @@ def save(
     dtype: torch.dtype | None = None,
     values: Values = None,
     signed_zeros: bool = False,
+    weights: Weights | None = None,
 ) -> None:
     """Write a model to one safetensors file that leaves out the zeros.
 
@@ -47,9 +49,12 @@ def save(
             rounded, of a state dict all floating tensors of two or more dimensions.
         signed_zeros: keep ``-0.0``. By default it is written as ``0.0``, its equal in every comparison: a weight times
             its mask holds one wherever it was negative, and each would take as many bytes as a value.
+        weights: of which weights the file shall tell the sparsity: what :func:`mirrormask.sparsify` was given, as in
+            :func:`mirrormask.sparsity`. It changes nothing of what is stored.
 
     Raises:
-        TypeError: an entry of the state dict is no plain tensor; the message says what to do with it.
+        TypeError: an entry of the state dict is no plain tensor; the message says what to do with it. ``weights`` were
+            given with a state dict, which has no layers to choose.
         ValueError: a name, a dtype or the metadata cannot be stored, or ``values`` cannot hold a weight.
         OSError: the file cannot be written, for one because the disk is full; the old file is untouched.
 
@@ -63,7 +68,7 @@ def save(
         >>> os.path.getsize(path) < 0.1 * layer.weight.nbytes
         True
     """
-    plan = make_plan(model, metadata, dtype, Form(values, signed_zeros))
+    plan = make_plan(model, metadata, dtype, Form(values, signed_zeros), weights=weights)
     with atomic_write(path, expected=plan.nbytes) as file:
         file.write(plan.header)
         for array in plan.arrays():

@@ -1,0 +1,164 @@
+"""What others write into the weights between two steps: noticed, and taken over by the latents.
+
+Whoever writes into a parameter in place moves its version, which costs nothing to look at. Whoever writes through
+``p.data`` does not; for that, a sample of the bytes of weights in CPU memory is kept from one step to the next, and
+before the training ends or is saved every element is compared with what its latents say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mirrormask.geometry import Geometry
+from mirrormask.optimizer.weights import SparseWeights
+from mirrormask.progress import Clock
+
+__all__ = ["Edits", "Sample"]
+
+
+class Edits:
+    """Notices what is not the training's own.
+
+    Args:
+        weights: that are watched.
+    """
+
+    def __init__(self, weights: SparseWeights) -> None:
+        self._weights = weights
+        self._seen: list[tuple[int, ...]] = []
+        self._sample = Sample()
+
+    def note(self) -> None:
+        """The weights are what their latents and masks say: whatever writes into one from now on is noticed."""
+        self._seen = self._versions()
+        self._sample.take(list(self._weights.values()))
+
+    def adopt(self, clock: Clock, *, everywhere: bool = False) -> None:
+        """Where somebody else has written into a weight since :meth:`note`, let its latents follow, under its mask.
+
+        Training goes on from what the model holds, as under any torch optimizer: a checkpoint or an average that was
+        loaded, a weight that is clipped after every step. A step writes only weights that have a gradient, so what the
+        mask removes becomes zero here.
+
+        Args:
+            clock: when.
+            everywhere: look at every element of all weights, not only where there are signs of a writer.
+        """
+        weights = self._weights
+        written = list(weights.values()) if everywhere else self._written()
+        geometry = weights.geometry.at(clock)
+        for x in written if geometry.latents else ():
+            changed = self._changed(x, geometry)
+            if changed is not None:
+                geometry.adopt(x.detach(), weights.latents_of(x), changed)
+        weights.hold_zeros({x: x for x in written})
+
+    def adopted(self, clock: Clock) -> dict[Tensor, dict[str, Tensor]]:
+        """What :meth:`adopt` would make of latents: copies, of the weights where it would make something else.
+
+        A state that is saved goes with the weights that are saved; to save changes nothing of the training.
+        """
+        weights, result = self._weights, dict[Tensor, dict[str, Tensor]]()
+        geometry = weights.geometry.at(clock)
+        for x in weights.values() if geometry.latents else ():
+            latents = weights.latents_of(x)
+            if any(latent.device != x.device or latent.shape != x.shape for latent in latents.values()
+                   if latent.dim() == x.dim()):  # fmt: skip
+                continue  # the model was moved or exchanged, which the next step refuses
+            changed = self._changed(x, geometry)
+            if changed is not None:
+                result[x] = {name: latent.clone() for name, latent in latents.items()}
+                geometry.adopt(x.detach(), result[x], changed)
+        return result
+
+    def restore(self, clock: Clock) -> None:
+        """Latents were loaded: write the weights that are not theirs anew, and leave those that are to the last bit."""
+        weights = self._weights
+        geometry = weights.geometry.at(clock)
+        for x in weights.values() if geometry.latents else ():
+            if bool(_differs(x, weights.latents_of(x), geometry).any()):
+                weights.push([x], clock)
+        weights.hold_zeros({x: x for x in weights.values()})
+        self.note()
+
+    def _written(self) -> list[nn.Parameter]:
+        """The weights that somebody may have written into since :meth:`note`."""
+        own, now = list(self._weights.values()), self._versions()
+        written = [x for x, seen, is_now in zip(own, self._seen, now, strict=True) if seen != is_now]
+        return own if not written and self._sample.has_changed(own) else written
+
+    def _changed(self, x: Tensor, geometry: Geometry) -> Tensor | None:
+        """Where a living element of x is not what its latents say; None if nowhere."""
+        changed, mask = _differs(x, self._weights.latents_of(x), geometry), self._weights.mask_of(x)
+        if mask is not None:
+            changed &= mask
+        return changed if bool(changed.any()) else None
+
+    def _versions(self) -> list[tuple[int, ...]]:
+        return [self._weights.shards.version(x) for x in self._weights.values()]
+
+
+def _differs(x: Tensor, latents: Mapping[str, Tensor], geometry: Geometry) -> Tensor:
+    """Where x is not φ(θ), but for rounding: φ may be computed in two ways, which differ in the last bits."""
+    own = torch.empty_like(x)
+    geometry.push([own], {name: [latent] for name, latent in latents.items()})
+    info = torch.finfo(x.dtype)
+    bound = own.abs().mul_(info.eps * (2 if info.bits == 16 else geometry.rounding)).add_(info.tiny)
+    return ~(own.sub_(x.detach()).abs_() <= bound)  # NaN differs
+
+
+class Sample:
+    """Some bytes of tensors in CPU memory: all of small ones, of others a line of 64 in each 64 KiB.
+
+    Each time it is another line, so that who writes into the same few elements again and again is noticed
+    in one of 1024 times.
+    """
+
+    LINE, PAGE = 64, 65536
+    WHOLE = PAGE
+
+    def __init__(self) -> None:
+        self._turn = 0
+        self._taken: list[Tensor] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_turn": self._turn, "_taken": []}
+
+    def take(self, tensors: Sequence[Tensor]) -> None:
+        """Remember what they are."""
+        self._turn = (self._turn + 1) % (self.PAGE // self.LINE)
+        self._taken = self._read(tensors)
+
+    def has_changed(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether they are not what they were."""
+        return bool(self._taken) and not all(map(torch.equal, self._taken, self._read(tensors)))
+
+    def _read(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        small, large = [], []
+        for x in tensors:
+            if not _is_readable(x):  # on an accelerator, looking would mean waiting for it
+                continue
+            held = torch.as_strided(x.detach(), (x.numel(),), (1,)).view(torch.uint8)
+            if len(held) <= self.WHOLE:
+                small.append(held)
+            else:
+                pages = held[: len(held) // self.PAGE * self.PAGE].view(-1, self.PAGE)
+                large.append(pages[:, self._turn * self.LINE : (self._turn + 1) * self.LINE])
+        return [torch.cat(found) for found in (small, large) if found]
+
+
+def _is_readable(x: Tensor) -> bool:
+    """Whether it lies in CPU memory, without gaps, so that its bytes can be looked at."""
+    if x.device.type != "cpu" or isinstance(x, torch._subclasses.FakeTensor) or not x.numel():
+        return False
+    expected = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True

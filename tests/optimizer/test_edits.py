@@ -1,0 +1,219 @@
+"""What is written into weights between steps counts, however it is written; and what is never said is said."""
+
+import copy
+import io
+import warnings
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+import mirrormask as mm
+from mirrormask.optimizer.edits import Sample
+
+X = torch.randn(32, 12, generator=torch.Generator().manual_seed(1))
+Y = X[:, :4].argmax(1)
+METHODS = ["mirror", "pilot", "powerprop", "gmp", "str", "sign_in"]
+WRITERS = {
+    "in place": lambda p: p.mul_(0.5),
+    "data": lambda p: p.data.mul_(0.5),
+    "data of some": lambda p: p.data.clamp_(-0.1, 0.1),
+    "detached": lambda p: p.detach().mul_(0.5),
+    "numpy": lambda p: p.detach().numpy().__imul__(0.5),
+}
+
+
+def build(name="mirror", steps=20, model=None, sparsity=0.8, **options):
+    torch.manual_seed(0)
+    model = model or nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4))
+    base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return model, mm.sparsify(model, base, mm.methods.get(name)(sparsity), steps=steps, **options)
+
+
+def train(model, optimizer, steps):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(X), Y).backward()
+        optimizer.step()
+
+
+def still(model, optimizer, steps=1):
+    """Steps that move nothing by themselves."""
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    for _ in range(steps):
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_goes_on_from_what_was_written(name, writer):
+    model, optimizer = build(name, steps=1000)
+    train(model, optimizer, 3)
+    with torch.no_grad():
+        WRITERS[writer](model[0].weight)
+    written = model[0].weight.detach().clone()
+    still(model, optimizer)
+    torch.testing.assert_close(model[0].weight.detach(), written, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("name", METHODS)
+def test_what_was_written_after_the_last_step_is_saved(name, writer):
+    model, optimizer = build(name)
+    train(model, optimizer, 3)
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    with torch.no_grad():
+        WRITERS[writer](model[0].weight)
+    written = copy.deepcopy(model.state_dict())
+    state = copy.deepcopy(optimizer.state_dict())
+    assert not torch.equal(before["0.weight"], written["0.weight"])
+    other, resumed = build(name)
+    other.load_state_dict(written)
+    resumed.load_state_dict(state)
+    torch.testing.assert_close(other[0].weight.detach(), written["0.weight"], rtol=1e-5, atol=1e-7)
+
+
+def test_one_element_written_through_data_is_seen_by_finalize():
+    model = nn.Linear(512, 300, bias=False)
+    optimizer = mm.sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), mm.methods.mirror(0.5), steps=4)
+    for _ in range(4):
+        model(torch.randn(2, 512)).square().mean().backward()
+        optimizer.step()
+    living = optimizer.masks["weight"].nonzero()[77]
+    model.weight.data[tuple(living)] = 7.0
+    optimizer.finalize()
+    assert model.weight[tuple(living)] == 7.0
+    still(model, optimizer)
+    torch.testing.assert_close(model.weight[tuple(living)].item(), 7.0)
+
+
+@pytest.mark.parametrize("name", ["gmp", "mirror"])
+def test_a_decay_by_hand_of_some_units_in_the_last_place_adds_up(name):
+    model, optimizer = build(name, steps=100_000)
+    train(model, optimizer, 1)
+    before, factor = model[0].weight.norm().item(), 1 - 16 * 2**-24
+    for _ in range(100):
+        with torch.no_grad():
+            model[0].weight.mul_(factor)
+        still(model, optimizer)
+    lost = (1 - model[0].weight.norm().item() / before) / (100 * (1 - factor))
+    assert 0.95 < lost < 1.05
+
+
+def test_a_sample_sees_small_tensors_whole_and_of_large_ones_every_byte_in_turn():
+    small, large = torch.zeros(100), torch.zeros(3, 1 << 16).t()
+    sample = Sample()
+    for at in (0, 99):
+        sample.take([small, large])
+        assert not sample.has_changed([small, large])
+        small[at] += 1
+        assert sample.has_changed([small, large])
+    seen = 0
+    for _ in range(Sample.PAGE // Sample.LINE):
+        sample.take([small, large])
+        large[54321, 1] += 1
+        seen += sample.has_changed([small, large])
+    assert seen == 1
+    assert not Sample().has_changed([small])
+
+
+# -- what is said ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mirror", "gmp"])
+def test_the_base_is_not_stepped_by_itself(name):
+    model, optimizer = build(name)
+    train(model, optimizer, 2)
+    before = copy.deepcopy(model.state_dict())
+    nn.functional.cross_entropy(model(X), Y).backward()
+    with pytest.raises(RuntimeError, match="step what mm"):
+        optimizer.base.step()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    with pytest.raises(RuntimeError, match="zero_grad"):  # the weights' gradients would add up
+        optimizer.base.zero_grad()
+    train(model, optimizer, 2)  # and the right one goes on
+
+
+def test_a_scheduler_on_the_base_is_refused_at_the_next_step():
+    model, optimizer = build()
+    train(model, optimizer, 1)
+    torch.optim.lr_scheduler.StepLR(optimizer.base, 1)
+    with pytest.raises(RuntimeError, match="a scheduler is built on the SGD that was given"):
+        train(model, optimizer, 1)
+
+
+def test_a_cycled_momentum_in_rounds_resumes_bit_for_bit():
+    def run(stop):
+        model, optimizer = build("lth", steps=24)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=40, cycle_momentum=True)
+        for step in range(24):
+            if step == stop:
+                parts = model, optimizer, scheduler
+                states = copy.deepcopy([part.state_dict() for part in parts])
+                model, optimizer = build("lth", steps=24)
+                scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=40, cycle_momentum=True)
+                for part, state in zip((model, optimizer, scheduler), states, strict=True):
+                    part.load_state_dict(state)
+            train(model, optimizer, 1)
+            scheduler.step()
+        return model[0].weight
+
+    assert torch.equal(run(None), run(13))
+
+
+def test_finalize_after_no_step_says_so_once_there_was_one_not():
+    _, optimizer = build()
+    with pytest.warns(UserWarning, match="finalize\\(\\) after no step"):
+        optimizer.finalize()
+    model, optimizer = build()
+    train(model, optimizer, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.finalize()
+
+
+@pytest.mark.parametrize("dim", [0, 1, None])
+def test_weight_norm_keeps_something_to_divide_by_or_is_refused(dim):
+    norm = torch.nn.utils.parametrizations.weight_norm
+    model = nn.Sequential(norm(nn.Linear(12, 64), dim=dim), nn.Tanh(), nn.Linear(64, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model, optimizer = build("gmp", model=model, sparsity=0.97, on_empty="ignore")
+        if dim is None:
+            train(model, optimizer, 20)
+            optimizer.finalize()
+            assert model(X).isfinite().all()
+            return
+        with pytest.raises(RuntimeError, match="which weight norm divides"):
+            train(model, optimizer, 20)
+    assert model(X).isfinite().all()
+
+
+def test_a_file_tells_the_sparsity_of_the_weights_that_were_chosen(tmp_path):
+    model = nn.Sequential(nn.Embedding(50, 12), nn.Linear(12, 4))
+    with torch.no_grad():
+        model[0].weight[5:] = 0.0
+    for weights, expected in (("0.weight", 0.9), (None, 0.0)):
+        mm.save(model, tmp_path / "m.safetensors", weights=weights)
+        with safe_open(tmp_path / "m.safetensors", "pt") as file:
+            assert float(file.metadata()["mirrormask.sparsity"]) == expected
+    with pytest.raises(TypeError, match="a state dict has none"):
+        mm.save(model.state_dict(), tmp_path / "m.safetensors", weights="0.weight")
+
+
+def test_copies_and_pickles_watch_their_own_weights():
+    model, optimizer = build(steps=1000)
+    train(model, optimizer, 3)
+    together = copy.deepcopy((model, optimizer))
+    file = io.BytesIO()
+    torch.save((model, optimizer), file)
+    file.seek(0)
+    for other, own in (together, torch.load(file, weights_only=False)):
+        other[0].weight.data.mul_(0.5)
+        written = other[0].weight.detach().clone()
+        still(other, own)
+        torch.testing.assert_close(other[0].weight.detach(), written, rtol=1e-4, atol=1e-6)
