@@ -77,7 +77,7 @@ class CompiledModel(nn.Module):
                     quick.addresses[0], quick.addresses[1] = x.data_ptr(), result.data_ptr()
                     quick.function(quick.words)
                     spread = quick.spreads and quick.lower_flag()
-                return quick.direct().forward(x) if spread else result
+                return quick.directly(x) if spread else result
         try:
             arguments = Arguments.of(self._signature, args, kwargs)
         except TypeError as error:
