@@ -12,7 +12,7 @@ from torch import nn
 
 import mirrormask as mm
 from mirrormask.storage import read_contents
-from mirrormask.storage.dtypes import TYPES, to_bits
+from mirrormask.storage.torch_types import TYPES, to_bits
 
 
 def sparse(*shape, sparsity=0.9, dtype=torch.float32, seed=0):

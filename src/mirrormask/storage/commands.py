@@ -13,7 +13,7 @@ from torch import nn
 from mirrormask.checks import check_known
 from mirrormask.files import atomic_write
 from mirrormask.storage import export as exports
-from mirrormask.storage.plan import PREFIX
+from mirrormask.storage.contents import PREFIX
 from mirrormask.storage.reader import Contents, load, read_contents
 from mirrormask.storage.sizes import file_sizes
 
