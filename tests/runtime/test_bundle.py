@@ -1,5 +1,6 @@
 """A compiled model as a file: the same bits without torch, and what cannot be saved is refused by name."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fuzz_bundle import written
 from torch import nn
 
 import mirrormask as mm
 from mirrormask.runtime.bundle import read
+from mirrormask.storage import read_contents
 
 SOURCE = str(Path(mm.__path__[0]).parent)
 
@@ -288,3 +291,68 @@ def test_other_files_are_told_apart(tmp_path):
         load(tmp_path / "nothing")
     with pytest.raises(ValueError, match="threads=0 is below 1"):
         mm.runtime.load(tmp_path / "weights", threads=0)
+
+
+def test_damage_is_found_wherever_it_is(tmp_path):
+    saved(Two(), torch.randn(4, 20), tmp_path / "m")
+    sound = (tmp_path / "m").read_bytes()
+    chance = np.random.default_rng(0)
+
+    def refused(data):
+        (tmp_path / "bad").write_bytes(data)
+        with pytest.raises(mm.FormatError, match="bad"):
+            load(tmp_path / "bad", tune=False)
+
+    for position in {*range(0, 400, 7), *chance.integers(0, len(sound), 150).tolist()}:
+        damaged = bytearray(sound)
+        damaged[position] ^= 1 << int(chance.integers(8))
+        refused(bytes(damaged))
+    for length in {0, 7, 8, 100, len(sound) - 1, *chance.integers(0, len(sound), 30).tolist()}:
+        refused(sound[:length])
+    refused(sound + b"\0")
+
+
+LIES = {
+    "version 2": lambda said: said.update(version=2),
+    "huge sizes": lambda said: graph_of(said)["nodes"][0].update(shape=[1 << 30]),
+    "negative sizes": lambda said: graph_of(said)["nodes"][0].update(shape=[-20]),
+    "outside": lambda said: graph_of(said)["shapes"].update({graph_of(said)["outputs"][0]: [2000]}),
+    "no such array": lambda said: graph_of(said)["nodes"][1].update(weight="other"),
+    "an array as a weight": lambda said: graph_of(said)["nodes"][1].update(weight="one.bias"),
+    "unread": lambda said: graph_of(said)["nodes"][1].pop("bias"),
+    "a result": lambda said: said["variants"][0].update(results={"node": "nothing"}),
+    "code": lambda said: said["variants"][0]["guards"].update(conditions=["__import__('os').abort() == 1"]),
+    "powers": lambda said: said["variants"][0]["guards"].update(conditions=["9 ** 9 ** 9 ** 9 > 1"]),
+    "texts": lambda said: said["variants"][0]["guards"].update(conditions=["'a' * 99999999999 > 1"]),
+    "deep": lambda said: said["variants"][0]["guards"].update(conditions=["-" * 4000 + "1 < 2"]),
+    "strange": lambda said: said.update(variants=3),
+}
+
+
+def graph_of(said):
+    return said["variants"][0]["steps"][0]["region"]["graph"]
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_lies_with_the_right_checksums_are_refused(lie, tmp_path):
+    saved(Two(), torch.randn(4, 20), tmp_path / "m")
+    said = json.loads(read_contents(tmp_path / "m").metadata[read.KEY])
+    (tmp_path / "same").write_bytes(written(mm.load(tmp_path / "m"), said))
+    assert load(tmp_path / "same", tune=False)(np.zeros((4, 20), np.float32))["inner"].shape == (4, 12)
+    LIES[lie](said)
+    (tmp_path / "forged").write_bytes(written(mm.load(tmp_path / "m"), said))
+    with pytest.raises(mm.FormatError):
+        load(tmp_path / "forged", tune=False)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of memory are Linux's")
+@pytest.mark.parametrize("kind", ["images", "tokens"])
+def test_no_forged_model_breaks_the_process(kind, tmp_path):
+    saved(KINDS[kind][0](), KINDS[kind][1], tmp_path / "m")
+    script = Path(__file__).with_name("fuzz_bundle.py")
+    command = [sys.executable, str(script), str(tmp_path / "m"), "2", "1"]
+    environment = {**os.environ, "PYTHONPATH": SOURCE}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    refused, ran = map(int, done.stdout.split())
+    assert refused > 5 and refused + ran > 10
