@@ -19,7 +19,7 @@ BELOW = {
 #: A file for each step of a plan has to name the graph's activation chains, layouts and kernels: no folder but these.
 TORCHLESS = ("schedule", "kernels", "bundle")
 #: Files of graph/ that are the graph itself, rather than how a model is read.
-PLAIN = {"ir", "guards", "blueprint", "known", "sound", "__init__"}
+PLAIN = {"ir", "guards", "blueprint", "known", "levels", "sound", "__init__"}
 
 
 def imports(path: Path) -> set[str]:

@@ -140,10 +140,12 @@ def _made(
 def _array(kind: str, name: Any, arrays: Mapping[str, Array], weights: dict[str, Weight]) -> Any:
     if not isinstance(name, str) or name not in arrays:
         raise ValueError(f"it names the stored array {str(name)[:60]!r}, which is not there")
-    if arrays[name].dtype != np.float32:
-        raise ValueError(f"the stored array {name[:60]!r} is {arrays[name].dtype}, not float32")
+    if kind == "Weight | None" and name in weights:
+        return weights[name]
+    array = arrays[name]  # reads and decodes it
+    if array.dtype != np.float32:
+        raise ValueError(f"the stored array {name[:60]!r} is {array.dtype}, not float32")
     if kind != "Weight | None":
-        return arrays[name]
-    if name not in weights:
-        weights[name] = Weight.of(arrays[name])
+        return array
+    weights[name] = Weight.of(array)
     return weights[name]

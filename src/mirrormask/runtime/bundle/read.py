@@ -140,6 +140,9 @@ class _Stored(Mapping[str, npt.NDArray[np.float32]]):
         self._read.add(name)
         return stored_bits(self._file, entry).view(np.float32).reshape(entry.shape)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 
