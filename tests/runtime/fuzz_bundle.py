@@ -39,13 +39,13 @@ def places(value, path=()):
 def mutated(said, chance):
     said = copy.deepcopy(said)
     for _ in range(chance.choice((1, 1, 1, 2, 3))):
-        path = chance.choice([path for path in places(said) if len(path) > 1])
+        path = chance.choice([path for path in places(said) if len(path) > 1] or [("version",)])
         holder = said
         for key in path[:-1]:
             holder = holder[key]
-        old, kind = holder[path[-1]], chance.random()
+        old, kind = holder.get(path[-1]) if isinstance(holder, dict) else holder[path[-1]], chance.random()
         if kind < 0.15:
-            del holder[path[-1]]
+            holder.pop(path[-1], None) if isinstance(holder, dict) else holder.pop(path[-1])
         elif kind < 0.6 and isinstance(old, int):
             holder[path[-1]] = chance.choice([*NUMBERS, old + 1, old - 1, 2 * old])
         elif kind < 0.85:  # something of the same kind from elsewhere

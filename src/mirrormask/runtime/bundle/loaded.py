@@ -57,6 +57,10 @@ class Variant:
     steps: tuple[tuple[Runner, tuple[str, ...], tuple[str, ...]], ...]
     results: Any
 
+    def takes(self, arrays: Mapping[str, Array]) -> bool:
+        """Whether these are the names of its inputs."""
+        return {port.name for port in self.inputs} == set(arrays)
+
     def holds(self, arrays: Mapping[str, Array]) -> bool:
         """Whether it was captured for arrays of these sizes."""
         if any(arrays[port.name].ndim != len(port.shape) for port in self.inputs):
@@ -126,18 +130,44 @@ class LoadedModel:
             ValueError: the sizes of an input are not those that the file holds the model for.
         """
         arrays = self._bound(args, kwargs)
-        threads, reason = self.loading.threads, ""
+        return self._run(arrays)[1]
+
+    def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model on arrays by name; the arrays that it returns, by the names of :attr:`outputs`.
+
+        Raises:
+            TypeError, ValueError: as for a call.
+        """
+        variant, results = self._run(self._bound((), arrays))
+        names = [port.name for port in variant.outputs]
+        return dict(zip(names, _leaves(results), strict=True))
+
+    def check(self, arrays: Mapping[str, Array]) -> None:
+        """Refuse what a call would refuse for its names, types and sizes, without running it.
+
+        Raises:
+            TypeError, ValueError: as for a call.
+        """
+        bound = self._bound((), arrays)
+        if not any(variant.takes(bound) and variant.holds(bound) for variant in self.variants):
+            raise self._refused(bound)
+
+    def _run(self, arrays: dict[str, Array]) -> tuple[Variant, Any]:
+        reason = ""
         for variant in self.variants:
-            if {port.name for port in variant.inputs} == set(arrays) and variant.holds(arrays):
+            if variant.takes(arrays) and variant.holds(arrays):
                 try:
-                    return variant.run(arrays, threads)
+                    return variant, variant.run(arrays, self.loading.threads)
                 except Unfit as error:
                     reason = f": {error}"
-            elif not reason and {port.name for port in variant.inputs} == set(arrays):
-                reason = variant.broken(arrays)
+        raise self._refused(arrays, reason)
+
+    def _refused(self, arrays: dict[str, Array], reason: str = "") -> ValueError:
+        broken = (variant.broken(arrays) for variant in self.variants if variant.takes(arrays))
+        reason = reason or next((text for text in broken if text), "")
         given = ", ".join(f"{name} {list(x.shape)}" for name, x in arrays.items())
         takes = " or ".join(", ".join(map(str, variant.inputs)) for variant in self.variants)
-        raise ValueError(
+        return ValueError(
             f"the file holds no model for {given}{reason}; it takes {takes}; compile the model with such an example, "
             "and save it again"
         )
@@ -202,3 +232,12 @@ def _results(form: Any, values: Mapping[str, Array]) -> Any:
     if kind == "tuple":
         return tuple(_results(item, values) for item in content)
     return {key: _results(item, values) for key, item in content.items()}
+
+
+def _leaves(results: Any) -> list[Array]:
+    """The arrays in what a model returns, in order."""
+    if isinstance(results, np.ndarray):
+        return [results]
+    if isinstance(results, dict):
+        results = list(results.values())
+    return [leaf for item in results for leaf in _leaves(item)] if isinstance(results, (list, tuple)) else []
