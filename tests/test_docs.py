@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 MODULES = sorted(m.name for m in pkgutil.walk_packages(mirrormask.__path__, "mirrormask.") if "__main__" not in m.name)
 BLOCKS = [
     (f"{page} block {number}", block)
-    for page in ("README.md", "docs/tools.md", "docs/compile.md", "docs/finetune.md", "docs/prune.md")
+    for page in ("README.md", "docs/tools.md", "docs/compile.md", "docs/finetune.md", "docs/prune.md", "docs/deploy.md")
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL))
 ]
 

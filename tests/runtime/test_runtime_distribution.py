@@ -42,6 +42,8 @@ def test_it_says_what_the_whole_package_says():
     assert all(whole[key] == part[key] for key in ("version", "license", "requires-python"))
     assert part["version"] == mm.__version__
     wanted = {*whole["dependencies"], *whole["optional-dependencies"]["runtime"]}
+    extra = [name for name in whole["optional-dependencies"]["serve"] if not name.startswith("mirrormask")]
+    assert part["optional-dependencies"]["serve"] == extra and part["scripts"] == whole["scripts"]
     assert set(part["dependencies"]) == {name for name in wanted if name.startswith(("numpy", "llvmlite"))}
 
 
