@@ -13,6 +13,7 @@ __all__ = ["EXTRAS", "describe", "instruction_sets", "processor", "versions"]
 #: The packages behind each extra of pyproject.toml.
 EXTRAS = {
     "runtime": ("llvmlite",),
+    "serve": ("starlette", "uvicorn", "prometheus_client"),
     "flow": ("scipy", "matplotlib"),
     "export": ("onnx", "onnxscript", "onnxruntime"),
     "train": ("torchvision", "accelerate", "jsonargparse", "plotly", "rich", "scikit-learn", "tensorboard"),

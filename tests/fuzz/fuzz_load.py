@@ -39,7 +39,8 @@ from storage_forge import one  # noqa: E402
 
 import mirrormask as mm  # noqa: E402
 from mirrormask.storage import reader  # noqa: E402
-from mirrormask.storage.dtypes import BYTES, to_bits  # noqa: E402
+from mirrormask.storage.dtypes import BYTES  # noqa: E402
+from mirrormask.storage.torch_types import to_bits  # noqa: E402
 
 DTYPES = sorted(BYTES)
 ENCODINGS = {"dense": "", "bitmask": "mask", "gaps": "gaps", "blocked": "patterns", "coded": "coded"}

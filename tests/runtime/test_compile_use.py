@@ -100,7 +100,7 @@ def test_threads_share_images_and_channels(threads, batch, whose, folder, monkey
     region = fast.regions[0]
     plan = region.plan_for(batch)
     for plan.shares in {False, threads > 1}:
-        region._calls.clear()
+        region.core._calls.clear()
         fast._quick.clear()
         for _ in range(20):
             agree(fast, model, x)
@@ -112,13 +112,13 @@ def test_threads_take_rows_of_their_own_where_that_is_worth_waking_them(rows, mo
     model, x = nn.Sequential(nn.Linear(24, 40), nn.ReLU(), nn.Linear(40, 8)).eval(), torch.randn(rows, 24)
     found = {}
     for work in (0.0, float("inf")):
-        monkeypatch.setattr("mirrormask.runtime.model.region.LEAST_WORK", work)
+        monkeypatch.setattr("mirrormask.runtime.schedule.runner.LEAST_WORK", work)
         fast = compiled(model, x)
         (region,) = fast.regions
         found[work] = -(-rows // region.tokens(rows))
         agree(fast, model, x)
     assert found[0.0] >= 2
-    assert found[float("inf")] == -(-rows // region.most_tokens)
+    assert found[float("inf")] == -(-rows // region.core.most_tokens)
 
 
 def test_a_team_that_is_smaller_than_asked_for_leaves_nothing_out(monkeypatch):
@@ -165,14 +165,14 @@ assert torch.equal(fast(x), expected[0])
 
 
 def test_more_shapes_and_threads_than_are_kept(monkeypatch):
-    monkeypatch.setattr("mirrormask.runtime.model.region.MOST_SHAPES", 2)
-    monkeypatch.setattr("mirrormask.runtime.model.region.MAX_THREADS", 3)
+    monkeypatch.setattr("mirrormask.runtime.schedule.runner.MOST_SHAPES", 2)
+    monkeypatch.setattr("mirrormask.runtime.schedule.runner.MAX_THREADS", 3)
     model = network()
     fast = compiled(model, torch.randn(1, 3, 8, 8))
     torch.set_num_threads(5)
     for size in (8, 9, 10, 11, 8):
         agree(fast, model, torch.randn(4, 3, size, size))
-    assert len(fast.regions[0]._sized) == 2
+    assert len(fast.regions[0].core._sized) == 2
 
 
 def test_threads_of_the_caller_may_share_a_compiled_model():

@@ -333,7 +333,7 @@ def test_many_lengths_make_few_plans():
         agree(fast, model, torch.randn(1, length, 24))
     assert len(fast._body.captures) == 1, "a length is no new capture"
     assert all(len(region.plans()) <= 8 for region in fast.regions)
-    assert all(len(region._calls) <= 64 for region in fast.regions)
+    assert all(len(region.core._calls) <= 64 for region in fast.regions)
 
 
 # -- the weights of the build -----------------------------------------------------------------------------------------
@@ -532,16 +532,16 @@ def test_a_model_with_a_state_or_with_chance_is_named(kind):
 
 
 def test_a_region_without_a_plan_stays_in_pytorch(monkeypatch):
-    from mirrormask.runtime.model import region
+    from mirrormask.runtime.schedule import runner
 
-    real = region.lower
+    real = runner.lower
 
     def failing(graph, *args):
         if any(node.op == "conv" and node.kernel == (5, 5) for node in graph.nodes):
             raise RuntimeError("no such kernel today")
         return real(graph, *args)
 
-    monkeypatch.setattr(region, "lower", failing)
+    monkeypatch.setattr(runner, "lower", failing)
     model = sparse(Of(lambda m, x: m.b(F.group_norm(m.a(x), 2)), nn.Conv2d(6, 6, 3), nn.Conv2d(6, 6, 5)))
     x = torch.randn(1, 6, 16, 16)
     fast = compiled(model, x)

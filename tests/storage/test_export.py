@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import mirrormask as mm
-from mirrormask.storage.dtypes import to_bits
+from mirrormask.storage.torch_types import to_bits
 
 
 def sparse_network():

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mirrormask as mm
-from mirrormask.storage.dtypes import TYPES, to_bits
+from mirrormask.storage.torch_types import TYPES, to_bits
 
 TARGET = Path(__file__).parents[1] / "fuzz" / "fuzz_load.py"
 

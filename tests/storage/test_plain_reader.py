@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import mirrormask as mm
-from mirrormask.storage.dtypes import NAMES, to_bits
+from mirrormask.storage.torch_types import NAMES, to_bits
 
 FORMAT = Path(__file__).parents[2] / "docs" / "format.md"
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import mirrormask as mm
 from mirrormask.storage import read_contents
-from mirrormask.storage.dtypes import TYPES, to_bits
+from mirrormask.storage.torch_types import TYPES, to_bits
 
 
 def sparse(*shape, sparsity=0.9, dtype=torch.float32, seed=0):
@@ -244,11 +244,11 @@ def test_memory_while_loading_is_the_dense_tensors_and_a_tenth(tmp_path):
     for sparsity in (0.0, 0.5, 0.9, 0.98):
         path = tmp_path / "big.safetensors"
         mm.save({"w": sparse(2000, 2000, sparsity=sparsity)}, path)
-        tracemalloc.start()  # sees NumPy's and Python's memory; the dense tensor itself is torch's
+        tracemalloc.start()  # sees NumPy's and Python's memory, and the dense tensor is NumPy's
         mm.load(path)
-        extra = tracemalloc.get_traced_memory()[1]
+        most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert extra < 0.1 * 2000 * 2000 * 4, (sparsity, extra)
+        assert most < 1.1 * 2000 * 2000 * 4, (sparsity, most)
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:torch.quantize_per_tensor")

@@ -76,3 +76,27 @@ def test_export_says_what_is_missing(saved, tmp_path):
     with pytest.raises(TypeError, match=r"builtins\.dict returned a dict, not a torch"):
         build_model("builtins.dict", {})
     assert not out.exists()
+
+
+def test_info_prints_the_size_of_zstd_beside_ours(saved, capsys, monkeypatch):
+    import sys
+
+    zstandard = pytest.importorskip("zstandard")
+    layer, path = saved
+    save_file({name: tensor.detach() for name, tensor in layer.state_dict().items()}, path.with_name("dense"))
+    rival = len(zstandard.ZstdCompressor(level=19).compress(path.with_name("dense").read_bytes()))
+    info(path)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("zstd -19"))
+    said = int(line.split(": ")[1].split()[0].replace(",", ""))
+    assert abs(said - rival) < 0.05 * rival and f"{path.stat().st_size / said:.2f} of that" in line
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    info(path)
+    assert "zstd" not in capsys.readouterr().out
+
+
+def test_info_tells_a_compiled_model(tmp_path, capsys):
+    model = nn.Linear(20, 10).eval()
+    mm.compile(model, torch.randn(2, 20), tune=False, force=True).save(tmp_path / "m.mirror")
+    info(tmp_path / "m.mirror")
+    assert "a compiled model: mirrormask.runtime.load runs it" in capsys.readouterr().out

@@ -12,9 +12,8 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
-
-import torch
 
 __all__ = ["OpenMP", "openmp"]
 
@@ -41,15 +40,16 @@ class OpenMP(NamedTuple):
 def openmp() -> OpenMP | None:
     """The runtime that this torch is linked with; None where it has none or one without ``GOMP_parallel``.
 
-    GNU's OpenMP has that entry, and LLVM's for its sake. None in a forked process too, which has none of the threads
-    that the runtime thinks it has.
+    GNU's OpenMP has that entry, and LLVM's for its sake. None where this process has not imported torch, and in a
+    forked one, which has none of the threads that the runtime thinks it has.
     """
-    return None if _forked else _load()
+    torch = sys.modules.get("torch")  # not imported here: where it is not, nothing waits for its threads
+    return None if _forked or torch is None or not hasattr(torch, "_C") else _load(torch)
 
 
 @functools.cache
-def _load() -> OpenMP | None:
-    if not torch._C.has_openmp or not sys.platform.startswith("linux"):
+def _load(torch: ModuleType) -> OpenMP | None:
+    if not torch._C.has_openmp or torch.__file__ is None or not sys.platform.startswith("linux"):
         return None
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))  # loaded already

@@ -25,6 +25,7 @@ from mirrormask.runtime.graph.export import Arguments, Refused, private_copy, si
 from mirrormask.runtime.graph.structure import structure_key
 from mirrormask.runtime.model.accuracy import acceptable, difference
 from mirrormask.runtime.model.compiled import CompiledModel
+from mirrormask.runtime.model.levels import with_levels
 from mirrormask.runtime.model.measure import layer_reports
 from mirrormask.runtime.model.piece import Captured, Piece, Tools, own_tensors, working
 from mirrormask.runtime.model.ranges import RangeFinder
@@ -36,6 +37,7 @@ from mirrormask.runtime.schedule.tune import Tuner
 __all__ = ["compile"]
 
 PRECISIONS = ("auto", "fp16", "fp32")
+WEIGHTS = ("fp32", "int8")
 
 
 def compile(
@@ -44,6 +46,7 @@ def compile(
     *,
     example_kwargs: Mapping[str, Any] | None = None,
     precision: str = "fp32",
+    weights: str = "fp32",
     instruction_set: str | None = None,
     tune: bool = True,
     force: bool = False,
@@ -66,6 +69,10 @@ def compile(
             a sum may pass 65,504 for the example, which stay in fp32; and if the output for the example then still
             differs by more than 2% of its largest element, all of the plan does; ``"auto"``: ``"fp16"`` where the
             processor has it.
+        weights: ``"fp32"``, or ``"int8"``: each weight is rounded to one of 255 levels with a scale for each output, as
+            :func:`mirrormask.quantize` without batches does to a model; sums stay in fp32, zeros stay zero. Linear
+            layers on one row then read 3 bytes a weight instead of 6. The compiled model keeps a rounded copy of the
+            model. A model that ``mm.quantize`` has rounded gets such kernels by itself.
         instruction_set: ``"avx512"``, ``"avx2"``, ``"neon"`` or ``"scalar"``; the best of this machine by default.
         tune: measure the candidates; without, take good guesses.
         force: use the plan even where it is not faster than the model.
@@ -93,6 +100,7 @@ def compile(
     """
     start = time.perf_counter()
     check_known("precision", precision, PRECISIONS)
+    check_known("weights", weights, WEIGHTS)
     _check_model(model)
     arguments = _arguments(model, example_input, example_kwargs)
     target = best_target(instruction_set)
@@ -111,12 +119,14 @@ def compile(
             )
         note = f"in fp32: {why}"
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        snapshot = Snapshot(model)
+        source = model if weights == "fp32" else with_levels(model)
         if half is not None:
-            fast = _build(model, arguments, Options(half, tune, force, check_range, start))
+            fast = _build(source, arguments, Options(half, tune, force, check_range, start), snapshot)
             if fast.report.compiled:
                 return fast
             note = f"in fp32, as in fp16 {fast.report.reason}"
-        return _build(model, arguments, Options(target, tune, force, False, start, note))
+        return _build(source, arguments, Options(target, tune, force, False, start, note), snapshot)
 
 
 @dataclass(frozen=True)
@@ -153,9 +163,12 @@ class Part:
     peaks: dict[str, float] = field(default_factory=dict)
 
 
-def _build(model: nn.Module, arguments: Arguments, options: Options) -> CompiledModel:
-    """The model's own results, captures of the model or of its parts, the check of what they give, the race."""
-    snapshot = Snapshot(model)
+def _build(model: nn.Module, arguments: Arguments, options: Options, snapshot: Snapshot) -> CompiledModel:
+    """The model's own results, captures of the model or of its parts, the check of what they give, the race.
+
+    Args:
+        snapshot: of the model, or of the one that it is a copy of.
+    """
     expected = _expected(model, arguments)
     parts, left, around = _parts(model, arguments, options)
     regions = [region for part in parts for region in part.regions.values()]
@@ -324,7 +337,9 @@ def _body(model: nn.Module, parts: list[Part], around: nn.Module | None, snapsho
         if not parts:
             return model
         (part,) = parts
-        return Piece(model, snapshot, part.at_work, part.tools, part.arguments.signature)
+        own = snapshot if snapshot.model is model else Snapshot(model)
+        keep = own is not snapshot  # nobody else keeps it
+        return Piece(model, own, part.at_work, part.tools, part.arguments.signature, keep=keep)
     for part in parts:
         if part.regions:
             piece = Piece(

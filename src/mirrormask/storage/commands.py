@@ -13,8 +13,9 @@ from torch import nn
 from mirrormask.checks import check_known
 from mirrormask.files import atomic_write
 from mirrormask.storage import export as exports
-from mirrormask.storage.plan import PREFIX
+from mirrormask.storage.contents import PREFIX
 from mirrormask.storage.reader import Contents, load, read_contents
+from mirrormask.storage.rival import zstd_size
 from mirrormask.storage.sizes import file_sizes
 
 __all__ = ["FORMATS", "build_model", "export_file", "export_module", "info"]
@@ -32,10 +33,15 @@ def info(path: Path) -> None:
     contents, sizes = read_contents(path), file_sizes(path)
     print(f"{path}: {_kind(contents)}")
     for key, value in contents.metadata.items():
-        if key not in (PREFIX + "index", PREFIX + "header_sha256", PREFIX + "separator"):
+        if key == PREFIX + "model":
+            print("  a compiled model: mirrormask.runtime.load runs it, mirrormask serve serves it")
+        elif key not in (PREFIX + "index", PREFIX + "header_sha256", PREFIX + "separator"):
             text = value if len(value) <= 300 else value[:300] + "..."
             print(f"  {key.removeprefix(PREFIX)}: {text}")
     print(sizes)
+    rival = zstd_size(path)
+    if rival is not None:
+        print(f"zstd -19 of the dense file: {rival:,} bytes; this file takes {sizes.total / rival:.2f} of that")
     for name, first in contents.entries.items():
         if isinstance(first, str):
             print(f"{name} is tied to {first}")

@@ -14,21 +14,15 @@ from torch import Tensor, nn
 from mirrormask.matrices import default_weights
 from mirrormask.selection import Weights, select_weights
 from mirrormask.storage.container import build_header
-from mirrormask.storage.dtypes import BYTES, NAMES, Bits, to_bits
+from mirrormask.storage.contents import FORMAT_VERSIONS, PREFIX, SCALES, stored_name
+from mirrormask.storage.dtypes import BYTES, Bits
 from mirrormask.storage.encodings import Coded, Encoding, Source, all_sizes, choose
 from mirrormask.storage.narrow import Narrow, Values, narrow
 from mirrormask.storage.parts import DIGITS, checksum
 from mirrormask.storage.tensors import Storable, named_tensors, ties
+from mirrormask.storage.torch_types import NAMES, to_bits
 
-__all__ = ["FORMAT_VERSIONS", "PREFIX", "SCALES", "Form", "Plan", "Planned", "make_plan", "source_of", "stored_name"]
-
-#: The first has the encodings dense, bitmask, gaps and blocked; the second also coded, and tensors that become wider
-#: when they are loaded. A file says the least that it needs.
-FORMAT_VERSIONS = ("1", "2")
-#: The part of a tensor of levels that holds their scales.
-SCALES = "scales"
-#: What the library's own metadata keys begin with.
-PREFIX = "mirrormask."
+__all__ = ["Form", "Plan", "Planned", "make_plan", "source_of"]
 
 
 @dataclass(frozen=True)
@@ -115,10 +109,14 @@ def make_plan(
     *,
     sizes_only: bool = False,
     weights: Weights | None = None,
+    more: Mapping[str, str] | None = None,
 ) -> Plan:
-    """Choose an encoding for every tensor and encode it; with ``sizes_only``, keep the sizes and drop the arrays.
+    """Choose an encoding for every tensor and encode it.
 
-    The sparsity that the file tells is that of ``weights``, as in :func:`mirrormask.sparsity`.
+    Args:
+        sizes_only: keep the sizes and drop the arrays.
+        weights: whose sparsity the file tells, as in :func:`mirrormask.sparsity`.
+        more: texts beside the library's own, under its prefix.
     """
     notes = _texts(metadata or {})
     if form.values is not None and dtype is not None:
@@ -136,17 +134,13 @@ def make_plan(
         "sparsity": repr(_sparsity(model, state, tied, weights)),
         "separator": separator,
         "index": json.dumps({name: entries[name] for name in state}, ensure_ascii=False, separators=(",", ":")),
+        **(more or {}),
     }
     listed = [
         (stored_name(planned.name, part, separator), *planned.stored[part]) for planned, part in _file_order(tensors)
     ]
     header = build_header(listed, {**{PREFIX + key: value for key, value in own.items()}, **notes})
     return Plan(header, tensors, tied)
-
-
-def stored_name(tensor: str, part: str, separator: str) -> str:
-    """The name of a stored array: the tensor's own if it is dense, else with the part's name behind it."""
-    return f"{tensor}{separator}{part}" if part else tensor
 
 
 def source_of(tensor: Tensor, form: Form) -> Source:

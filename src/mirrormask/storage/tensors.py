@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from mirrormask.storage.dtypes import NAMES
+from mirrormask.storage.torch_types import NAMES
 
 __all__ = ["Storable", "converted", "named_tensors", "ties"]
 

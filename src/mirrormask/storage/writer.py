@@ -12,10 +12,10 @@ import torch
 from mirrormask.files import atomic_write
 from mirrormask.selection import Weights
 from mirrormask.storage.narrow import Values
-from mirrormask.storage.plan import Form, make_plan
+from mirrormask.storage.plan import Form, Plan, make_plan
 from mirrormask.storage.tensors import Storable
 
-__all__ = ["save"]
+__all__ = ["save", "write"]
 
 
 def save(
@@ -68,7 +68,15 @@ def save(
         >>> os.path.getsize(path) < 0.1 * layer.weight.nbytes
         True
     """
-    plan = make_plan(model, metadata, dtype, Form(values, signed_zeros), weights=weights)
+    write(make_plan(model, metadata, dtype, Form(values, signed_zeros), weights=weights), path)
+
+
+def write(plan: Plan, path: str | os.PathLike[str]) -> None:
+    """Write what was planned: the whole file, or nothing.
+
+    Raises:
+        OSError: the file cannot be written; the old file is untouched.
+    """
     with atomic_write(path, expected=plan.nbytes) as file:
         file.write(plan.header)
         for array in plan.arrays():

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from mirrormask import files
 from mirrormask.storage.container import Container, Extent, build_header, open_container, parse_json, read_exactly
-from mirrormask.storage.dtypes import BYTES, NAMES, TYPES, to_bits
+from mirrormask.storage.dtypes import BYTES
 from mirrormask.storage.errors import FormatError
+from mirrormask.storage.torch_types import NAMES, TYPES, to_bits
 from mirrormask.train.tree import TreeError, flatten, restore
 
 __all__ = ["VERSION", "CheckpointError", "DamagedError", "read", "write"]

@@ -100,6 +100,23 @@ class Arguments:
             return {}
         return _named(self.signature, self.args, self.kwargs)
 
+    def called(self) -> tuple[tuple[str, tuple[int, ...] | None], ...]:
+        """(name, shape) of each leaf, where all arguments are tensors, or ``None`` and without a shape.
+
+        Raises:
+            TypeError: an argument is something else; the message names it.
+        """
+        if self.signature is None:
+            raise TypeError("its forward has no signature")
+        found: dict[int, tuple[str, tuple[int, ...] | None]] = {}
+        leaves = self.leaves
+        for name, value in self.named().items():
+            if value is not None and not isinstance(value, Tensor):
+                raise TypeError(f"its argument {name!r} is a {type(value).__name__}")
+            place = next(i for i, leaf in enumerate(leaves) if leaf is value and i not in found)
+            found[place] = (name, None if value is None else tuple(value.shape))
+        return tuple(found[place] for place in sorted(found))
+
     def with_tensors(self, change: Callable[[Tensor], Tensor]) -> Arguments:
         """The same with ``change(tensor)`` in place of each tensor."""
         args, kwargs = pytree.tree_map(

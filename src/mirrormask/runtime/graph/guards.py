@@ -23,7 +23,7 @@ BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.FloorDiv: operator.floordiv,
     ast.Div: operator.truediv,
     ast.Mod: operator.mod,
-    ast.Pow: operator.pow,
+    ast.Pow: lambda base, power: _power(base, power),
 }
 COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: operator.eq,
@@ -109,7 +109,10 @@ def _value(node: ast.expr, arguments: Mapping[str, Any]) -> Any:
         case ast.Call(func=function, args=given) if (called := ast.unparse(function)) in NAMED:
             return NAMED[called](*(_value(item, arguments) for item in given))
         case ast.BinOp(left=left, op=op, right=right) if type(op) in BINARY:
-            return BINARY[type(op)](_value(left, arguments), _value(right, arguments))
+            sides = _value(left, arguments), _value(right, arguments)
+            if not all(isinstance(side, (int, float)) for side in sides):
+                raise Unreadable(ast.dump(node))
+            return BINARY[type(op)](*sides)
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             return -_value(operand, arguments)
         case ast.UnaryOp(op=ast.Not(), operand=operand):
@@ -121,3 +124,10 @@ def _value(node: ast.expr, arguments: Mapping[str, Any]) -> Any:
             values = [_value(left, arguments), *(_value(item, arguments) for item in others)]
             return all(COMPARE[type(op)](a, b) for op, a, b in zip(ops, values[:-1], values[1:], strict=True))
     raise Unreadable(ast.dump(node))
+
+
+def _power(base: Any, power: Any) -> Any:
+    """Powers of sizes; conditions may come from a file, and others would take all memory."""
+    if not (-64 <= power <= 64 and abs(base) < 1 << 64):
+        raise ArithmeticError(f"{base} to the power of {power}")
+    return base**power

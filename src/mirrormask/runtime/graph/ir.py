@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Graph", "Node", "Origin", "Unfit", "Weight"]
+__all__ = ["Graph", "Node", "Origin", "Unfit", "Weight", "shape_made"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -236,19 +236,29 @@ class Graph:
                 if len(shape) != len(node.shape) or shape[0] != node.shape[0]:
                     raise Unfit(f"the input has shape {shape} per item where {node.shape} was captured")
             else:
-                shape = _shape_after(node, nodes[node.inputs[0]].shape)
-                if node.op == "add" and nodes[node.inputs[1]].shape != shape:
-                    raise Unfit(f"{node.layer!r} adds tensors of different shapes")
-                if node.op == "concat":
-                    shape = _together(node, [nodes[name].shape for name in node.inputs])
-                if node.op == "combine":
-                    shape = _combined(node, shape, nodes[node.inputs[1]].shape)
+                shape = shape_made(node, [nodes[name].shape for name in node.inputs])
             nodes[node.name] = replace(node, shape=shape)
         outer = dict(zip(self.inputs, shapes, strict=True))
         for name in self.outputs:
             before, now = self.shapes[name], nodes[name].shape
             outer[name] = (now[0], now[2]) if len(before) == 2 and len(now) == 3 else now
         return replace(self, nodes=list(nodes.values()), shapes=outer)
+
+
+def shape_made(node: Node, sources: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape that an operation makes of inputs of these shapes.
+
+    Raises:
+        Unfit: it does not fit them; the message names it.
+    """
+    shape = _shape_after(node, sources[0])
+    if node.op == "add" and sources[1] != shape:
+        raise Unfit(f"{node.layer!r} adds tensors of different shapes")
+    if node.op == "concat":
+        return _together(node, list(sources))
+    if node.op == "combine":
+        return _combined(node, shape, sources[1])
+    return shape
 
 
 def _together(node: Node, parts: list[tuple[int, ...]]) -> tuple[int, ...]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from mirrormask.runtime.graph.export import Arguments
 from mirrormask.runtime.model.piece import Piece
 from mirrormask.runtime.model.region import Quick, Region
 from mirrormask.runtime.model.report import Report
+from mirrormask.runtime.model.save import save
 from mirrormask.runtime.model.snapshot import Snapshot
 
 __all__ = ["CompiledModel"]
@@ -77,7 +80,7 @@ class CompiledModel(nn.Module):
                     quick.addresses[0], quick.addresses[1] = x.data_ptr(), result.data_ptr()
                     quick.function(quick.words)
                     spread = quick.spreads and quick.lower_flag()
-                return quick.direct().forward(x) if spread else result
+                return quick.directly(x) if spread else result
         try:
             arguments = Arguments.of(self._signature, args, kwargs)
         except TypeError as error:
@@ -125,6 +128,32 @@ class CompiledModel(nn.Module):
             ['weight']
         """
         return self._snapshot.changed()
+
+    def save(self, path: str | os.PathLike[str], *, metadata: Mapping[str, Any] | None = None) -> None:
+        """Write the compiled model to one file that runs without torch, see :func:`mirrormask.runtime.load`.
+
+        The file holds the graph, what was chosen for this processor, and the weights: no code, nothing that is executed
+        when it is read. It is a file of :func:`mirrormask.save` too, from which :func:`mirrormask.load` reads the
+        weights. Whoever reads ``path`` finds the old file or the new one.
+
+        Args:
+            path: where to write; its folder must exist.
+            metadata: notes; texts are stored as they are, other values as JSON.
+
+        Raises:
+            ValueError: part of the model stays in PyTorch, or was called in a way that a file cannot hold; the message
+                names it.
+            OSError: the file cannot be written; the old file is untouched.
+
+        Example:
+            >>> import tempfile, torch, mirrormask as mm
+            >>> fast = mm.compile(torch.nn.Linear(8, 4).eval(), torch.randn(2, 8), force=True)
+            >>> path = os.path.join(tempfile.mkdtemp(), "model.mirror")
+            >>> fast.save(path, metadata={"name": "small"})
+            >>> mm.runtime.load(path).metadata
+            {'name': 'small'}
+        """
+        save(self._body, self.report, path, metadata)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_quick": {}}

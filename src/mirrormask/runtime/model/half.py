@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Collection
 from dataclasses import replace
@@ -15,6 +16,7 @@ from mirrormask.machine.targets import Target, best_target
 from mirrormask.runtime.graph.ir import Graph, Node
 from mirrormask.runtime.model.ranges import RangeFinder
 from mirrormask.runtime.model.region import Region
+from mirrormask.runtime.schedule.runner import MOST_SHAPES, resized
 from mirrormask.runtime.schedule.tune import Tuner
 
 __all__ = ["Mixed", "make_region", "split"]
@@ -60,9 +62,11 @@ class Mixed(Region):
     def __init__(self, graph: Graph, target: Target, tuner: Tuner, wide: frozenset[str], check: bool) -> None:
         super().__init__(graph, target, tuner)
         self.wide, self.check = wide, check
+        self._lock = threading.RLock()
         self._make_parts()
 
     def _make_parts(self) -> None:
+        self.__dict__["_sized"] = dict[tuple[tuple[int, ...], ...], Mixed]()
         half = replace(self.target, watched=self.check) if self.target.half else self.target
         full = best_target() if self.target.half else self.target
         wide = self.wide if self.target.half else {node.name for node in self.graph.nodes}
@@ -70,11 +74,11 @@ class Mixed(Region):
         self.__dict__["_parts"] = [Region(piece, full if in_wide else half, self.tuner) for piece, in_wide in pieces]
 
     def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        return {key: value for key, value in state.items() if key != "_parts"}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_parts", "_sized", "_lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
         self._make_parts()
 
     @property
@@ -96,9 +100,20 @@ class Mixed(Region):
     def quick(self, shape: torch.Size) -> None:
         """There is no short way through several parts."""
 
-    def remade(self, graph: Graph) -> Region:
-        """Such a region for another graph."""
-        return Mixed(graph, self.target, self.tuner, self.wide, self.check)
+    def sized(self, shapes: tuple[tuple[int, ...], ...]) -> Mixed:
+        """Such a region for inputs of other shapes per item.
+
+        Raises:
+            Unfit: an operation does not fit them; its message names it.
+        """
+        with self._lock:
+            known: dict[tuple[tuple[int, ...], ...], Mixed] = self.__dict__["_sized"]
+            if shapes not in known:
+                graph = resized(self.graph, shapes)
+                known[shapes] = Mixed(graph, self.target, self.tuner, self.wide, self.check)
+                while len(known) > MOST_SHAPES:
+                    known.pop(next(iter(known)))
+            return known[shapes]
 
     def forward(self, *inputs: Tensor) -> Any:
         """Run the parts; see :meth:`Region.forward`."""
@@ -114,9 +129,9 @@ class Mixed(Region):
 
     def _run(self, inputs: tuple[Tensor, ...]) -> tuple[Any, bool]:
         """The result, and whether all that was watched was finite."""
-        other = self._region_for(inputs)
-        if other is not self:
-            return other.forward(*inputs), True  # it looks for itself
+        found = self.core.per_item([x.shape for x in inputs])
+        if found != self.core.wanted:
+            return self.sized(found).forward(*inputs), True  # it looks for itself
         leading = self.graph.leading(inputs[0].shape)
         values = {
             name: x if name in self.graph.masks else x.reshape(*leading, *self.graph.node(name).shape)

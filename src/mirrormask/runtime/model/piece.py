@@ -43,6 +43,8 @@ class Captured:
         region: the one region that is the entire module, if there is one.
         agreed: which sizes below 2 were compared with the module, and whether the results agreed.
         unfit: shapes that its guards allow and its regions do not.
+        called: the names and shapes of the example's arguments; a text that says why they cannot be named.
+        program: its steps as plain values, see :attr:`Blueprint.program`; ``None`` where they have no such form.
     """
 
     kind: str
@@ -51,6 +53,8 @@ class Captured:
     region: Region | None
     agreed: dict[Any, bool] = field(default_factory=dict)
     unfit: set[Any] = field(default_factory=set)
+    called: tuple[tuple[str, tuple[int, ...] | None], ...] | str = ""
+    program: list[list[Any]] | None = None
 
     def __call__(self, arguments: Arguments) -> Any:
         """Run it."""
@@ -95,6 +99,8 @@ def working(
             captured.module.set_submodule(name, region)
         whole = regions.get(captured.whole)
         at_work = Captured(arguments.kind, captured.guards, None if whole is not None else captured.module, whole)
+        at_work.called = _called(arguments)
+        at_work.program = None if captured.blueprint is None else captured.blueprint.program
         try:
             return captured, regions, at_work, at_work(arguments)
         except Exception:
@@ -103,6 +109,13 @@ def working(
                 raise
             without |= {node: why for name, why in failed.items() for node in captured.nodes[name]}
             first = None
+
+
+def _called(arguments: Arguments) -> tuple[tuple[str, tuple[int, ...] | None], ...] | str:
+    try:
+        return arguments.called()
+    except TypeError as error:
+        return str(error)
 
 
 def own_tensors(module: nn.Module) -> None:

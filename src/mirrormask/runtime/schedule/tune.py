@@ -42,6 +42,8 @@ class Tuner:
         self.key, self.measure, self.around = key, measure, around
         self.choices: dict[str, Choice] = {}
         self.facts: dict[str, bool] = {}
+        self.given: dict[str, Choice] = {}
+        """Found elsewhere, for one in a model's file: taken without measuring, where they are candidates here."""
         self._new = False
         self._read()
 
@@ -50,7 +52,9 @@ class Tuner:
         key = problem.key
         if key not in self.choices:
             found = list(dict.fromkeys(problem.candidates()))
-            if self.measure and len(found) > 1:
+            if self.given.get(key) in found:
+                self.choices[key] = self.given[key]
+            elif self.measure and len(found) > 1:
                 self.choices[key] = _fastest(problem, found, self.around)
                 self._new = True
             else:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from mirrormask.machine.targets import Target
 from mirrormask.runtime.graph.ir import Node
+from mirrormask.runtime.graph.levels import levels_of
 from mirrormask.runtime.kernels import shared, vector
 from mirrormask.runtime.kernels.base import Kernel, Op
 from mirrormask.runtime.kernels.layout import flat_layout
@@ -40,7 +41,15 @@ class VectorProblem:
     @property
     def key(self) -> str:
         """What the choice depends on, apart from the processor and where the nonzeros are."""
-        return f"{self.target.name} vector {self.weight.shape} {self.weight.nonzeros}"
+        levels = " levels" if self.levels is not None else ""
+        return f"{self.target.name} vector {self.weight.shape} {self.weight.nonzeros}{levels}"
+
+    @cached_property
+    def levels(self) -> tuple[list[npt.NDArray[np.int8]], npt.NDArray[np.float32]] | None:
+        """The weights as levels of 8 bits in the parts of :func:`nonzeros`, with the outputs' scales, if they are."""
+        if self.target.half or self.weight.gaps is None:
+            return None
+        return levels_of(((position // self.terms, values) for position, values in nonzeros(self.weight)), self.outputs)
 
     def candidates(self) -> Iterator[Choice]:
         """The choices worth measuring, best guess first."""
@@ -55,11 +64,13 @@ class VectorProblem:
             found = [*sparse, *found] if sparsity > 0.6 else [*found, *sparse]
             if sparsity > 0.85:
                 found.remove(Choice("panel"))
+            if self.levels is not None:
+                found.insert(0, Choice("levels"))
         yield from found
 
     def op(self, choice: Choice, x: int, out: int) -> Op:
         """The op of a choice, reading ``terms`` numbers at ``x``."""
-        make = {"panel": self._panel, "sell": self._sell, "shared": self._shared}[choice.kernel]
+        make = {"panel": self._panel, "sell": self._sell, "levels": self._levels, "shared": self._shared}[choice.kernel]
         kernel, spec, args, units, height = make(choice)
         bias = aligned_array(units * height + 64, self.target.dtype)
         if self.node.bias is not None:
@@ -101,6 +112,20 @@ class VectorProblem:
         args = vector.pack_sell(row_counts(self.weight), parts, lanes, self._array)
         units = len(args["rows"]) // lanes
         return vector.SELL, vector.VectorSpec(self.target, self.fused.activation), args, units, lanes
+
+    def _levels(self, choice: Choice) -> tuple[Kernel, Any, dict[str, Any], int, int]:
+        assert self.levels is not None
+        lanes, (found, scales) = self.target.lanes, self.levels
+        places = (np.divmod(position, self.terms) for position, _ in nonzeros(self.weight) if len(position))
+        parts = ((row, column, level) for (row, column), level in zip(places, found, strict=True))
+        counts = row_counts(self.weight)
+        args = vector.pack_sell(counts, parts, lanes, lambda size: aligned_array(max(1, size), np.dtype(np.int8)))
+        units = len(args["rows"]) // lanes
+        each = aligned_array(units * lanes + 64, np.dtype(np.float32))
+        each[: self.outputs] = scales
+        each[: units * lanes] = each[args["rows"]]
+        spec = vector.VectorSpec(self.target, self.fused.activation, levels=True)
+        return vector.SELL, spec, {**args, "scales": each}, units, lanes
 
     def _shared(self, choice: Choice) -> tuple[Kernel, Any, dict[str, Any], int, int]:
         lanes = self.target.lanes

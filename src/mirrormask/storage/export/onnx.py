@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from mirrormask.checks import check_int, check_number, require
 from mirrormask.files import write_bytes
-from mirrormask.storage.dtypes import to_bits
 from mirrormask.storage.tensors import named_tensors, ties
+from mirrormask.storage.torch_types import to_bits
 
 __all__ = ["OPSET", "OnnxExport", "onnx"]
 

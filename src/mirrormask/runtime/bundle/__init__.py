@@ -1,0 +1,1 @@
+"""A compiled model as a file, and what reads and runs it without torch."""

@@ -1,0 +1,95 @@
+"""``mirrormask serve FILE``: a compiled model behind HTTP, until SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import signal
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from mirrormask.checks import check_int, check_number, require
+
+__all__ = ["main"]
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run ``mirrormask serve`` with these arguments; the exit status.
+
+    Raises:
+        ValueError: an option is out of its range, or a file is not a compiled model.
+        OSError: a file cannot be read, or the port is taken.
+        ImportError: the extra ``serve`` is not installed.
+    """
+    asked = _parser().parse_args(arguments)
+    uvicorn = require("uvicorn", "serve", "mirrormask serve")
+    for module in ("starlette", "prometheus_client"):
+        require(module, "serve", "mirrormask serve")
+    from mirrormask.runtime.bundle.read import load
+    from mirrormask.serve.app import Limits, application
+
+    limits = Limits(
+        check_int("--max-batch", asked.max_batch, low=1),
+        check_number("--delay-ms", asked.delay_ms, low=0.0, high=10_000.0) / 1e3,
+        check_int("--max-waiting", asked.max_waiting, low=1),
+        int(check_number("--max-body-mb", asked.max_body_mb, low=0.001, high=4096.0) * (1 << 20)),
+    )
+    models = {}
+    for path in map(Path, asked.file):
+        name = asked.name if asked.name and len(asked.file) == 1 else path.stem
+        if not NAME.fullmatch(name) or name in models:
+            raise ValueError(f"{name!r} cannot be a model's name, or two files have it; rename one, or pass --name")
+        models[name] = model = load(path, tune=not asked.no_tune, threads=asked.threads)
+        print(f"{name}: {model!r}, loaded in {model.loading.seconds:.2f} s")
+    listener = socket.create_server((asked.host, asked.port), backlog=1024)
+    host, port = listener.getsockname()[:2]
+    config = uvicorn.Config(
+        application(models, limits),
+        log_level="warning",
+        access_log=False,
+        lifespan="on",
+        timeout_graceful_shutdown=asked.grace,
+        h11_max_incomplete_event_size=1 << 16,
+    )
+
+    class Server(uvicorn.Server):  # type: ignore[misc, name-defined]
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            print(f"serving on http://{host}:{port}", flush=True)
+
+    server = Server(config)
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    # uvicorn handles these while it runs, and raises them once more when all is answered.
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        server.run(sockets=[listener])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    print("stopped", flush=True)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mirrormask serve",
+        description="Serve compiled models (files of fast.save) by the Open Inference Protocol (KServe v2) over HTTP.",
+    )
+    parser.add_argument("file", nargs="+", help="model.mirror; the model's name is the file's, without .mirror")
+    parser.add_argument("--name", help="another name, for one file")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for all networks (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="of a model (default: OMP_NUM_THREADS, else the cores)")
+    parser.add_argument("--max-batch", type=int, default=32, help="rows put together (default: %(default)s)")
+    parser.add_argument("--delay-ms", type=float, default=2.0, help="wait for others (default: %(default)s)")
+    parser.add_argument("--max-waiting", type=int, default=512, help="requests in the queue (default: %(default)s)")
+    parser.add_argument("--max-body-mb", type=float, default=64.0, help="of a request (default: %(default)s)")
+    parser.add_argument("--grace", type=int, default=10, help="seconds to answer after SIGTERM (default: %(default)s)")
+    parser.add_argument("--no-tune", action="store_true", help="guess kernels on a new processor, start sooner")
+    return parser
