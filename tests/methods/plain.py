@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+import mirrormask as mm
+
 STEPS = 40
 
 
@@ -349,6 +351,39 @@ class Mirror(Sensitive, Hadamard, Gmp):
     def before(self, step):
         if 2 <= step < 30:
             self.shrink(4.0 / 4 / 28)
+
+
+class Deep(OneShot):
+    """``x = f1 f2 f3`` with a decay of the factors in the gradient; the draw is the library's, the map is not."""
+
+    decayed, gain, alpha, options = (), 0.8, 0.02, {}
+
+    def start(self, x):
+        return mm.geometry.DeepProduct(**self.options).init(x)
+
+    def phi(self, **factors):
+        return math.prod(factors.values())
+
+    def rate(self, latents):
+        speed = 0.0
+        for name in latents:
+            others = math.prod(f for other, f in latents.items() if other != name)
+            speed += float((others.abs() if self.adaptive else others**2).mean())
+        return self.gain / speed
+
+    def penalty(self, step):
+        return self.alpha * sum(v.square().sum() for latents in self.theta for v in latents.values())
+
+
+class Scaled(Exchange):
+    """RigL, with the gradient of each row scaled by its share of living weights."""
+
+    def before(self, step):
+        for latents, mask in zip(self.theta, self.masks, strict=True):
+            shares = [float(row.mean()) for row in mask]
+            mean = sum(shares) / len(shares)
+            for row, share in zip(latents["x"].grad, shares, strict=True):
+                row.mul_(math.sqrt(share / mean))
 
 
 class SignIn(Hadamard, AtStart):

@@ -44,9 +44,12 @@ class Allocation(Options):
 
     Args:
         allocation: how the sparsity is shared over layers, as in :class:`mirrormask.masks.Mask`.
+        floor: the share of its ERK count that ``allocation="global"`` leaves of every layer, as in
+            :class:`mirrormask.masks.Mask`.
     """
 
     allocation: str = Mask.allocation
+    floor: float = Mask.floor
 
 
 @dataclass(frozen=True, kw_only=True)

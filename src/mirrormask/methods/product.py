@@ -1,17 +1,17 @@
-"""Other methods that train a weight as a product of two factors."""
+"""Other methods that train a weight as a product of factors."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from mirrormask.decay import ConstantDecay
-from mirrormask.geometry import Hadamard, SignIn
+from mirrormask.geometry import DeepProduct, Hadamard, SignIn
 from mirrormask.masks import AtStart, OneShot
 from mirrormask.methods.base import Method, named
 from mirrormask.methods.groups import Allocation, At, Coupling, Factors, Score, Seed
 from mirrormask.methods.options import reads
 
-__all__ = ["sign_in", "spred"]
+__all__ = ["dwf", "sign_in", "spred"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,43 @@ def spred(options: _Spred) -> Method:
     Differs from the paper: a mask of exact sparsity is fixed at ``at``, where the paper prunes with a small threshold.
     """
     return Method(options.part(Hadamard), options.part(ConstantDecay), options.part(OneShot), "spred")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Deep(Coupling, At, Seed):
+    """The options of :func:`dwf`.
+
+    Args:
+        alpha: the strength, in [0, inf).
+        depth, least, gain: as in :class:`mirrormask.geometry.DeepProduct`.
+        seed: of the draw of the factors; at least 0.
+    """
+
+    alpha: float = 3e-3
+    depth: int = DeepProduct.depth
+    least: float = DeepProduct.least
+    gain: float | None = DeepProduct.gain
+    seed: int = DeepProduct.seed
+
+
+@named("Kolb et al. 2025, arXiv 2502.02496")
+@reads(_Deep)
+def dwf(options: _Deep) -> Method:
+    """Deep weight factorization: a product of three factors or more with a constant decay: a penalty ``|x|^(2/D)``.
+
+    ``min f(x) + α Σ_d ‖ω_d‖²`` over ``x = ω₁ ⊙ ... ⊙ ω_D`` has the minima of ``f(x) + α D ‖x‖_{2/D}^{2/D}``.
+
+    Example:
+        >>> dwf(0.9).geometry.depth
+        3
+
+    Source: Kolb, Weber, Bischl and Rügamer 2025, arXiv 2502.02496, Theorem 1.
+
+    Differs from the paper: the start, bounds and learning rate of :class:`mirrormask.geometry.DeepProduct`; a mask of
+    exact sparsity is fixed at ``at``, there what ends below a tiny threshold is removed; the decay is beside the
+    gradient unless ``coupled=True``.
+    """
+    return Method(options.part(DeepProduct), options.part(ConstantDecay), options.part(OneShot), "dwf")
 
 
 @dataclass(frozen=True, kw_only=True)

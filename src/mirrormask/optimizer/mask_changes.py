@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mirrormask.checks import callers_level
-from mirrormask.masks import Regrow, allocate, keep_count, largest, protect, select
+from mirrormask.masks import Regrow, allocate, floors, keep_count, largest, protect, select
+from mirrormask.masks.selection import put_first
 from mirrormask.masks.shards import Layer, largest_of_all, largest_of_each
 from mirrormask.methods import Method
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
@@ -52,14 +53,28 @@ class MaskChanges:
                 score.masked_fill_(~mask, -math.inf)
             if rule.pattern is not None and score.numel():
                 scores[index] = protect(score, rule.pattern)
-        shards = self.weights.shards
+        shards, share = self.weights.shards, self._floor
         if not shards.spread:
-            return select(scores, sparsity, rule.allocation)
-        shapes, layers = [tuple(shards.shape(x)) for x in self.weights.values()], self._layers(scores)
-        counts = allocate(rule.allocation, shapes, sparsity)
-        if counts is None:
-            return largest_of_all(layers, self.count(sparsity), shards.processes.sum)
-        return largest_of_each(layers, counts, shards.processes.sum)
+            return select(scores, sparsity, rule.allocation, share)
+        layers, reduce = self._layers(scores), shards.processes.sum
+        counts = allocate(rule.allocation, self._shapes, sparsity)
+        if counts is not None:
+            return largest_of_each(layers, counts, reduce)
+        masks, least = largest_of_all(layers, self.count(sparsity), reduce), floors(self._shapes, sparsity, share)
+        living = shards.count([int(mask.sum()) for mask in masks], list(self.weights.values()))
+        if all(left >= k for left, k in zip(living, least, strict=True)):
+            return masks
+        first = largest_of_each(layers, least, reduce)
+        return largest_of_all(self._layers(put_first(scores, first)), self.count(sparsity), reduce)
+
+    @property
+    def _floor(self) -> float:
+        """What every layer keeps in any case; a pattern sees to it by itself."""
+        return self.method.mask.floor if self.method.mask.pattern is None else 0.0
+
+    @property
+    def _shapes(self) -> list[tuple[int, ...]]:
+        return [tuple(self.weights.shards.shape(x)) for x in self.weights.values()]
 
     def _scores(self, clock: Clock) -> list[Tensor]:
         """New tensors: what the geometry says, what was measured, or the mask's own score."""
@@ -127,16 +142,24 @@ class MaskChanges:
         scores = [geometry.importance(self.weights.latents_of(x)) for x in own]
         if not shards.all(all(score is not None for score in scores)):  # settled
             return
-        lows, highs = [], []
+        lows, highs, living = [], [], []
         for score, mask in zip(scores, self.choose(sparsity, clock), strict=True):
             assert score is not None
+            living.append(int(mask.sum()))
             kept, dropped = score[mask], score[~mask]
             lows.append(float(dropped.max()) if dropped.numel() else -math.inf)
             highs.append(-float(kept.min()) if kept.numel() else -math.inf)
         both = shards.max([*lows, *highs])
         spans = [(low, -high) for low, high in zip(both[: len(own)], both[len(own) :], strict=True)]
         if rule.allocation == "global" and rule.pattern is None:
-            spans = [(max(low for low, _ in spans), min(high for _, high in spans))] * len(spans)
+            least = floors(self._shapes, sparsity, self._floor)
+            held = [
+                n <= k for n, k in zip(shards.count(living, own), least, strict=True)
+            ]  # by the floor, not the score
+            free = [span for span, by_floor in zip(spans, held, strict=True) if not by_floor]
+            if free:
+                common = (max(low for low, _ in free), min(high for _, high in free))
+                spans = [span if by_floor else common for span, by_floor in zip(spans, held, strict=True)]
         for x, (low, high) in zip(self.weights.values(), spans, strict=True):
             if math.isinf(low):
                 shift = min(high, 0.0) - (high <= 0)
