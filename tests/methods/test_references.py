@@ -18,7 +18,8 @@ GRADUAL = {"start_at": 0.1, "end_at": 0.75, "every": 0.05}
 HAM = {"a": 300.0, "b": 0.05, "clip": 0.05}
 PILOT = {"gain": 0.8, "alpha_init": 0.2, "delta": 1.5, "K": 0.5}
 REGROW = {"fraction": 0.4, "every": 0.1, "until": 0.75, "seed": 5}
-DEEP = {"gain": 0.8, "alpha": 0.02, "coupled": True, "least": 0.5, "seed": 5}
+DRAW = {"least": 0.5, "seed": 5}
+DEEP = {"gain": 0.8, "alpha": 0.02, "coupled": True, **DRAW}
 GROWN = {"grow": "random", "anneal": False, "spread": 0.5, "until": 34}
 MIRROR = {
     **GRADUAL,
@@ -52,7 +53,10 @@ CASES = {
     "powerprop": ({"power": 3.0, "gain": 0.8}, plain.Power),
     "spred": ({"gain": 0.8, "alpha": 0.05, "coupled": True}, plain.Spred),
     "dwf": (DEEP, of(plain.Deep, options={"least": 0.5, "seed": 5})),
-    "dwf, four": ({**DEEP, "depth": 4, "alpha": 2e-3}, of(plain.Deep, alpha=2e-3, options={"least": 0.5, "seed": 5, "depth": 4})),
+    "dwf, four": (
+        {**DEEP, "depth": 4, "alpha": 2e-3},
+        of(plain.Deep, alpha=2e-3, options={"least": 0.5, "seed": 5, "depth": 4}),
+    ),
     "sparseopt": (REGROW, plain.Scaled),
     "pilot_init": ({"gain": 0.8}, plain.Hadamard),
     "pilot": (PILOT, plain.Pilot),
