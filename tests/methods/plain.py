@@ -403,9 +403,6 @@ class SignIn(Hadamard, AtStart):
                 m = ((beta + (beta**2 + 4 * x**2).sqrt()) / 2).sqrt()
                 latents["w"].copy_(x / m * mask)
                 latents["m"].copy_(m * mask)
-                for v in latents.values():
-                    for buffer in self.buffers(v):
-                        buffer.zero_()
 
 
 class Power(OneShot):

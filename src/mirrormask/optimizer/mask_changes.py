@@ -289,16 +289,17 @@ class MaskChanges:
 
     @torch.no_grad()
     def refresh(self, clock: Clock) -> None:
-        """Let the geometry choose its latents anew; what the base optimizer knew of the old ones does not hold."""
+        """Let the geometry choose its latents anew, for the same weights.
+
+        What the base optimizer knows of them stays: x is where it was and goes where it went. When every refresh threw
+        its momentum away, LeNet-300-100 lost a point in a short training (docs/methods.md).
+        """
         geometry = self.weights.geometry.at(clock)
         for x in self.weights.values():
             latents, mask = self.weights.latents_of(x), self.weights.mask_of(x)
             geometry.refresh(x, latents, mask)
             if mask is not None:
                 geometry.prune(latents, mask)
-            for latent in latents.values():
-                for value in self.base.elementwise(latent):
-                    value.zero_()
         self.weights.push_all(clock, zeros_stay=self.base.zeros_stay)
 
     @torch.no_grad()
