@@ -386,6 +386,38 @@ class Scaled(Exchange):
                 row.mul_(math.sqrt(share / mean))
 
 
+class Growing:
+    """Mixed into a reference of `mirror`: the decay waits for growth, and under Adam the score with it."""
+
+    growth, sizes, integral, grown = 0.1, None, 0.0, 0.0
+
+    def watched(self, step):
+        """What the decay takes off in this step."""
+        sizes = [math.log(float((x**4).mean()) ** 0.25) for x in self.weights()]
+        self.sizes = self.sizes or sizes
+        shares = [min(max(2 * (a - b) / self.growth - 1, 0.0), 1.0) for a, b in zip(sizes, self.sizes, strict=True)]
+        self.grown = sum(s * m.numel() for s, m in zip(shares, self.masks, strict=True)) / self.total
+        fall = min((4.0 - 4 * self.integral) / (30 - step), 2 * 4.0 / 28) if 2 <= step < 30 else 0.0
+        self.integral += fall * self.grown / 4
+        return fall * self.grown / 4
+
+    def rank(self, x, index):
+        rms = self.dense[index].square().mean(1, keepdim=True).sqrt()
+        return x.abs() * (rms ** ((1 + self.grown) / 2) if self.adaptive else 1.0)
+
+
+class GrowingMirror(Growing, Mirror):
+    def before(self, step):
+        self.shrink(self.watched(step))
+
+
+class GrowingDescent(Growing, MirrorDescent):
+    def before(self, step):
+        self.old = [latents["u"].detach().clone() for latents in self.theta]
+        keep = 1 - 2 * self.watched(step)
+        self.scales = [a * keep**2 for a in self.scales]
+
+
 class SignIn(Hadamard, AtStart):
     allocation = "erk"
 

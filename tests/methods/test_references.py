@@ -62,7 +62,12 @@ CASES = {
     "pilot": (PILOT, plain.Pilot),
     "mirror": (MIRROR, plain.Mirror),
     "mirror, descent": ({**MIRROR, "factors": False, "clip": 0.03}, plain.MirrorDescent),
-    "sign_in": ({"gain": 0.8, "alpha": 0.05, "every": 0.1, "until": 0.75, "seed": 5}, plain.SignIn),
+    "mirror, growth": ({**MIRROR, "growth": 0.1}, plain.GrowingMirror),
+    "mirror, descent and growth": (
+        {**MIRROR, "growth": 0.1, "factors": False, "clip": 0.03},
+        plain.GrowingDescent,
+    ),
+    "sign_in": ({"beta": "rms", "gain": 0.8, "alpha": 0.05, "every": 0.1, "until": 0.75, "seed": 5}, plain.SignIn),
     "lth": ({"prunings": 3}, plain.Rounds),
     "wr": ({"prunings": 3, "rewind_to": 0.25}, of(plain.Rounds, rewind=3)),
     "lrr": ({"prunings": 3}, of(plain.Rounds, rewind=None)),

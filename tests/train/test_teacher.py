@@ -54,7 +54,9 @@ def test_the_loss_is_shared_and_without_a_teacher_a_recipe_is_what_it_was(dense)
 
 
 def test_the_command_line_and_recipes_name_it_like_other_parts(dense):
-    recipe = recipe_file.parse(recipe_file.expand({"teacher": dense}), ["--temperature", "4", "--teacher.weight", "0.75"])
+    recipe = recipe_file.parse(
+        recipe_file.expand({"teacher": dense}), ["--temperature", "4", "--teacher.weight", "0.75"]
+    )
     assert recipe.teacher == Teacher(dense, 4.0, 0.75)
     assert recipe_file.parse({}, ["--teacher", dense]).teacher.name == dense
 

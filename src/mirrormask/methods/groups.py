@@ -169,8 +169,8 @@ class HyperbolicStep(Options):
     """HAM's step after the optimizer's; the correction :class:`mirrormask.corrections.Hyperbolic`.
 
     Args:
-        a, b, clip: as in :class:`mirrormask.corrections.Hyperbolic`; ``a=200, clip=None`` is the paper's setting, which
-            needs gradient clipping or a small learning rate.
+        a, b, clip: as in :class:`mirrormask.corrections.Hyperbolic`; ``a=200, clip=5.0`` is that of the published
+            code, which needs small gradients or a small learning rate.
     """
 
     a: float = Hyperbolic.a

@@ -78,19 +78,28 @@ def dwf(options: _Deep) -> Method:
     return Method(options.part(DeepProduct), options.part(ConstantDecay), options.part(OneShot), "dwf")
 
 
+#: ``gain="auto"`` of sign_in, under SGD and under Adam and its kin. With β = 1 the metric of x starts at 1, so that 2
+#: is twice the learning rate that the weights would have.
+GAINS = (2.0, 1.0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _SignIn(Factors, Score, Allocation, Seed):
     """The options of :func:`sign_in`.
 
     Args:
-        alpha: the strength of a constant decay of the factors, in [0, inf).
+        beta: as in :class:`mirrormask.geometry.SignIn`.
+        gain: as in :class:`mirrormask.geometry.Hadamard`; ``"auto"`` for 2 under SGD and 1 under Adam and its kin, and
+            ``None`` for the learning rate as it is.
+        alpha: the strength of a constant decay of the factors, in [0, inf): half of a ``weight_decay`` that SGD would
+            have put on each factor.
         every, until: as in :class:`mirrormask.geometry.SignIn`.
     """
 
     alpha: float = ConstantDecay.alpha
+    beta: float | str = SignIn.beta
     every: float = SignIn.every
     until: float = SignIn.until
-    gain: float | str | None = 0.3
     score: str = "random"
     allocation: str = "erk"
 
@@ -100,7 +109,8 @@ class _SignIn(Factors, Score, Allocation, Seed):
 def sign_in(options: _SignIn) -> Method:
     """Sign-In: ``m ⊙ w`` on a masked network, its inner scaling reset so that signs go on flipping.
 
-    The mask is fixed before the first step.
+    ``dx = -sqrt(4x² + β²) ∇f dt`` with ``β = m² - w²``, set back to 1 from time to time. The mask is fixed before the
+    first step.
 
     Example:
         >>> sign_in(0.9).mask.allocation
@@ -108,8 +118,14 @@ def sign_in(options: _SignIn) -> Method:
 
     Source: Gadhikar, Jacobs, Zhou and Burkholz 2025, arXiv 2504.12801.
 
-    Differs from the paper: beta and the learning rate of the factors per tensor. The latter is smaller than elsewhere:
-    the weights of a network that is sparse from the start grow furthest, and their metric with them; at a gain of 0.7
-    LeNet-300-100 diverged at learning rate 0.1 and 98%.
+    Differs from the paper: as in :class:`mirrormask.geometry.SignIn`; the learning rate of the factors is twice the
+    base's under SGD, which is what the same authors have in arXiv 2408.09966 and a reading of ours here; the base's
+    weight decay does not act on factors.
     """
-    return Method(options.part(SignIn), options.part(ConstantDecay), options.part(AtStart), "sign_in")
+
+    def method(adaptive: bool, other: Method | None = None) -> Method:
+        gain = GAINS[adaptive] if options.gain == "auto" else options.gain
+        geometry, decay, mask = options.part(SignIn, gain=gain), options.part(ConstantDecay), options.part(AtStart)
+        return Method(geometry, decay, mask, "sign_in", adaptive=other)
+
+    return method(False, method(True))
