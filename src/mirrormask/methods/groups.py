@@ -73,7 +73,7 @@ class Seed(Options):
     """What is drawn at random.
 
     Args:
-        seed: of the draw of a mask, and of random growth; at least 0.
+        seed: of the draw of a mask or of factors, and of random growth; at least 0.
     """
 
     seed: int = Mask.seed

@@ -48,14 +48,12 @@ class _Deep(Coupling, At, Seed):
     Args:
         alpha: the strength, in [0, inf).
         depth, least, gain: as in :class:`mirrormask.geometry.DeepProduct`.
-        seed: of the draw of the factors; at least 0.
     """
 
     alpha: float = 3e-3
     depth: int = DeepProduct.depth
     least: float = DeepProduct.least
     gain: float | None = DeepProduct.gain
-    seed: int = DeepProduct.seed
 
 
 @named("Kolb et al. 2025, arXiv 2502.02496")
@@ -88,9 +86,6 @@ class _SignIn(Factors, Score, Allocation, Seed):
     """The options of :func:`sign_in`.
 
     Args:
-        beta: as in :class:`mirrormask.geometry.SignIn`.
-        gain: as in :class:`mirrormask.geometry.Hadamard`; ``"auto"`` for 2 under SGD and 1 under Adam and its kin, and
-            ``None`` for the learning rate as it is.
         alpha: the strength of a constant decay of the factors, in [0, inf): half of a ``weight_decay`` that SGD would
             have put on each factor.
         every, until: as in :class:`mirrormask.geometry.SignIn`.
@@ -110,7 +105,7 @@ def sign_in(options: _SignIn) -> Method:
     """Sign-In: ``m ⊙ w`` on a masked network, its inner scaling reset so that signs go on flipping.
 
     ``dx = -sqrt(4x² + β²) ∇f dt`` with ``β = m² - w²``, set back to 1 from time to time. The mask is fixed before the
-    first step.
+    first step. ``gain="auto"`` is 2 under SGD and 1 under Adam and its kin.
 
     Example:
         >>> sign_in(0.9).mask.allocation
