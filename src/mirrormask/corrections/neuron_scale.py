@@ -56,7 +56,7 @@ class NeuronScale(Correction):
     Example:
         >>> x, mask = torch.ones(2, 2), torch.tensor([[True, True], [True, False]])
         >>> (grad,) = NeuronScale().gradients([torch.ones(2, 2)], [x], [mask])
-        >>> grad.round(decimals=4)[:, 0].tolist()
+        >>> grad.double().round(decimals=4)[:, 0].tolist()
         [1.1547, 0.8165]
 
     Source: Adnan, Jain, Jacobs, Sharma, Krishnan, Burkholz and Ioannou 2026 (ICML), arXiv 2605.27541, the update rule

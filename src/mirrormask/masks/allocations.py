@@ -68,7 +68,7 @@ def floors(shapes: Sequence[tuple[int, ...]], sparsity: float, share: float) -> 
 
     Example:
         >>> floors([(16, 3, 3, 3), (64, 64, 3, 3), (10, 64)], 0.999, share=0.5)
-        [2, 14, 3]
+        [2, 11, 6]
         >>> floors([(16, 3, 3, 3), (64, 64, 3, 3), (10, 64)], 0.99999, share=0.5)
         [0, 0, 0]
     """
