@@ -106,7 +106,7 @@ def experiment(data: Path, sparsity: float, steps: int) -> Experiment:
         print(said[-1], flush=True)
     for axis in (since, lately, near):
         axis.set(xlabel="fraction of training", ylabel="% of living weights", ylim=(0, None))
-    legend(since, "best")
+    legend(lately, "upper right")
     sentence = f"At the end the sign is not that of the start in: {'; '.join(said)}."
     return Experiment("flips", figure, ("method", "progress", "since_start", "last", "near_zero"), rows, sentence)
 

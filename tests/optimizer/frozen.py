@@ -14,7 +14,6 @@ import mirrormask as mm
 FOLDER = Path(__file__).parent / "data"
 #: What version 0.1.0 had as defaults; `mirror` has others since.
 METHODS = {"mirror": {"growth": None}, "gmp": {}, "lth": {"prunings": 2}, "acdc": {}, "str": {}}
-METHODS = {name: {**options, "floor": 0.0} for name, options in METHODS.items()}
 BASES = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
     "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2),

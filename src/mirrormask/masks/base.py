@@ -41,7 +41,7 @@ class Mask(ABC):
     allocation: str = field(default="global", kw_only=True)
     pattern: str | None = field(default=None, kw_only=True)
     seed: int = field(default=0, kw_only=True)
-    floor: float = field(default=FLOOR, kw_only=True, metadata={"before": 0.0})
+    floor: float = field(default=FLOOR, kw_only=True)
 
     #: Whether a weight that is dead may live again.
     revives: ClassVar[bool] = False
