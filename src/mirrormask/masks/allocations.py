@@ -10,7 +10,7 @@ from mirrormask.checks import check_known, check_sparsity
 __all__ = ["ALLOCATIONS", "FLOOR", "allocate", "check_allocation", "floors", "keep_count"]
 
 #: The least that ``global`` leaves of a layer, as a share of its ERK count (docs/methods.md, "Extreme sparsity").
-FLOOR = 0.1
+FLOOR = 0.3
 
 
 def keep_count(numel: int, sparsity: float) -> int:
