@@ -49,7 +49,7 @@ def erk_counts(shapes, keep):
     """ERK without saturation, which these networks do not reach at the sparsities used."""
     raw = [sum(shape) for shape in shapes]
     wanted = [keep * r / sum(raw) for r in raw]
-    assert all(w < math.prod(s) for w, s in zip(wanted, shapes, strict=True))
+    assert all(w <= math.prod(s) for w, s in zip(wanted, shapes, strict=True))
     counts = [math.floor(w) for w in wanted]
     for i in sorted(range(len(raw)), key=lambda i: counts[i] - wanted[i])[: keep - sum(counts)]:
         counts[i] += 1
@@ -173,6 +173,25 @@ class Gmp(Plain):
         if self.first < t <= self.last and ((t - self.first) % self.gap == 0 or t == self.last):
             part = 1 - (1 - (t - self.first) / (self.last - self.first)) ** 3
             self.prune(self.sparsity * part if t < self.last else self.sparsity)
+
+
+class GmpFloor(Gmp):
+    """Every layer's own best first, up to a share of its ERK count."""
+
+    share = 0.9
+
+    def prune(self, sparsity):
+        scores = [x.abs().masked_fill(m == 0, -1.0) for x, m in zip(self.weights(), self.masks, strict=True)]
+        keep = self.keep(sparsity)
+        shapes, last = [tuple(m.shape) for m in self.masks], self.masks[-1].numel()
+        try:
+            counts = erk_counts(shapes, keep)
+        except AssertionError:  # the last layer, the smallest, is kept whole
+            counts = [*erk_counts(shapes[:-1], keep - last), last]
+        for i, (score, count) in enumerate(zip(scores, counts, strict=True)):
+            first = top([score], math.floor(self.share * count))[0]
+            scores[i] = score.masked_fill(first & (score >= 0), math.inf)
+        self.put(top(scores, keep))
 
 
 class OneShot(Plain):

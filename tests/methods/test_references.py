@@ -1,5 +1,7 @@
 """Every method equals its plain reference at every step, with its options on, under SGD and under AdamW."""
 
+import inspect
+
 import plain
 import pytest
 import torch
@@ -35,6 +37,7 @@ CASES = {
     "dense": ({}, plain.Plain),
     "magnitude": ({}, plain.OneShot),
     "gmp": (GRADUAL, plain.Gmp),
+    "gmp, floor": ({**GRADUAL, "floor": 0.9}, plain.GmpFloor),
     "acdc": ({}, plain.Acdc),
     "random": ({"seed": 5}, plain.AtStart),
     "uniform": ({"seed": 5}, of(plain.AtStart, allocation="uniform")),
@@ -88,7 +91,10 @@ def test_equals_its_plain_reference_at_every_step(name, base):
     reference = kind(base)
     model = plain.network()
     make, arguments = plain.BASES[base]
-    method = mm.methods.get(name.partition(",")[0])(0.0 if name == "dense" else kind.sparsity, **options)
+    make_method = mm.methods.get(name.partition(",")[0])
+    if "floor" in inspect.signature(make_method).parameters:  # "gmp, floor" has one
+        options = {"floor": 0.0, **options}
+    method = make_method(0.0 if name == "dense" else kind.sparsity, **options)
     optimizer = mm.sparsify(model, make(model.parameters(), **arguments), method, steps=STEPS)
     scheduler = None
     if method.mask.replays:
@@ -122,7 +128,11 @@ def test_equals_its_plain_reference_at_every_step(name, base):
 def masks_of(name, batches):
     model = plain.network()
     optimizer = mm.sparsify(
-        model, torch.optim.SGD(model.parameters(), lr=0.1), mm.methods.get(name)(0.7), steps=9, batches=batches
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        mm.methods.get(name)(0.7, floor=0.0),
+        steps=9,
+        batches=batches,
     )
     return model, [mask.clone() for mask in optimizer.masks.values()]
 

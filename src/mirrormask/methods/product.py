@@ -53,7 +53,7 @@ class _Deep(Coupling, At, Seed):
     alpha: float = 3e-3
     depth: int = DeepProduct.depth
     least: float = DeepProduct.least
-    gain: float | None = DeepProduct.gain
+    gain: float | str | None = DeepProduct.gain
 
 
 @named("Kolb et al. 2025, arXiv 2502.02496")
