@@ -34,7 +34,7 @@ COMMANDS = {
         "write one HTML page about finished runs: charts and tables",
     ),
     "bench": ("mirrormask.train.bench", "bench_run", "time a trained model in every engine against mm.compile"),
-    "flow": ("mirrormask.flow.commands", "*", "check the theory: recovery, bias, signs, rates, norm, all"),
+    "flow": ("mirrormask.flow.commands", "*", "check the theory: recovery, bias, depth, signs, rates, norm, all"),
     "export": ("mirrormask.train.export", "main", "turn a run's or a file's model into ONNX and other formats"),
     "serve": ("mirrormask.serve.command", "main", "serve a compiled model over HTTP (Open Inference Protocol)"),
     "info": (

@@ -35,6 +35,9 @@ def _two(rank, size, folder):
     alone = [dist.new_group([r]) for r in range(size)][rank]
     for name, base in METHODS:
         yield f"{name}-{base}", lambda name=name, base=base: equals_one_process(name, base, rank, size, alone)
+    floor = {"floor": 0.5, "small": 1e-3}
+    for name in ("gmp", "str"):
+        yield f"floor-{name}", lambda name=name: equals_one_process(name, "sgd", rank, size, alone, **floor)
     yield "exchanges", exchanges_do_not_grow_with_the_model
     yield "nan", lambda: a_nan_of_one_rank_skips_all(rank)
     yield "sparsity", lambda: zeros_are_counted_and_kept(rank)
@@ -73,11 +76,15 @@ def lay(model, kind):
     return model, 0, 1
 
 
-def equals_one_process(name, base, rank, size, alone, kind="fsdp"):
-    """The same masks and weights, what is said of them, and exactly so many."""
+def equals_one_process(name, base, rank, size, alone, kind="fsdp", small=1.0, **options):
+    """The same masks and weights, what is said of them, and exactly so many; ``small`` scales the second layer."""
     widths = (6, 8, 8, 1) if "tp" in kind else world.WIDTHS
-    model, part, parts = lay(make_model(widths), kind)
-    method = make_method(name)
+    models = [make_model(widths) for _ in range(2)]
+    with torch.no_grad():
+        for each in models:
+            each[2].weight.mul_(small)
+    model, part, parts = lay(models[0], kind)
+    method = make_method(name, **options)
     optimizer = mm.sparsify(model, BASES[base](model.parameters()), method, steps=STEPS)
     train(model, optimizer, rank=part, world=parts)
     optimizer.finalize()
@@ -86,7 +93,7 @@ def equals_one_process(name, base, rank, size, alone, kind="fsdp"):
     nonzeros = mm.sparsity(model).nonzeros
     if rank:
         return
-    one = make_model(widths)
+    one = models[1]
     reference = mm.sparsify(one, BASES[base](one.parameters()), method, steps=STEPS, process_group=alone)
     train(one, reference)
     reference.finalize()

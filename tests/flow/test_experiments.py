@@ -133,7 +133,7 @@ def test_a_command_writes_and_says_what_it_found(tmp_path, capsys):
 
 def test_all_runs_every_experiment_once(tmp_path, monkeypatch, capsys):
     figure, _ = canvas("A title", ["a panel"])
-    names = ["recovery", "bias", "signs", "rates", "norm"]
+    names = ["recovery", "bias", "depth", "signs", "rates", "norm"]
     for name in names:
         fake = Experiment(name, figure, ("x",), [(1,)], f"This is {name}.")
         monkeypatch.setattr(f"mirrormask.flow.{name}.{name}_experiment", lambda *arguments, fake=fake: fake)

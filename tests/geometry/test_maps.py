@@ -3,18 +3,22 @@
 import pytest
 import torch
 
-from mirrormask.geometry import Hadamard, Power, SigmoidMask, SignIn, SoftThreshold
+from mirrormask.geometry import DeepProduct, Hadamard, Power, SigmoidMask, SignIn, SoftThreshold
 from mirrormask.progress import Clock
 
 MAPS = {
     "hadamard": Hadamard(beta=0.3),
     "sign_in": SignIn(),
+    "three factors": DeepProduct(),
+    "five factors": DeepProduct(depth=5, seed=3),
     "power": Power(power=2.5),
     "square": Power(),
     "soft_threshold": SoftThreshold(0.2),
     "sigmoid_mask": SigmoidMask(s_init=-0.4, penalty=0.0).at(Clock(20, 100)),
 }
 PLAIN = {
+    "three factors": lambda f1, f2, f3: f1 * f2 * f3,
+    "five factors": lambda f1, f2, f3, f4, f5: f1 * f2 * f3 * f4 * f5,
     "hadamard": lambda m, w: m * w,
     "sign_in": lambda m, w: m * w,
     "power": lambda theta: theta.sign() * theta.abs() ** 2.5,
@@ -139,3 +143,21 @@ def test_sign_in_sets_the_imbalance_back_to_that_of_the_start_however_far_weight
     geometry.refresh(grown, latents, None)
     torch.testing.assert_close(latents["m"] * latents["w"], grown)
     torch.testing.assert_close(latents["m"] ** 2 - latents["w"] ** 2, beta)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_factors_are_drawn_within_bounds_and_none_is_balanced(depth):
+    """No weight starts where it could not change its sign, and none far from the sizes of the others."""
+    x = 0.05 * torch.randn(200, 50, dtype=torch.float64)
+    factors = list(DeepProduct(depth=depth).init(x).values())
+    sigma = float(x.square().mean().sqrt())
+    sizes = torch.stack(factors[:-1])
+    assert (sizes > 0).all()
+    assert sizes.max() < 3 * (2 * sigma) ** (1 / depth) and sizes.min() > (0.25 * sigma) ** (1 / depth) / 4
+    assert (factors[0] ** 2 - factors[-1] ** 2).abs().min() > 0
+    latents = {f"f{i + 1}": [factor] for i, factor in enumerate(factors)}
+    slopes = DeepProduct(depth=depth).pullback([torch.ones_like(x)], [x], latents)
+    speed = sum(slope.square() for (slope,) in slopes.values())
+    assert speed.mean() / 100 < speed.min() < speed.max() < 12 * speed.mean()
+    again, other = (DeepProduct(depth=depth, seed=seed).init(x)["f1"] for seed in (0, 1))
+    assert torch.equal(again, factors[0]) and not torch.equal(other, factors[0])

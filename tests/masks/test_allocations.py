@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mirrormask.masks import allocate, keep_count, largest, select
+from mirrormask.masks import allocate, floors, keep_count, largest, select
 from mirrormask.masks.scores import balanced, lamp, magnitude, sensitivity
 
 
@@ -131,3 +131,39 @@ def test_asked_is_obtained_with_ties_tiny_layers_and_any_sparsity(shapes, sparsi
 @pytest.mark.parametrize("allocation", ["global", "uniform", "erk"])
 def test_sparsity_zero_keeps_everything(allocation):
     assert all(mask.all() for mask in select([torch.rand(3, 4), torch.rand(2)], 0.0, allocation))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shapes=st.lists(st.sampled_from([(4, 3, 3, 3), (16, 4, 3, 3), (10, 16), (40,), (64, 64)]), min_size=1, max_size=5),
+    sparsity=st.sampled_from([0.0, 0.5, 0.9, 0.98, 0.995, 0.9995]),
+    share=st.sampled_from([0.05, 0.1, 0.5, 1.0]),
+    seed=st.integers(0, 9),
+)
+def test_a_floor_keeps_every_layer_alive_as_long_as_there_is_one_weight_for_each(shapes, sparsity, share, seed):
+    generator = torch.Generator().manual_seed(seed)
+    scores = [10.0 ** (-3 * i) * torch.rand(shape, generator=generator) for i, shape in enumerate(shapes)]
+    keep, least = keep_count(sum(s.numel() for s in scores), sparsity), floors(shapes, sparsity, share)
+    masks = select(scores, sparsity, floor=share)
+    assert sum(int(mask.sum()) for mask in masks) == keep, "the exact count holds"
+    assert sum(least) <= keep
+    if keep >= len(shapes):
+        assert all(mask.any() for mask in masks)
+        assert all(int(mask.sum()) >= k >= 1 for mask, k in zip(masks, least, strict=True))
+    for score, mask in zip(scores, masks, strict=True):  # within a layer the largest stay
+        assert table(mask) == table(largest(score, int(mask.sum())))
+
+
+def test_without_a_floor_the_scores_alone_decide_and_where_none_binds_it_changes_nothing():
+    small, large = torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.tensor([1.0, 2.0, 3.0, 4.0])
+    assert [table(m) for m in select([small, large], 0.5, floor=0.0)] == [[0, 0, 0, 0], [1, 1, 1, 1]]
+    assert [table(m) for m in select([small, large], 0.5, floor=0.1)] == [[0, 0, 0, 1], [0, 1, 1, 1]]
+    assert [table(m) for m in select([small, large], 0.5, floor=1.0)] == [[0, 0, 1, 1], [0, 0, 1, 1]]
+    alike = [torch.rand(5, 7), torch.rand(20, 3)]
+    assert [table(m) for m in select(alike, 0.5, floor=0.1)] == [table(m) for m in select(alike, 0.5)]
+
+
+def test_a_floor_brings_nothing_back_that_is_dead():
+    dead = torch.tensor([float("-inf")] * 3 + [0.1])
+    masks = select([dead, torch.tensor([3.0, 2.0, 1.0, 0.5])], 0.5, floor=1.0)
+    assert [table(m) for m in masks] == [[0, 0, 0, 1], [1, 1, 1, 0]]

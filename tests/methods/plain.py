@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+import mirrormask as mm
+
 STEPS = 40
 
 
@@ -47,7 +49,7 @@ def erk_counts(shapes, keep):
     """ERK without saturation, which these networks do not reach at the sparsities used."""
     raw = [sum(shape) for shape in shapes]
     wanted = [keep * r / sum(raw) for r in raw]
-    assert all(w < math.prod(s) for w, s in zip(wanted, shapes, strict=True))
+    assert all(w <= math.prod(s) for w, s in zip(wanted, shapes, strict=True))
     counts = [math.floor(w) for w in wanted]
     for i in sorted(range(len(raw)), key=lambda i: counts[i] - wanted[i])[: keep - sum(counts)]:
         counts[i] += 1
@@ -171,6 +173,25 @@ class Gmp(Plain):
         if self.first < t <= self.last and ((t - self.first) % self.gap == 0 or t == self.last):
             part = 1 - (1 - (t - self.first) / (self.last - self.first)) ** 3
             self.prune(self.sparsity * part if t < self.last else self.sparsity)
+
+
+class GmpFloor(Gmp):
+    """Every layer's own best first, up to a share of its ERK count."""
+
+    share = 0.9
+
+    def prune(self, sparsity):
+        scores = [x.abs().masked_fill(m == 0, -1.0) for x, m in zip(self.weights(), self.masks, strict=True)]
+        keep = self.keep(sparsity)
+        shapes, last = [tuple(m.shape) for m in self.masks], self.masks[-1].numel()
+        try:
+            counts = erk_counts(shapes, keep)
+        except AssertionError:  # the last layer, the smallest, is kept whole
+            counts = [*erk_counts(shapes[:-1], keep - last), last]
+        for i, (score, count) in enumerate(zip(scores, counts, strict=True)):
+            first = top([score], math.floor(self.share * count))[0]
+            scores[i] = score.masked_fill(first & (score >= 0), math.inf)
+        self.put(top(scores, keep))
 
 
 class OneShot(Plain):
@@ -351,6 +372,71 @@ class Mirror(Sensitive, Hadamard, Gmp):
             self.shrink(4.0 / 4 / 28)
 
 
+class Deep(OneShot):
+    """``x = f1 f2 f3`` with a decay of the factors in the gradient; the draw is the library's, the map is not."""
+
+    decayed, gain, alpha, options = (), 0.8, 0.02, {}
+
+    def start(self, x):
+        return mm.geometry.DeepProduct(**self.options).init(x)
+
+    def phi(self, **factors):
+        return math.prod(factors.values())
+
+    def rate(self, latents):
+        speed = 0.0
+        for name in latents:
+            others = math.prod(f for other, f in latents.items() if other != name)
+            speed += float((others.abs() if self.adaptive else others**2).mean())
+        return self.gain / speed
+
+    def penalty(self, step):
+        return self.alpha * sum(v.square().sum() for latents in self.theta for v in latents.values())
+
+
+class Scaled(Exchange):
+    """RigL, with the gradient of each row scaled by its share of living weights."""
+
+    def before(self, step):
+        for latents, mask in zip(self.theta, self.masks, strict=True):
+            shares = [float(row.mean()) for row in mask]
+            mean = sum(shares) / len(shares)
+            for row, share in zip(latents["x"].grad, shares, strict=True):
+                row.mul_(math.sqrt(share / mean))
+
+
+class Growing:
+    """Mixed into a reference of `mirror`: the decay waits for growth, and under Adam the score with it."""
+
+    growth, sizes, integral, grown = 0.1, None, 0.0, 0.0
+
+    def watched(self, step):
+        """What the decay takes off in this step."""
+        sizes = [math.log(float((x**4).mean()) ** 0.25) for x in self.weights()]
+        self.sizes = self.sizes or sizes
+        shares = [min(max(2 * (a - b) / self.growth - 1, 0.0), 1.0) for a, b in zip(sizes, self.sizes, strict=True)]
+        self.grown = sum(s * m.numel() for s, m in zip(shares, self.masks, strict=True)) / self.total
+        fall = min((4.0 - 4 * self.integral) / (30 - step), 2 * 4.0 / 28) if 2 <= step < 30 else 0.0
+        self.integral += fall * self.grown / 4
+        return fall * self.grown / 4
+
+    def rank(self, x, index):
+        rms = self.dense[index].square().mean(1, keepdim=True).sqrt()
+        return x.abs() * (rms ** ((1 + self.grown) / 2) if self.adaptive else 1.0)
+
+
+class GrowingMirror(Growing, Mirror):
+    def before(self, step):
+        self.shrink(self.watched(step))
+
+
+class GrowingDescent(Growing, MirrorDescent):
+    def before(self, step):
+        self.old = [latents["u"].detach().clone() for latents in self.theta]
+        keep = 1 - 2 * self.watched(step)
+        self.scales = [a * keep**2 for a in self.scales]
+
+
 class SignIn(Hadamard, AtStart):
     allocation = "erk"
 
@@ -368,9 +454,6 @@ class SignIn(Hadamard, AtStart):
                 m = ((beta + (beta**2 + 4 * x**2).sqrt()) / 2).sqrt()
                 latents["w"].copy_(x / m * mask)
                 latents["m"].copy_(m * mask)
-                for v in latents.values():
-                    for buffer in self.buffers(v):
-                        buffer.zero_()
 
 
 class Power(OneShot):

@@ -10,8 +10,17 @@ from torch import nn
 import mirrormask as mm
 from mirrormask.corrections import Hyperbolic, Proximal
 from mirrormask.decay import ConstantDecay
-from mirrormask.geometry import Euclidean, Hadamard, MirrorDescent, Power, SigmoidMask, SignIn, SoftThreshold
-from mirrormask.masks import Alternating, AtStart, Gradual, Iterative, Regrow, protect
+from mirrormask.geometry import (
+    DeepProduct,
+    Euclidean,
+    Hadamard,
+    MirrorDescent,
+    Power,
+    SigmoidMask,
+    SignIn,
+    SoftThreshold,
+)
+from mirrormask.masks import Alternating, AtStart, Gradual, Iterative, Regrow, floors, protect
 from mirrormask.progress import Clock
 
 
@@ -57,7 +66,8 @@ def test_a_pattern_that_an_eye_can_check():
 MAGNITUDE_SCORED = [
     name
     for name in mm.methods.names()
-    if name not in ("dense", "erk", "erk_ham", "rigl", "rigl_ham", "set", "sign_in", "str", "str_ham", "cs")
+    if name
+    not in ("dense", "erk", "erk_ham", "rigl", "rigl_ham", "set", "sign_in", "sparseopt", "str", "str_ham", "cs")
 ]
 
 
@@ -152,7 +162,16 @@ def test_pilot_with_weight_rewinding_takes_its_decay_back_too():
 # -- reviving and growing -------------------------------------------------------------------------------------------
 
 
-GEOMETRIES = [Euclidean(), Hadamard(), MirrorDescent(), Power(), SoftThreshold(), SigmoidMask(), SignIn()]
+GEOMETRIES = [
+    Euclidean(),
+    Hadamard(),
+    DeepProduct(),
+    MirrorDescent(),
+    Power(),
+    SoftThreshold(),
+    SigmoidMask(),
+    SignIn(),
+]
 
 
 @pytest.mark.parametrize("correction", [None, Hyperbolic(), Proximal(1e-3, until=0.5)])
@@ -179,6 +198,21 @@ def test_each_combination_works(geometry, mask, correction):
     assert mm.sparsity(model).nonzeros <= round(0.3 * 144)
     assert mm.sparsity(model).nonzeros >= round(0.3 * 144) - 2  # a weight may be zero of its own accord
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["gmp", "mirror", "pilot", "spred", "str", "cs", "acdc", "lth"])
+def test_no_layer_is_emptied_while_its_floor_is_possible(name):
+    """The second of three layers starts a thousand times smaller, and a global mask would leave nothing of it."""
+    model = mlp(20, 24, 24, 4)
+    with torch.no_grad():
+        model[2].weight.mul_(1e-3)
+    method = mm.methods.get(name)(0.95, floor=0.2)
+    optimizer = mm.sparsify(model, sgd(model, 0.01), method, steps=40, on_empty="error")
+    train(model, optimizer, 40)
+    optimizer.finalize()
+    living = [int(mask.sum()) for mask in optimizer.masks.values()]
+    assert sum(living) == round(0.05 * (480 + 576 + 96))
+    assert all(n >= least for n, least in zip(living, floors([(24, 20), (24, 24), (4, 24)], 0.95, 0.2), strict=True))
 
 
 def test_acdc_frees_every_weight_in_its_dense_phases():

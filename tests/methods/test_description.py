@@ -83,6 +83,7 @@ def test_a_description_that_an_eye_can_check():
             "allocation": "global",
             "pattern": None,
             "seed": 0,
+            "floor": mm.masks.FLOOR,
             "at": 0.5,
         },
         "name": "mine",

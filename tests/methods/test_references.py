@@ -1,5 +1,7 @@
 """Every method equals its plain reference at every step, with its options on, under SGD and under AdamW."""
 
+import inspect
+
 import plain
 import pytest
 import torch
@@ -18,6 +20,8 @@ GRADUAL = {"start_at": 0.1, "end_at": 0.75, "every": 0.05}
 HAM = {"a": 300.0, "b": 0.05, "clip": 0.05}
 PILOT = {"gain": 0.8, "alpha_init": 0.2, "delta": 1.5, "K": 0.5}
 REGROW = {"fraction": 0.4, "every": 0.1, "until": 0.75, "seed": 5}
+DRAW = {"least": 0.5, "seed": 5}
+DEEP = {"gain": 0.8, "alpha": 0.02, "coupled": True, **DRAW}
 GROWN = {"grow": "random", "anneal": False, "spread": 0.5, "until": 34}
 MIRROR = {
     **GRADUAL,
@@ -33,6 +37,7 @@ CASES = {
     "dense": ({}, plain.Plain),
     "magnitude": ({}, plain.OneShot),
     "gmp": (GRADUAL, plain.Gmp),
+    "gmp, floor": ({**GRADUAL, "floor": 0.9}, plain.GmpFloor),
     "acdc": ({}, plain.Acdc),
     "random": ({"seed": 5}, plain.AtStart),
     "uniform": ({"seed": 5}, of(plain.AtStart, allocation="uniform")),
@@ -50,11 +55,22 @@ CASES = {
     "cs": ({**GRADUAL, "s_init": 0.2, "final": 50.0, "penalty": 0.01}, plain.Cs),
     "powerprop": ({"power": 3.0, "gain": 0.8}, plain.Power),
     "spred": ({"gain": 0.8, "alpha": 0.05, "coupled": True}, plain.Spred),
+    "dwf": (DEEP, of(plain.Deep, options={"least": 0.5, "seed": 5})),
+    "dwf, four": (
+        {**DEEP, "depth": 4, "alpha": 2e-3},
+        of(plain.Deep, alpha=2e-3, options={"least": 0.5, "seed": 5, "depth": 4}),
+    ),
+    "sparseopt": (REGROW, plain.Scaled),
     "pilot_init": ({"gain": 0.8}, plain.Hadamard),
     "pilot": (PILOT, plain.Pilot),
     "mirror": (MIRROR, plain.Mirror),
     "mirror, descent": ({**MIRROR, "factors": False, "clip": 0.03}, plain.MirrorDescent),
-    "sign_in": ({"gain": 0.8, "alpha": 0.05, "every": 0.1, "until": 0.75, "seed": 5}, plain.SignIn),
+    "mirror, growth": ({**MIRROR, "growth": 0.1}, plain.GrowingMirror),
+    "mirror, descent and growth": (
+        {**MIRROR, "growth": 0.1, "factors": False, "clip": 0.03},
+        plain.GrowingDescent,
+    ),
+    "sign_in": ({"beta": "rms", "gain": 0.8, "alpha": 0.05, "every": 0.1, "until": 0.75, "seed": 5}, plain.SignIn),
     "lth": ({"prunings": 3}, plain.Rounds),
     "wr": ({"prunings": 3, "rewind_to": 0.25}, of(plain.Rounds, rewind=3)),
     "lrr": ({"prunings": 3}, of(plain.Rounds, rewind=None)),
@@ -75,7 +91,10 @@ def test_equals_its_plain_reference_at_every_step(name, base):
     reference = kind(base)
     model = plain.network()
     make, arguments = plain.BASES[base]
-    method = mm.methods.get(name.partition(",")[0])(0.0 if name == "dense" else kind.sparsity, **options)
+    make_method = mm.methods.get(name.partition(",")[0])
+    if "floor" in inspect.signature(make_method).parameters:  # "gmp, floor" has one
+        options = {"floor": 0.0, **options}
+    method = make_method(0.0 if name == "dense" else kind.sparsity, **options)
     optimizer = mm.sparsify(model, make(model.parameters(), **arguments), method, steps=STEPS)
     scheduler = None
     if method.mask.replays:
@@ -109,7 +128,11 @@ def test_equals_its_plain_reference_at_every_step(name, base):
 def masks_of(name, batches):
     model = plain.network()
     optimizer = mm.sparsify(
-        model, torch.optim.SGD(model.parameters(), lr=0.1), mm.methods.get(name)(0.7), steps=9, batches=batches
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        mm.methods.get(name)(0.7, floor=0.0),
+        steps=9,
+        batches=batches,
     )
     return model, [mask.clone() for mask in optimizer.masks.values()]
 

@@ -11,8 +11,8 @@ import mirrormask as mm
 from mirrormask.train import Data, Method, Model, Observer, Recipe, RunFolder, data, run
 from mirrormask.train import predictions as predictions_file
 from mirrormask.train.distributions import histogram
-from mirrormask.train.loop import load_model
 from mirrormask.train.session import Session
+from mirrormask.train.trained import load_model
 
 LAYERS = {"1.weight": 64 * 32, "3.weight": 320}
 

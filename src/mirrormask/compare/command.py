@@ -66,7 +66,7 @@ def _timed(comparison: Comparison, console: Console, grid: Grid | None) -> Compa
     from mirrormask.compare.comparison import compare_runs
     from mirrormask.compare.runs import measured
     from mirrormask.runtime import bench
-    from mirrormask.train.loop import load_model
+    from mirrormask.train.trained import load_model
 
     seen = {(n, r.sparsity_asked) for n, r in zip(comparison.labels, comparison.runs, strict=True) if measured(r)}
     for name, result in zip(comparison.labels, comparison.runs, strict=True):

@@ -38,8 +38,10 @@ class Hyperbolic(Correction):
 
     Source: Jacobs, Gadhikar, Rubio-Madrigal and Burkholz 2025, arXiv 2506.02630, Algorithm 1.
 
-    Differs from the paper: a = 20 instead of 200, and the exponent is clipped, where the paper's code clips the norm
-    of the gradient (at 20) and that of the weight.
+    Differs from the paper: a = 20 instead of 200, and ``lr a |∇f|`` is bounded by 0.1. The published code bounds the
+    whole exponent by 5 (``a=200, clip=5.0`` is that, but for b's part of it) and the norm of a weight by 1000, and
+    clips gradients only after it has used them. It steps every weight of two dimensions and more, here those that may
+    become sparse are stepped.
     """
 
     a: float = 20.0

@@ -2,7 +2,7 @@
 
 The formulas of the potential live in :mod:`mirrormask.geometry.hypentropy`, where the geometry that trains networks
 takes them from too. The experiments that check the theory are in :mod:`mirrormask.flow.commands`, and on the command
-line ``mirrormask flow recovery | bias | signs | rates | norm | all``.
+line ``mirrormask flow recovery | bias | depth | signs | rates | norm | all``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The experiments as commands: ``mirrormask flow recovery | bias | signs | rates | norm | all``.
+"""The experiments as commands: ``mirrormask flow recovery | bias | depth | signs | rates | norm | all``.
 
 Each writes ``NAME.svg``, ``NAME.png``, ``NAME.csv`` and ``NAME.txt`` (one sentence of what it shows) into a folder.
 """
@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-__all__ = ["all", "bias", "norm", "rates", "recovery", "signs"]
+__all__ = ["all", "bias", "depth", "norm", "rates", "recovery", "signs"]
 
 OUT = Path("runs/flow")
 
@@ -35,6 +35,17 @@ def bias(out: Path = OUT) -> None:
     from mirrormask.flow.bias import bias_experiment
 
     _write(bias_experiment(), out)
+
+
+def depth(out: Path = OUT) -> None:
+    """The implicit penalty of two, three and four factors.
+
+    Args:
+        out: the folder to write to.
+    """
+    from mirrormask.flow.depth import depth_experiment
+
+    _write(depth_experiment(), out)
 
 
 def signs(out: Path = OUT) -> None:
@@ -81,6 +92,7 @@ def all(out: Path = OUT, seeds: int = 20) -> None:
     started = time.perf_counter()
     recovery(out, seeds)
     bias(out)
+    depth(out)
     signs(out)
     rates(out)
     norm(out)

@@ -1,6 +1,7 @@
 """How a weight moves: one file a geometry."""
 
 from mirrormask.geometry.base import Geometry
+from mirrormask.geometry.deep import DeepProduct
 from mirrormask.geometry.euclidean import Euclidean
 from mirrormask.geometry.hadamard import Hadamard, factorize
 from mirrormask.geometry.mirror_descent import MirrorDescent
@@ -10,6 +11,7 @@ from mirrormask.geometry.sign_in import SignIn
 from mirrormask.geometry.soft_threshold import SoftThreshold
 
 __all__ = [
+    "DeepProduct",
     "Euclidean",
     "Geometry",
     "Hadamard",

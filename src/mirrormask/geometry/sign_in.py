@@ -23,8 +23,9 @@ class SignIn(Hadamard):
     to what it was keeps the signs able to flip.
 
     Args:
-        beta, gain: as in :class:`Hadamard`; ``"rms"`` is that of x at the start, at every refactoring: weights grow,
-            and with a β that grew along, the learning rate that suited the first one would diverge.
+        beta, gain: as in :class:`Hadamard`; β = 1 is the paper's. ``"rms"`` is that of x at the start, at every
+            refactoring: weights grow, and with a β that grew along, the learning rate that suited the first one would
+            diverge.
         every: the fraction of training between two refactorings, in (0, 1].
         until: the fraction of training after which there are no more, in [0, 1].
 
@@ -33,16 +34,21 @@ class SignIn(Hadamard):
 
     Example:
         >>> import torch
-        >>> geometry = SignIn(beta=1.0)
+        >>> geometry = SignIn()
         >>> latents = {"m": torch.tensor([0.5]), "w": torch.tensor([0.5]), "imbalance": torch.tensor(1.0)}
         >>> geometry.refresh(torch.tensor([0.25]), latents, None)
         >>> imbalance, x = latents["m"] ** 2 - latents["w"] ** 2, latents["m"] * latents["w"]
         >>> round(imbalance.item(), 6), round(x.item(), 6)
         (1.0, 0.25)
 
-    Source: Gadhikar, Jacobs, Zhou and Burkholz 2025, arXiv 2504.12801.
+    Source: Gadhikar, Jacobs, Zhou and Burkholz 2025, arXiv 2504.12801: ``dθ = -sqrt(θ² + β) ∇L dt`` and the reset to
+    β = 1 every p epochs.
+
+    Differs from the paper: p is a fraction of training, a reading of ours, as are when the resets end and that momentum
+    goes on through them.
     """
 
+    beta: float | str = 1.0
     every: float = 0.1
     until: float = 0.75
 

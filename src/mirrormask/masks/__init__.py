@@ -1,6 +1,6 @@
 """Which weights live: schedules (one file each), scores, allocations and patterns."""
 
-from mirrormask.masks.allocations import ALLOCATIONS, allocate, keep_count
+from mirrormask.masks.allocations import ALLOCATIONS, FLOOR, allocate, floors, keep_count
 from mirrormask.masks.alternating import Alternating
 from mirrormask.masks.at_start import AtStart
 from mirrormask.masks.base import Mask
@@ -20,6 +20,7 @@ from mirrormask.masks.selection import largest, select
 __all__ = [
     "ALLOCATIONS",
     "DATA_SCORES",
+    "FLOOR",
     "SCORES",
     "Alternating",
     "AtStart",
@@ -32,6 +33,7 @@ __all__ = [
     "Regrow",
     "allocate",
     "exchange",
+    "floors",
     "keep_count",
     "largest",
     "protect",

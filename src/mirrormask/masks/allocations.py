@@ -7,7 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from mirrormask.checks import check_known, check_sparsity
 
-__all__ = ["ALLOCATIONS", "allocate", "check_allocation", "keep_count"]
+__all__ = ["ALLOCATIONS", "FLOOR", "allocate", "check_allocation", "floors", "keep_count"]
+
+#: The least that ``global`` leaves of a layer, as a share of its ERK count (docs/methods.md, "Extreme sparsity").
+FLOOR = 0.3
 
 
 def keep_count(numel: int, sparsity: float) -> int:
@@ -49,6 +52,35 @@ def erk(shapes: Sequence[tuple[int, ...]], sparsity: float) -> list[int]:
         saturated |= over
     wanted = [float(sizes[i]) if i in saturated else scale * raw[i] * sizes[i] for i in range(len(sizes))]
     return _integers(wanted, sizes, total)
+
+
+def floors(shapes: Sequence[tuple[int, ...]], sparsity: float, share: float) -> list[int]:
+    """The nonzeros that each layer keeps in any case: ``share`` of its ERK count, rounded down, and at least one.
+
+    Args:
+        shapes: one a layer.
+        sparsity: the fraction of zeros over all layers together, in [0, 1).
+        share: in [0, 1]; 0 for no floor.
+
+    Returns:
+        Their sum is at most what the sparsity keeps. Where that is less than one a layer there is no floor: nothing can
+        keep every layer alive then.
+
+    Example:
+        >>> floors([(16, 3, 3, 3), (64, 64, 3, 3), (10, 64)], 0.999, share=0.5)
+        [2, 11, 6]
+        >>> floors([(16, 3, 3, 3), (64, 64, 3, 3), (10, 64)], 0.99999, share=0.5)
+        [0, 0, 0]
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    keep = keep_count(sum(sizes), sparsity)
+    alive = [int(size > 0) for size in sizes]
+    if share == 0 or keep < sum(alive):
+        return [0] * len(sizes)
+    found = [max(math.floor(share * count), least) for count, least in zip(erk(shapes, sparsity), alive, strict=True)]
+    while sum(found) > keep:  # the ones that were rounded up to are too many: the largest give way
+        found[found.index(max(found))] -= 1
+    return found
 
 
 def _integers(wanted: Sequence[float], sizes: Sequence[int], total: int) -> list[int]:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from mirrormask.checks import check_int, check_sparsity
-from mirrormask.masks.allocations import allocate, check_allocation, keep_count
+from mirrormask.checks import check_int, check_number, check_sparsity
+from mirrormask.masks.allocations import FLOOR, allocate, check_allocation, keep_count
 from mirrormask.masks.patterns import check_pattern, check_pattern_fits
 from mirrormask.masks.scores import check_score
 from mirrormask.progress import Clock
@@ -27,6 +27,9 @@ class Mask(ABC):
         allocation: how the sparsity is shared over layers: ``"global"``, ``"uniform"`` or ``"erk"``.
         pattern: ``"N:M"`` to end with N living weights in every M along the input dimension; then sparsity must be
             ``1 - N/M``.
+        floor: what every layer keeps in any case under ``"global"``, as a share of its ERK count and at least one
+            weight, in [0, 1]; 0 to leave it to the scores alone. The other allocations, and patterns, empty no layer
+            that they need not.
         seed: of the score ``"random"`` and of random growth; nothing else reads it.
 
     Raises:
@@ -38,6 +41,7 @@ class Mask(ABC):
     allocation: str = field(default="global", kw_only=True)
     pattern: str | None = field(default=None, kw_only=True)
     seed: int = field(default=0, kw_only=True)
+    floor: float = field(default=FLOOR, kw_only=True)
 
     #: Whether a weight that is dead may live again.
     revives: ClassVar[bool] = False
@@ -51,6 +55,7 @@ class Mask(ABC):
         check_score(self.score)
         check_allocation(self.allocation)
         check_int("seed", self.seed, low=0)
+        check_number("floor", self.floor, low=0.0, high=1.0, hint="a share of a layer's ERK count")
         if self.pattern is not None:
             n, m = check_pattern(self.pattern)
             if abs(self.sparsity - (1 - n / m)) > 1e-9:

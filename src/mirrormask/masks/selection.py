@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from mirrormask.masks import keys
-from mirrormask.masks.allocations import allocate, keep_count
+from mirrormask.masks.allocations import allocate, floors, keep_count
 from mirrormask.masks.keys import Scores, all_chunks, by_numpy, chunks, common, equal_places, over_layers
 from mirrormask.masks.radix import Reduce, by_sample, kth_largest, kth_score, together
 
-__all__ = ["Cut", "Index", "Reduce", "consecutive", "find_cut", "largest", "select"]
+__all__ = ["Cut", "Index", "Reduce", "consecutive", "find_cut", "largest", "put_first", "select"]
 
 #: From places in a local tensor's row-major order (int64) to the same elements' indices among all weights.
 Index = Callable[[Tensor], Tensor]
@@ -133,13 +133,15 @@ def _largest(scores: Sequence[Scores], k: int) -> list[Tensor]:
     return over_layers(cut.mask, scores, indices)
 
 
-def select(scores: Sequence[Tensor], sparsity: float, allocation: str = "global") -> list[Tensor]:
+def select(scores: Sequence[Tensor], sparsity: float, allocation: str = "global", floor: float = 0.0) -> list[Tensor]:
     """The masks that keep the largest scores: exactly ``round((1 - sparsity) · N)`` True over all layers together.
 
     Args:
         scores: one tensor a layer, on any devices; no NaN. Scores of several dtypes are compared as numbers.
         sparsity: the fraction of zeros, in [0, 1).
         allocation: ``"global"``, ``"uniform"`` or ``"erk"``.
+        floor: under ``"global"``, the share of its ERK count that every layer keeps in any case, in [0, 1]: its largest
+            scores, as far as they are above ``-inf``.
 
     Returns:
         One bool tensor a layer, of the layer's shape and on its device; of equal scores the first by index is kept.
@@ -150,11 +152,25 @@ def select(scores: Sequence[Tensor], sparsity: float, allocation: str = "global"
         [[[1, 0], [0, 0]], [1, 1]]
         >>> [mask.int().tolist() for mask in select(scores, 0.5, "uniform")]
         [[[1, 0], [0, 1]], [1, 0]]
+        >>> [mask.int().tolist() for mask in select([torch.tensor([9.0, 8.0]), torch.tensor([2.0, 1.0])], 0.5, floor=1)]
+        [[1, 0], [1, 0]]
     """
-    counts = allocate(allocation, [tuple(score.shape) for score in scores], sparsity)
+    shapes = [tuple(score.shape) for score in scores]
+    counts = allocate(allocation, shapes, sparsity)
     if counts is not None:
         return over_layers(largest, scores, counts)
-    return _largest(scores, keep_count(sum(score.numel() for score in scores), sparsity))
+    keep = keep_count(sum(score.numel() for score in scores), sparsity)
+    masks, least = _largest(scores, keep), floors(shapes, sparsity, floor)
+    if all(int(mask.count_nonzero()) >= k for mask, k in zip(masks, least, strict=True)):
+        return masks
+    first = over_layers(largest, scores, least)
+    return _largest(put_first(scores, first), keep)
+
+
+def put_first(scores: Sequence[Tensor], masks: Sequence[Tensor]) -> list[Tensor]:
+    """New scores, with infinity where a mask is True: these stay before all others, unless their score is ``-inf``."""
+    own = [score if score.is_floating_point() else score.double() for score in scores]
+    return [score.masked_fill(mask & (score > -math.inf), math.inf) for score, mask in zip(own, masks, strict=True)]
 
 
 def _at_least(values: Tensor, bound: float, out: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from mirrormask.methods.at_start import erk, grasp, random, snip, synflow, uniform
 from mirrormask.methods.base import Method, Row, get, named, names, table
-from mirrormask.methods.dynamic import rigl, set
+from mirrormask.methods.dynamic import rigl, set, sparseopt
 from mirrormask.methods.ham import acdc_ham, erk_ham, gmp_ham, ham, rigl_ham, str_ham
 from mirrormask.methods.iterative import lrr, lth, wr
 from mirrormask.methods.magnitude import acdc, dense, gmp, magnitude
@@ -10,7 +10,7 @@ from mirrormask.methods.mirror import mirror
 from mirrormask.methods.penalized import cs, l1, powerprop
 from mirrormask.methods.penalized import soft_threshold as str
 from mirrormask.methods.pilot import pilot, pilot_init, pilot_lrr, pilot_wr
-from mirrormask.methods.product import sign_in, spred
+from mirrormask.methods.product import dwf, sign_in, spred
 
 __all__ = [
     "Method",
@@ -19,6 +19,7 @@ __all__ = [
     "acdc_ham",
     "cs",
     "dense",
+    "dwf",
     "erk",
     "erk_ham",
     "get",
@@ -44,6 +45,7 @@ __all__ = [
     "set",
     "sign_in",
     "snip",
+    "sparseopt",
     "spred",
     "str",
     "str_ham",

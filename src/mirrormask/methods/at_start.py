@@ -30,7 +30,8 @@ def random(options: _Drawn) -> Method:
 
     Source: Liu et al. 2022, arXiv 2202.02643.
     """
-    return Method(Euclidean(), ConstantDecay(), options.part(AtStart, score="random"), "random")
+    mask = options.part(AtStart, score="random", floor=0.0)  # the same chance for every weight, whatever its layer
+    return Method(Euclidean(), ConstantDecay(), mask, "random")
 
 
 @named("Liu et al. 2022, arXiv 2202.02643")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mirrormask.corrections import NeuronScale
 from mirrormask.decay import ConstantDecay
 from mirrormask.geometry import Euclidean
 from mirrormask.masks import Regrow
@@ -11,7 +12,7 @@ from mirrormask.methods.base import Method, named
 from mirrormask.methods.groups import Allocation, Seed
 from mirrormask.methods.options import reads
 
-__all__ = ["Exchange", "rigl", "set"]
+__all__ = ["Exchange", "rigl", "set", "sparseopt"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,25 @@ def rigl(options: Exchange) -> Method:
     hundredth of training instead of every 100 steps.
     """
     return Method(Euclidean(), ConstantDecay(), options.part(Regrow), "rigl")
+
+
+@named("Adnan et al. 2026, arXiv 2605.27541; Evci et al. 2020, arXiv 1911.11134")
+@reads(Exchange)
+def sparseopt(options: Exchange) -> Method:
+    """SparseOpt: RigL with each neuron's gradient scaled by ``sqrt((1 - s_i) / (1 - s_mean))``.
+
+    The correction :class:`mirrormask.corrections.NeuronScale`, which goes with any other mask as well. Growth reads the
+    gradients as they were, which the paper finds the better of both.
+
+    Example:
+        >>> sparseopt(0.9).correction.then is None
+        True
+
+    Source: Adnan et al. 2026 (ICML), arXiv 2605.27541; arXiv 1911.11134 (RigL).
+
+    Differs from the paper: as in :class:`mirrormask.corrections.NeuronScale` and :func:`rigl`.
+    """
+    return Method(Euclidean(), ConstantDecay(), options.part(Regrow), "sparseopt", NeuronScale())
 
 
 @dataclass(frozen=True, kw_only=True)

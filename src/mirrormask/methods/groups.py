@@ -44,9 +44,12 @@ class Allocation(Options):
 
     Args:
         allocation: how the sparsity is shared over layers, as in :class:`mirrormask.masks.Mask`.
+        floor: the share of its ERK count that ``allocation="global"`` leaves of every layer, as in
+            :class:`mirrormask.masks.Mask`.
     """
 
     allocation: str = Mask.allocation
+    floor: float = Mask.floor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +73,7 @@ class Seed(Options):
     """What is drawn at random.
 
     Args:
-        seed: of the draw of a mask, and of random growth; at least 0.
+        seed: of the draw of a mask or of factors, and of random growth; at least 0.
     """
 
     seed: int = Mask.seed
@@ -166,8 +169,8 @@ class HyperbolicStep(Options):
     """HAM's step after the optimizer's; the correction :class:`mirrormask.corrections.Hyperbolic`.
 
     Args:
-        a, b, clip: as in :class:`mirrormask.corrections.Hyperbolic`; ``a=200, clip=None`` is the paper's setting, which
-            needs gradient clipping or a small learning rate.
+        a, b, clip: as in :class:`mirrormask.corrections.Hyperbolic`; ``a=200, clip=5.0`` is that of the published
+            code, which needs small gradients or a small learning rate.
     """
 
     a: float = Hyperbolic.a

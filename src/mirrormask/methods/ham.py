@@ -80,9 +80,10 @@ def acdc_ham(options: _Phases) -> Method:
         >>> acdc_ham(0.9).mask.phase
         0.05
 
-    Source: arXiv 2506.02630 (HAM); arXiv 2106.12379 (AC/DC).
+    Source: arXiv 2506.02630 (HAM; its authors give 77.2, 76.7 and 75.5% for ResNet-50 on ImageNet at 80, 90 and 95%,
+    where AC/DC alone has 75.8, 74.8 and 72.6); arXiv 2106.12379 (AC/DC).
 
-    Differs from the paper: as in :func:`ham`.
+    Differs from the paper: as in :func:`ham` and :func:`mirrormask.methods.acdc`.
     """
     mask = options.part(Alternating)
     return Method(Euclidean(), ConstantDecay(), mask, "acdc_ham", options.part(Hyperbolic))

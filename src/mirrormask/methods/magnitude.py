@@ -99,5 +99,8 @@ def acdc(options: Phases) -> Method:
         0.05
 
     Source: Peste et al. 2021, arXiv 2106.12379, Algorithm 1.
+
+    Differs from the paper: its code empties all momentum where a dense phase begins; here the weights that come back
+    start without, and those that lived keep theirs.
     """
     return Method(Euclidean(), ConstantDecay(), options.part(Alternating), "acdc")

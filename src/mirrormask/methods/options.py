@@ -42,7 +42,7 @@ class Options:
             >>> from mirrormask.masks import AtStart
             >>> from mirrormask.methods.groups import Seed
             >>> Seed(0.9, seed=3).part(AtStart, score="random")
-            AtStart(sparsity=0.9, score='random', allocation='global', pattern=None, seed=3)
+            AtStart(sparsity=0.9, score='random', allocation='global', pattern=None, seed=3, floor=0.3)
         """
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(kind)  # type: ignore[arg-type]

@@ -31,7 +31,9 @@ def pilot(options: _Pilot) -> Method:
     Source: Jacobs and Burkholz 2024, arXiv 2408.09966, Algorithm 1.
 
     Differs from the paper: beta and the learning rate of the factors per tensor, decoupled decay, K as a fraction of
-    the first L1 norm. ``beta=1.0, gain=None, coupled=True, relative=False`` is the paper's literal setting.
+    the first L1 norm. ``beta=1.0, gain=None, coupled=True, alpha_init=1e-4`` (3e-4, 1e-3) at twice the base's learning
+    rate (0.2 where it is 0.1) is the paper's literal setting; its K and δ are published nowhere, and ours are a reading
+    (docs/methods.md).
     """
     return Method(options.part(Hadamard), options.part(PILoTDecay), options.part(OneShot), "pilot")
 

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from mirrormask.checks import few
 from mirrormask.masks.patterns import check_pattern
-from mirrormask.matrices import EMBEDDINGS, inputs_elsewhere
+from mirrormask.matrices import EMBEDDINGS, inputs_elsewhere, output_axis
 from mirrormask.methods import Method
 from mirrormask.optimizer.base_optimizer import BaseOptimizer, Group
 from mirrormask.optimizer.processes import Processes
@@ -67,14 +67,15 @@ def check_group(group: Group) -> None:
 
 
 def held_weights(
-    model: nn.Module, base: Optimizer, weights: Weights | None, pattern: str | None, processes: Processes
+    model: nn.Module, base: Optimizer, weights: Weights | None, method: Method, processes: Processes
 ) -> dict[str, nn.Parameter]:
     """The weights to sparsify, by name.
 
     Raises:
         ValueError: the base optimizer does not hold one, one has sparse gradients or numbers that are not finite, or an
-            N:M pattern would not run along its input.
+            N:M pattern would not run along its input, or a correction's scales along its outputs.
     """
+    pattern, correction = method.mask.pattern, method.correction
     fsdp1 = [
         name
         for name, p in model.named_parameters()
@@ -105,6 +106,11 @@ def held_weights(
             raise ValueError(
                 f"pattern={pattern!r} runs along dimension 1, which is not the input of {name!r}, a "
                 f"{type(owner).__name__}; leave it out with weights="
+            )
+        if correction is not None and correction.by_output and owner is not None and output_axis(owner) != 0:
+            raise ValueError(
+                f"{type(correction).__name__} goes by outputs, the first dimension of a weight, which is not that of "
+                f"{name!r}, a {type(owner).__name__}; leave it out with weights="
             )
     own = {name: shard_of(p.detach()) for name, p in chosen.items()}
     bad = [name for name, p in own.items() if _has_values(p) and not bool(p.isfinite().all())]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mirrormask.checks import callers_level, few
-from mirrormask.masks import Regrow
+from mirrormask.masks import Regrow, floors
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
 from mirrormask.optimizer.mask_choice import MaskChoice
 from mirrormask.optimizer.scores import drawn
@@ -63,16 +63,24 @@ class MaskChanges(MaskChoice):
         scores = [geometry.importance(self.weights.latents_of(x)) for x in own]
         if not shards.all(all(score is not None for score in scores)):  # settled
             return
-        lows, highs = [], []
+        lows, highs, living = [], [], []
         for score, mask in zip(scores, self.choose(sparsity, clock), strict=True):
             assert score is not None
+            living.append(int(mask.sum()))
             kept, dropped = score[mask], score[~mask]
             lows.append(float(dropped.max()) if dropped.numel() else -math.inf)
             highs.append(-float(kept.min()) if kept.numel() else -math.inf)
         both = shards.max([*lows, *highs])
         spans = [(low, -high) for low, high in zip(both[: len(own)], both[len(own) :], strict=True)]
         if rule.allocation == "global" and rule.pattern is None:
-            spans = [(max(low for low, _ in spans), min(high for _, high in spans))] * len(spans)
+            least = floors(self._shapes, sparsity, self._floor)
+            held = [
+                n <= k for n, k in zip(shards.count(living, own), least, strict=True)
+            ]  # by the floor, not the score
+            free = [span for span, by_floor in zip(spans, held, strict=True) if not by_floor]
+            if free:
+                common = (max(low for low, _ in free), min(high for _, high in free))
+                spans = [span if by_floor else common for span, by_floor in zip(spans, held, strict=True)]
         for x, (low, high) in zip(self.weights.values(), spans, strict=True):
             if math.isinf(low):
                 shift = min(high, 0.0) - (high <= 0)
@@ -194,16 +202,17 @@ class MaskChanges(MaskChoice):
 
     @torch.no_grad()
     def refresh(self, clock: Clock) -> None:
-        """Let the geometry choose its latents anew; what the base optimizer knew of the old ones does not hold."""
+        """Let the geometry choose its latents anew, for the same weights.
+
+        What the base optimizer knows of them stays: x is where it was and goes where it went. When every refresh threw
+        its momentum away, LeNet-300-100 lost a point in a short training (docs/methods.md).
+        """
         geometry = self.weights.geometry.at(clock)
         for x in self.weights.values():
             latents, mask = self.weights.latents_of(x), self.weights.mask_of(x)
             geometry.refresh(x, latents, mask)
             if mask is not None:
                 geometry.prune(latents, mask)
-            for latent in latents.values():
-                for value in self.base.elementwise(latent):
-                    value.zero_()
         self.weights.push_all(clock, zeros_stay=self.base.zeros_stay)
 
     @torch.no_grad()

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mirrormask.masks import Magnitudes, allocate, exchange, keep_count, protect, select, select_lamp
+from mirrormask.masks import Magnitudes, allocate, exchange, floors, keep_count, protect, select, select_lamp
 from mirrormask.masks.keys import Scores, over_layers
+from mirrormask.masks.selection import put_first
 from mirrormask.masks.shards import Layer, largest_of_all, largest_of_each
 from mirrormask.methods import Method
 from mirrormask.optimizer.decay_clock import DecayClock
@@ -39,10 +40,13 @@ class MaskChoice:
     def choose(self, sparsity: float, clock: Clock) -> list[Tensor]:
         """The masks for ``sparsity``; a weight that is dead stays dead, unless the method revives."""
         rule = self.method.mask
+        shards, shapes, share = self.weights.shards, self._shapes, self._floor
         if self._is_lamp():
             dead = [None if rule.revives else self.weights.mask_of(x) for x in self.weights.values()]
             sizes = [Magnitudes(x, mask) for x, mask in zip(self.weights.values(), dead, strict=True)]
-            return select_lamp(sizes, self.count(sparsity))
+            masks = select_lamp(sizes, self.count(sparsity))
+            if self._reaches(masks, floors(shapes, sparsity, share)):
+                return masks
         scores = self._scores(clock)
         for index, x in enumerate(self.weights.values()):
             score, mask = scores[index], self.weights.mask_of(x)
@@ -50,14 +54,31 @@ class MaskChoice:
                 score.masked_fill_(~mask, -math.inf)
             if rule.pattern is not None and score.numel():
                 scores[index] = protect(score, rule.pattern)
-        shards = self.weights.shards
         if not shards.spread:
-            return select(scores, sparsity, rule.allocation)
-        shapes, layers = [tuple(shards.shape(x)) for x in self.weights.values()], self._layers(scores)
+            return select(scores, sparsity, rule.allocation, share)
+        layers, reduce = self._layers(scores), shards.processes.sum
         counts = allocate(rule.allocation, shapes, sparsity)
-        if counts is None:
-            return largest_of_all(layers, self.count(sparsity), shards.processes.sum)
-        return largest_of_each(layers, counts, shards.processes.sum)
+        if counts is not None:
+            return largest_of_each(layers, counts, reduce)
+        masks, least = largest_of_all(layers, self.count(sparsity), reduce), floors(shapes, sparsity, share)
+        if self._reaches(masks, least):
+            return masks
+        first = largest_of_each(layers, least, reduce)
+        return largest_of_all(self._layers(put_first(scores, first)), self.count(sparsity), reduce)
+
+    def _reaches(self, masks: Sequence[Tensor], least: Sequence[int]) -> bool:
+        """Whether every weight keeps at least as many as asked, over all processes."""
+        living = self.weights.shards.count([int(mask.sum()) for mask in masks], list(self.weights.values()))
+        return all(left >= k for left, k in zip(living, least, strict=True))
+
+    @property
+    def _floor(self) -> float:
+        """What every layer keeps in any case; a pattern sees to it by itself."""
+        return self.method.mask.floor if self.method.mask.pattern is None else 0.0
+
+    @property
+    def _shapes(self) -> list[tuple[int, ...]]:
+        return [tuple(self.weights.shards.shape(x)) for x in self.weights.values()]
 
     def _is_lamp(self) -> bool:
         """Whether the masks are those of LAMP's own search, for which no scores need to be there."""

@@ -97,7 +97,7 @@ def sparsify(
     check_known("on_empty", on_empty, ("warn", "error", "ignore"))
     check_int("steps", steps, low=1, hint="epochs * len(loader)")
     processes = Processes(process_group)
-    named = held_weights(model, base, weights, method.mask.pattern, processes)
+    named = held_weights(model, base, weights, method, processes)
     empty = method.mask.check_weights({name: tuple(x.shape) for name, x in named.items()})
     if method.mask.sparsity_at(Clock(0, steps)) is None:  # else the pruning before the first step tells
         report_empty(empty, on_empty)

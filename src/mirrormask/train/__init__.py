@@ -12,12 +12,13 @@ from mirrormask.lazy import lazily
 
 if TYPE_CHECKING:
     from mirrormask.train.checkpoint import CheckpointError
-    from mirrormask.train.loop import Observer, load_model, run
-    from mirrormask.train.recipe import Data, Method, Model, Optimizer, Recipe, Schedule
+    from mirrormask.train.loop import Observer, run
+    from mirrormask.train.recipe import Data, Method, Model, Optimizer, Recipe, Schedule, Teacher
     from mirrormask.train.recipe_file import load
     from mirrormask.train.reference import dense_run
     from mirrormask.train.run_folder import RunFolder, RunResult
     from mirrormask.train.signals import Stopped
+    from mirrormask.train.trained import load_model
 
 __all__ = [
     "CheckpointError",
@@ -31,6 +32,7 @@ __all__ = [
     "RunResult",
     "Schedule",
     "Stopped",
+    "Teacher",
     "dense_run",
     "load",
     "load_model",
@@ -50,10 +52,11 @@ __getattr__ = lazily(
         "RunFolder": "mirrormask.train.run_folder",
         "RunResult": "mirrormask.train.run_folder",
         "Schedule": "mirrormask.train.recipe",
+        "Teacher": "mirrormask.train.recipe",
         "Stopped": "mirrormask.train.signals",
         "dense_run": "mirrormask.train.reference",
         "load": "mirrormask.train.recipe_file",
-        "load_model": "mirrormask.train.loop",
+        "load_model": "mirrormask.train.trained",
         "run": "mirrormask.train.loop",
     },
 )

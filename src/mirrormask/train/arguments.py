@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 __all__ = ["SHORT", "spelled"]
 
 #: The parts of a recipe whose name stands for their ``.name``.
-SECTIONS = ("data", "model", "method", "optimizer", "schedule")
+SECTIONS = ("data", "model", "method", "optimizer", "schedule", "teacher")
 #: Short names where nothing else could be meant -> the option.
 SHORT = {
     "lr": "optimizer.lr",
@@ -17,6 +17,7 @@ SHORT = {
     "nesterov": "optimizer.nesterov",
     "weight_decay": "optimizer.weight_decay",
     "warmup": "schedule.warmup",
+    "temperature": "teacher.temperature",
     "init": "model.init",
     "root": "data.root",
     "download": "data.download",

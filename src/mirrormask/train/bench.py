@@ -27,8 +27,8 @@ def bench_run(run: str, batch: int = 1, threads: int | None = None, rounds: int 
     import torch
 
     from mirrormask.runtime import bench
-    from mirrormask.train.loop import load_model
     from mirrormask.train.run_folder import RunResult
+    from mirrormask.train.trained import load_model
 
     checks.check_int("batch", batch, low=1)
     model = load_model(run, allow_code=allow_code)

@@ -16,11 +16,11 @@ from mirrormask.train.signals import heeded
 
 __all__ = ["main", "recipes"]
 
-EPILOG = """--data, --model, --method, --optimizer and --schedule take a name; their other settings are --data.root,
---method.options and so on. Short names: --lr, --momentum, --weight-decay, --warmup, --init, --root, --size, --crop,
---flip, --validation. Dashes and underscores are the same. Examples: `mirrormask train --sparsity 0.98`, `mirrormask
-train recipes/digits-mlp.yaml --method pilot,mirror --out runs/demo`, `mirrormask train --data PATH --size 96 --model
-timm:efficientnet_lite0 --init pretrained --sparsity 0.8 --epochs 5`."""
+EPILOG = """--data, --model, --method, --optimizer, --schedule and --teacher take a name; their other settings are
+--data.root, --method.options and so on. Short names: --lr, --momentum, --weight-decay, --warmup, --temperature, --init,
+--root, --size, --crop, --flip, --validation. Dashes and underscores are the same. Examples: `mirrormask train
+--sparsity 0.98`, `mirrormask train recipes/digits-mlp.yaml --method pilot,mirror --out runs/demo`, `mirrormask train
+--data PATH --size 96 --model timm:efficientnet_lite0 --init pretrained --sparsity 0.8 --epochs 5`."""
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -68,8 +68,8 @@ def export_model(
         return
     if model is not None or model_args is not None:
         raise ValueError(f"{str(path)!r} is a run's folder, which says itself what its model is; leave out --model")
-    from mirrormask.train.loop import load_model
     from mirrormask.train.run_folder import RunResult
+    from mirrormask.train.trained import load_model
 
     module = load_model(path, allow_code=allow_code)
     shape = [1, *RunResult.read(path).input_shape] if input_shape is None else list(input_shape)

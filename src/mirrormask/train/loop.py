@@ -7,16 +7,12 @@ import math
 import os
 import time
 import warnings
-from pathlib import Path
 from typing import Any
-
-import torch
-from torch import nn
 
 import mirrormask as mm
 from mirrormask import checks, environment
 from mirrormask.masks import keep_count
-from mirrormask.train import figure, models, named, predictions, recipe_file
+from mirrormask.train import figure, predictions, recipe_file
 from mirrormask.train.checkpoint import Checkpoints
 from mirrormask.train.data import Splits
 from mirrormask.train.distributions import Distributions
@@ -29,7 +25,7 @@ from mirrormask.train.run_folder import RunFolder, RunResult
 from mirrormask.train.session import Session, Totals
 from mirrormask.train.signals import Request, Stopped, heeded
 
-__all__ = ["Observer", "load_model", "run"]
+__all__ = ["Observer", "run"]
 
 DIAGNOSTICS = ("alpha", "decay_integral", "median_a", "l1_norm", "sparsity", "below_threshold", "sign_flips")
 
@@ -342,21 +338,3 @@ def _gathered(own: dict[str, Any]) -> list[dict[str, Any]]:
     from accelerate.utils import gather_object
 
     return list(gather_object([own]))
-
-
-def load_model(folder: str | Path, *, allow_code: bool = False) -> nn.Module:
-    """The final model of a finished run, in evaluation mode.
-
-    Args:
-        folder: the run's folder; ``RunResult.read(folder).input_shape`` is what the model takes.
-        allow_code: import what makes the model where that is code of the user's (``FILE.py:NAME``).
-
-    Raises:
-        ValueError: the folder holds no finished run, or its model is made by code that is not allowed.
-    """
-    result = RunResult.read(folder)
-    recipe = recipe_file.from_dict(result.recipe)
-    named.check_allowed([recipe.model.name], allow_code=allow_code)
-    with torch.random.fork_rng():
-        model = models.build(recipe.model.name, result.input_shape, result.classes, **recipe.model.options)
-    return mm.load(Path(folder) / "model.safetensors", model).eval()

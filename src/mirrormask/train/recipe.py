@@ -13,7 +13,7 @@ from typing import Any
 from mirrormask import checks
 from mirrormask.train import intervals, named
 
-__all__ = ["Data", "Method", "Model", "Optimizer", "Recipe", "Schedule"]
+__all__ = ["Data", "Method", "Model", "Optimizer", "Recipe", "Schedule", "Teacher"]
 
 #: The learning rate that a recipe without one gets, by optimizer.
 LEARNING_RATES = {"sgd": 0.05, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 1e-3}
@@ -201,6 +201,28 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """A trained network whose outputs the one in training is drawn to.
+
+    The loss is ``(1 - weight) · cross entropy + weight · T² KL(teacher ‖ student)``; see :func:`mirrormask.distill`.
+
+    Args:
+        name: a finished run's folder, or a file of weights of the same model as in ``model.name`` (as ``model.init``
+            takes them); unset trains on the labels alone.
+        temperature: T, in (0, inf): the larger, the more the teacher's small probabilities count.
+        weight: the teacher's share of the loss, in (0, 1]; 1 leaves the labels out.
+    """
+
+    name: str | None = None
+    temperature: float = 2.0
+    weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        checks.check_number("teacher.temperature", self.temperature, low=0.0, open_low=True)
+        checks.check_number("teacher.weight", self.weight, low=0.0, high=1.0, open_low=True)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One training run, completely: the same recipe on the same machine gives the same weights, bit for bit.
 
@@ -211,6 +233,7 @@ class Recipe:
         sparsity: the fraction of zeros at the end, in [0, 1), over all sparsifiable weights; ``dense`` sets it to 0.
         optimizer: the optimizer that the method wraps.
         schedule: its learning rate over time.
+        teacher: a trained network to learn from beside the labels.
         epochs: passes over the training images.
         batch_size: images a step, over all processes together; an incomplete last batch of an epoch is left out.
         seed: of the weights, the data order and everything else that is random.
@@ -243,6 +266,7 @@ class Recipe:
     sparsity: float = 0.95
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
+    teacher: Teacher = field(default_factory=Teacher)
     epochs: int = 40
     batch_size: int = 32
     seed: int = 0
@@ -288,6 +312,8 @@ class Recipe:
             del tree[name]
         if not self.deterministic:  # so that runs from before this option keep their fingerprint
             del tree["deterministic"]
+        if self.teacher.name is None:
+            del tree["teacher"]
         for name in ("root", "download"):
             del tree["data"][name]
         for section, fields in GAINED.items():

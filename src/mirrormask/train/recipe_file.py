@@ -10,12 +10,19 @@ from typing import Any
 from mirrormask import checks, files
 from mirrormask.train import named, plain_yaml
 from mirrormask.train.arguments import spelled
-from mirrormask.train.recipe import Data, Method, Model, Optimizer, Recipe, Schedule
+from mirrormask.train.recipe import Data, Method, Model, Optimizer, Recipe, Schedule, Teacher
 
 __all__ = ["SECTIONS", "add_recipe_arguments", "dump", "expand", "from_dict", "load", "to_dict"]
 
 #: The parts of a recipe that have a name of their own: ``model: resnet20`` stands for ``model: {name: resnet20}``.
-SECTIONS = {"data": Data, "model": Model, "method": Method, "optimizer": Optimizer, "schedule": Schedule}
+SECTIONS = {
+    "data": Data,
+    "model": Model,
+    "method": Method,
+    "optimizer": Optimizer,
+    "schedule": Schedule,
+    "teacher": Teacher,
+}
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from mirrormask.train import data, init, models, randomness
 from mirrormask.train.batches import Batches
 from mirrormask.train.recipe import Optimizer, Recipe
 from mirrormask.train.schedule import make_scheduler
+from mirrormask.train.trained import load_teacher
 
 __all__ = ["Session", "Totals"]
 
@@ -95,6 +96,10 @@ class Session:
             name, classes = recipe.model.name, len(self.splits.classes)
             self.note = init.initialise(self.model, recipe.model.init, name=name, classes=classes)
         self.model.to(device)
+        teacher = load_teacher(recipe, self.splits.shape, len(self.splits.classes), device)
+        self.taught: mm.Distillation | None = None
+        if teacher is not None:
+            self.taught = mm.distill(self.model, teacher, temperature=recipe.teacher.temperature)
         mean, std = self.splits.statistics()
         convolves = any(isinstance(module, nn.Conv2d) for module in self.model.modules())
         shared: dict[str, Any] = {"device": device, "rank": rank, "world": world, "channels_last": convolves}
@@ -143,7 +148,7 @@ class Session:
                 # Before the step that uses it, so that what is logged after a step is the rate that made it.
                 self.scheduler.step()
             scores = self.parallel(x)
-            loss = F.cross_entropy(scores, y)
+            loss = self._loss(scores, x, y)
             self.accelerator.backward(loss)
             self.stepper.step()
             after_backward(loss)
@@ -151,6 +156,15 @@ class Session:
             self.step += 1
             totals.add(loss, scores, y)
             after_step()
+
+    def _loss(self, scores: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """Cross entropy, and the teacher's share of the loss."""
+        share = self.recipe.teacher.weight
+        if self.taught is None:
+            return F.cross_entropy(scores, y)
+        with self.accelerator.autocast():
+            drawn = self.taught(scores, x)
+        return drawn if share == 1 else (1 - share) * F.cross_entropy(scores, y) + share * drawn
 
     @torch.no_grad()
     def evaluate(self, batches: Batches, after_batch: Callable[[], None] | None = None) -> tuple[float, float]:

@@ -20,11 +20,27 @@ class AnyBase(Step):
     def run(self, now: Now) -> None:
         """The path that every other one must equal."""
         live = [x for x in self.weights.values() if x.grad is not None]
-        if self.weights.geometry.latents and live:
-            self._step_latents(live, now)
-        else:
-            self._step_base(now)
+        given = self._rescale(live)
+        try:
+            if self.weights.geometry.latents and live:
+                self._step_latents(live, now)
+            else:
+                self._step_base(now)
+        finally:
+            for x, grad in given.items():
+                x.grad = grad
         self.weights.apply_masks(live, zeros_stay=self.base.zeros_stay)
+
+    def _rescale(self, live: list[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
+        """Let the step see the gradients that the correction makes of those given, which are returned."""
+        correction = self.method.correction
+        if correction is None or not correction.rescales:
+            return {}
+        given = {x: x.grad for x in live if x.grad is not None}
+        made = correction.gradients(list(given.values()), live, [self.weights.mask_of(x) for x in live])
+        for x, grad in zip(live, made, strict=True):
+            x.grad = grad
+        return given
 
     def _step_latents(self, live: list[nn.Parameter], now: Now) -> None:
         geometry, latents = self.weights.geometry_of(live, now.clock), self.weights.latents(live)
