@@ -49,6 +49,8 @@ class RunResult:
         layers: the sparsifiable weights, one by one.
         recipe: the recipe's tree.
         environment: versions, processor and threads.
+        processes: how many trained it, at its end.
+        parallel: how the model lay on them: ``none``, ``ddp`` or ``fsdp``.
     """
 
     folder: str
@@ -73,6 +75,8 @@ class RunResult:
     layers: tuple[LayerSparsity, ...]
     recipe: dict[str, Any]
     environment: dict[str, Any]
+    processes: int = 1
+    parallel: str = "none"
 
     @property
     def sparsity(self) -> float:
