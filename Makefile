@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint types pytest browser fuzz faults clean
+.PHONY: demo test lint types pytest browser fuzz faults distributed clean
 demo: $(VENV)/.train
 	$(BIN)/mirrormask train recipes/digits-mlp.yaml --method pilot,mirror --out runs/demo --overwrite true
 
@@ -33,6 +33,10 @@ fuzz: $(VENV)/.test
 # 200 kills of runs, damaged checkpoints and limits on the size of files; `make test` has a short run.
 faults: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/faults.py --kills 200
+
+# Worlds of processes: two nodes, launchers, hooks, 30 processes killed; `make test` has 90 seconds of it.
+distributed: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "distributed or not distributed" --durations=15 tests/distributed
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -137,7 +137,11 @@ def kill(base, index, rng, wholes):
         wholes[method] = untouched(base / f"whole-{method}", method)
     times, expected = wholes[method]
     at = rng.randrange(len(times[phase])) if times[phase] else 0
-    victim, delay = rng.randrange(size), rng.uniform(0, times[phase][at] if times[phase] else 0)
+    # The first process alone writes checkpoints.
+    victim, delay = (
+        0 if phase == "checkpoint" else rng.randrange(size),
+        rng.uniform(0, times[phase][at] if times[phase] else 0),
+    )
     folder = base / "killed"
     shutil.rmtree(folder, ignore_errors=True)
 

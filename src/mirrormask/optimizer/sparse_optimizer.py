@@ -202,8 +202,8 @@ class SparseOptimizer(Optimizer):
         """One step of training; ``closure`` re-evaluates the model and returns the loss, as in torch.optim.
 
         Raises:
-            RuntimeError: the model holds other parameters than those that are trained, they are elsewhere, or another
-                SparseOptimizer trains them since.
+            RuntimeError: the model holds other parameters than those that are trained, they are elsewhere, another
+                SparseOptimizer trains them since, or processes may end one after another (``model.join()`` of DDP).
         """
         loss = None
         if closure is not None:
@@ -221,6 +221,8 @@ class SparseOptimizer(Optimizer):
         parts, training = self.parts, self.parts.training
         self._unpruned = []
         parts.presence.check()
+        if parts.weights.shards.processes.count > 1:
+            parts.presence.check_joined()
         parts.weights.adopt(training.clock)
         if training.rounds is not None and not training.finalized:
             training.rounds.before_step(self.param_groups, self.method.mask, training.clock)
