@@ -96,7 +96,7 @@ def test_the_second_start_reads_the_cache_and_a_changed_folder_does_not(birds, m
 
 def test_a_damaged_cache_is_made_again(birds):
     first = data.load(Data(f"folder:{birds}"))
-    (cache,) = folder.cache_folder().glob("*.safetensors")
+    (cache,) = cache.cache_folder().glob("*.safetensors")
     cache.write_bytes(cache.read_bytes()[:40])
     assert torch.equal(data.load(Data(f"folder:{birds}")).train.x, first.train.x)
     assert len(cache.read_bytes()) > 40
