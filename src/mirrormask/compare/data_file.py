@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 from safetensors import safe_open
 
 from mirrormask import files
@@ -39,7 +40,7 @@ def write(splits: Splits, path: Path) -> None:
     with files.atomic_write(path, expected=nbytes) as file:
         file.write(header)
         for tensor in tensors.values():
-            file.write(memoryview(to_bits(tensor.reshape(-1))).cast("B"))
+            file.write(to_bits(tensor.reshape(-1)).view(np.uint8).data)
 
 
 def read(path: str) -> Splits:
