@@ -145,4 +145,4 @@ def test_runs_that_differ_in_method_and_sparsity_share_their_dense_run():
 )
 def test_a_value_of_another_kind_is_refused_before_anything_is_done_with_it(tree, message):
     with pytest.raises(TypeError, match=message):
-        recipe_file.from_dict(tree)
+        rf.from_dict(tree)

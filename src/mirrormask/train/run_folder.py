@@ -161,7 +161,7 @@ class RunFolder:
         """The recipe of the run that lies here, or None."""
         if not (self / "recipe.yaml").is_file():
             return None
-        return recipe_file.parse(recipe_file.read(self / "recipe.yaml"))
+        return recipe_file.from_dict(recipe_file.read(self / "recipe.yaml"))
 
     def check(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
         """Refuse a folder that a run must not write into, before anything is read or written.
