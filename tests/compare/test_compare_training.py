@@ -281,6 +281,33 @@ def test_an_interrupted_comparison_ends_cleanly_and_goes_on_where_it_stopped(tmp
     assert same(out / "gmp-0.9-0", tmp_path / "whole")
 
 
+def test_a_killed_comparison_holds_its_folder_until_then_and_goes_on_as_if_nothing_had_been(tmp_path, capsys):
+    out = tmp_path / "c"
+    grid = ["compare", "--methods", "gmp", "--sparsity", "0.9", "--seeds", "1", "--workers", "1"]
+    grid += [*FAST[2:], "--epochs", "30", "--out", str(out)]
+    process = subprocess.Popen([sys.executable, "-m", "mirrormask.cli", *grid], stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not list((out / "gmp-0.9-0").glob("checkpoints/step-*")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert cli.main(grid) == 2
+        assert "another comparison is at work in" in capsys.readouterr().err
+        assert training_in(out)
+    finally:
+        process.kill()
+        process.wait()
+    deadline = time.monotonic() + 60
+    while training_in(out) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert training_in(out) == []  # the workers have ended with it
+    assert not (out / "gmp-0.9-0" / "result.json").exists()
+    assert cli.main(grid) == 0
+    assert not (out / data_file.NAME).exists() and not list(out.rglob("*.part"))
+    whole = recipe_file.from_dict({**RunResult.read(out / "gmp-0.9-0").recipe, "out": str(tmp_path / "whole")})
+    run(whole)
+    assert same(out / "gmp-0.9-0", tmp_path / "whole")
+
+
 def test_what_workers_are_forked_from_has_looked_at_no_device_and_run_no_thread():
     # Whatever asks for a GPU in the server would leave its children without one; NumPy's threads alone stand a fork.
     code = f"""

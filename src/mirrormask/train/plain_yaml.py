@@ -40,7 +40,7 @@ def load(text: str, what: str) -> Any:
         raise ValueError(f"{what} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read")
     try:
         _check_events(yaml, text, what)
-        loader = _kind(yaml)(text)
+        loader = yaml.SafeLoader(text)
         try:
             node = loader.get_single_node()
             if node is None:
@@ -50,8 +50,6 @@ def load(text: str, what: str) -> Any:
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
-        if "nesting depth" in str(error):  # the loader in C looks a thousand brackets ahead
-            raise ValueError(f"{what} is nested more than {MAX_DEPTH} deep") from error
         raise ValueError(f"{what} is not YAML: {_short(error)}") from error
     except (OverflowError, RecursionError, AttributeError, TypeError, KeyError) as error:
         raise ValueError(f"{what} holds what is no value: {_short(error)}") from error
@@ -74,15 +72,10 @@ def check_strings(value: Any, what: str) -> None:
             continue  # a text, and nothing but
 
 
-def _kind(yaml: Any) -> Any:
-    """The loader in C where there is one: a comparison reads a thousand recipes before it begins."""
-    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
 def _check_events(yaml: Any, text: str, what: str) -> None:
     depth = nodes = 0
     anchors = set()
-    for event in yaml.parse(text, Loader=_kind(yaml)):
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in anchors:

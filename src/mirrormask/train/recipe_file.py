@@ -27,7 +27,8 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
 def dump(recipe: Recipe) -> str:
     """The recipe as YAML text; :func:`load` gives the same recipe back."""
     yaml = checks.require("yaml", "train", "writing a recipe")
-    return str(yaml.safe_dump(to_dict(recipe), sort_keys=False))
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    return str(yaml.dump(to_dict(recipe), Dumper=dumper, sort_keys=False))
 
 
 def save(recipe: Recipe, path: Path) -> None:
