@@ -11,6 +11,7 @@ what it promises.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -91,13 +92,13 @@ def changed_values(tree, data: bytes):
                 break
             holder, key = inner, list(keys)[turn % len(keys)]
         if holder is None:
-            tree = ODD[what % len(ODD)]
+            tree = copy.deepcopy(ODD[what % len(ODD)])
         elif what % 16 == 15:
             del holder[key]
         elif what % 16 == 14:
-            holder[key] = [holder[key]] * (what // 16 + 1)
+            holder[key] = [copy.deepcopy(holder[key]) for _ in range(what // 16 + 1)]
         else:
-            holder[key] = ODD[what % len(ODD)]
+            holder[key] = copy.deepcopy(ODD[what % len(ODD)])
     return tree
 
 
