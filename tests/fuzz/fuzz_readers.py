@@ -214,9 +214,8 @@ class Structure:
 
         os.environ["MIRRORMASK_CACHE"] = str(FOLDER / "cache")
         torch.manual_seed(0)
-        mm.compile(
-            nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)), torch.randn(1, 1, 6, 6)
-        )
+        model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)).eval()
+        mm.compile(model, torch.randn(1, 1, 6, 6))
         for path in (FOLDER / "cache").glob("*.json"):
             if '"program"' in path.read_text():
                 self.path, self.sound = path, path.read_bytes()
