@@ -1,11 +1,18 @@
-"""What sharded training keeps and sends, counted from the tensors of a real world of processes; no time is measured.
+"""What sharded training keeps and sends, and how long it takes, in a real world of processes.
 
-python benchmarks/scale.py
+python benchmarks/scale.py                      # bytes, counted from the tensors; no time is measured
+python benchmarks/scale.py change --weights 285e6 --ranks 2     # seconds of one change of the mask
+python benchmarks/scale.py ddp --ranks 2 --batch 128            # images a second of several processes against one
+
+The last two measure time: nothing else may run.
 """
 
 from __future__ import annotations
 
+import argparse
+import statistics
 import tempfile
+import time
 
 import torch
 import torch.distributed as dist
@@ -13,6 +20,9 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 import mirrormask as mm
+from mirrormask.environment import processor
+from mirrormask.progress import Clock
+from mirrormask.train import models
 
 #: Sparsifiable weights: of ResNet-50's convolutions and head, and of a Llama-like network (32 blocks of width 4096).
 NETWORKS = {"ResNet-50": 25_502_912, "7 B": 6_476_005_376}
@@ -84,6 +94,111 @@ def report(rows):
             print(f"| {what} | {label} | {network} | {kept} |")
 
 
-if __name__ == "__main__":
+def begin(rank, size, store):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+
+
+def slowest(seconds):
+    """Of all processes."""
+    held = torch.tensor(seconds, dtype=torch.float64)
+    dist.all_reduce(held, dist.ReduceOp.MAX)
+    return float(held)
+
+
+def change(rank, size, store, options):
+    """One change of the mask after another, towards sparsities that grow; no process ever holds the whole model."""
+    begin(rank, size, store)
+    width = 4096 if options.weights >= 4 * 4096**2 else 512
+    layers = max(round(options.weights / width**2), 1)
+    with torch.device("meta"):
+        model = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(layers)))
+    for layer in model:
+        fully_shard(layer)
+    fully_shard(model)
+    model.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(rank)
+    for p in model.parameters():
+        p.data.to_local().normal_(generator=generator)
+    method = mm.methods.get(options.method)(0.99)
+    optimizer = mm.sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), method, steps=100)
+    weights, times = layers * width**2, []
+    for at, sparsity in enumerate((0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)[: options.rounds + 1]):
+        dist.barrier()
+        start = time.perf_counter()
+        optimizer.parts.masks.prune(sparsity, Clock(at, 100))
+        times.append(slowest(time.perf_counter() - start))
+    left = mm.sparsity(model).nonzeros
+    if rank == 0:
+        assert left == round((1 - sparsity) * weights), (left, sparsity)
+        print(f"{processor()}, {size} ranks with one thread each, {options.method}, {weights:,} weights")
+        print("| changes of the mask | first, s | median of the others, s | slowest of them, s |")
+        print("|---:|---:|---:|---:|")
+        print(f"| {len(times)} | {times[0]:.2f} | {statistics.median(times[1:]):.2f} | {max(times[1:]):.2f} |")
+    dist.destroy_process_group()
+
+
+def ddp(rank, size, store, options):
+    """ResNet-20, one process with a batch; all with a batch each and no word between them; all with DDP."""
+    begin(rank, size, store)
+    runs = {}
+    for how in ("one", "apart", "ddp"):
+        torch.manual_seed(0)
+        model = models.build("resnet20", (3, 32, 32), 10)
+        group = dist.new_group([rank], use_local_synchronization=True) if how != "ddp" else None
+        called = nn.parallel.DistributedDataParallel(model) if how == "ddp" else model
+        base = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        optimizer = mm.sparsify(model, base, mm.methods.mirror(0.9), steps=10_000, process_group=group)
+        runs[how] = (called, optimizer)
+    x, y = torch.randn(options.batch, 3, 32, 32), torch.randint(10, (options.batch,))
+
+    def steps(how, count):
+        called, optimizer = runs[how]
+        for _ in range(count):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(called(x), y).backward()
+            optimizer.step()
+
+    times = {how: [] for how in runs}
+    for turn in range(options.rounds + 1):  # the first warms up
+        for how in runs:
+            dist.barrier()
+            start = time.perf_counter()
+            if how != "one" or rank == 0:
+                steps(how, options.steps)
+            seconds = slowest(time.perf_counter() - start)
+            if turn:
+                times[how].append(seconds / options.steps)
+    if rank == 0:
+        one = statistics.median(times["one"])
+        print(f"{processor()}, ResNet-20, batch {options.batch} a process, one thread each, mirror")
+        print("| how | processes | step, ms | spread, ms | images a second | of linear |")
+        print("|---|---:|---:|---:|---:|---:|")
+        for how, name in (("one", "one process"), ("apart", "side by side, apart"), ("ddp", "DDP")):
+            there, middle = 1 if how == "one" else size, statistics.median(times[how])
+            spread = max(times[how]) - min(times[how])
+            rate = there * options.batch / middle
+            cells = f"{1e3 * middle:.1f} | {1e3 * spread:.1f} | {rate:,.0f} | {one / middle:.2f}"
+            print(f"| {name} | {there} | {cells} |")
+    dist.destroy_process_group()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=("bytes", "change", "ddp"), default="bytes")
+    parser.add_argument("--weights", type=float, default=285e6, help="of the model whose mask changes")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--method", default="gmp")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    work = {"change": change, "ddp": ddp}.get(options.what)
+    ranks = options.ranks if work else 2
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.start_processes(measure, (2, f"{folder}/store"), nprocs=2, start_method="spawn")
+        arguments = (ranks, f"{folder}/store", *((options,) if work else ()))
+        torch.multiprocessing.start_processes(work or measure, arguments, nprocs=ranks, start_method="spawn")
+
+
+if __name__ == "__main__":
+    main()

@@ -19,7 +19,7 @@ import torch
 
 import mirrormask as mm
 from mirrormask import cli
-from mirrormask.compare import runner
+from mirrormask.compare import data_file, runner
 from mirrormask.compare.grid import Cell
 from mirrormask.compare.runner import DiskFull, train_cells
 from mirrormask.train import Model, RunResult, data, recipe_file, run
@@ -185,7 +185,7 @@ def test_a_damaged_and_a_killed_cell_are_reported_and_the_others_go_on(tmp_path)
         ("started", good.name),
         ("finished", good.name),
     ]
-    assert not (tmp_path / runner.DATA).exists()
+    assert not (tmp_path / data_file.NAME).exists()
     assert RunResult.read(good.recipe.out).nonzeros == RunResult.read(good.recipe.out).nonzeros_asked
 
 
@@ -231,7 +231,7 @@ def test_a_full_disk_is_one_clear_error_and_no_finished_cell_is_lost(tmp_path):
     assert RunResult.read(tmp_path / "dense-0").test_accuracy > 0.5
     assert mm.load(tmp_path / "dense-0" / "model.safetensors")
     assert not (tmp_path / "gmp-0").exists() and not (tmp_path / "mirror-0" / "result.json").exists()
-    assert not list(tmp_path.rglob("*.part")) and not (tmp_path / runner.DATA).exists()
+    assert not list(tmp_path.rglob("*.part")) and not (tmp_path / data_file.NAME).exists()
 
 
 def test_a_disk_without_room_for_the_data_is_said_so(tmp_path):
@@ -270,12 +270,39 @@ def test_an_interrupted_comparison_ends_cleanly_and_goes_on_where_it_stopped(tmp
     assert process.returncode == 130, text + error
     assert "interrupted; run the same command again to go on" in error and "Traceback" not in text + error
     assert training_in(out) == []
-    assert not (out / runner.DATA).exists() and not list(out.rglob("*.part"))
+    assert not (out / data_file.NAME).exists() and not list(out.rglob("*.part"))
     before = times(out)
     assert [path.parent.name for path in before] == ["dense-0-0"]
     assert cli.main(grid) == 0
     assert "2 cells: 1 finished, 1 to train" in capsys.readouterr().out
     assert times(out).items() > before.items()
+    whole = recipe_file.from_dict({**RunResult.read(out / "gmp-0.9-0").recipe, "out": str(tmp_path / "whole")})
+    run(whole)
+    assert same(out / "gmp-0.9-0", tmp_path / "whole")
+
+
+def test_a_killed_comparison_holds_its_folder_until_then_and_goes_on_as_if_nothing_had_been(tmp_path, capsys):
+    out = tmp_path / "c"
+    grid = ["compare", "--methods", "gmp", "--sparsity", "0.9", "--seeds", "1", "--workers", "1"]
+    grid += [*FAST[2:], "--epochs", "30", "--out", str(out)]
+    process = subprocess.Popen([sys.executable, "-m", "mirrormask.cli", *grid], stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not list((out / "gmp-0.9-0").glob("checkpoints/step-*")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert cli.main(grid) == 2
+        assert "another comparison is at work in" in capsys.readouterr().err
+        assert training_in(out)
+    finally:
+        process.kill()
+        process.wait()
+    deadline = time.monotonic() + 60
+    while training_in(out) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert training_in(out) == []  # the workers have ended with it
+    assert not (out / "gmp-0.9-0" / "result.json").exists()
+    assert cli.main(grid) == 0
+    assert not (out / data_file.NAME).exists() and not list(out.rglob("*.part"))
     whole = recipe_file.from_dict({**RunResult.read(out / "gmp-0.9-0").recipe, "out": str(tmp_path / "whole")})
     run(whole)
     assert same(out / "gmp-0.9-0", tmp_path / "whole")

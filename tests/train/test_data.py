@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mirrormask.machine.cache import cache_folder
 from mirrormask.train import Data, data, folder
 
 
@@ -96,10 +97,10 @@ def test_the_second_start_reads_the_cache_and_a_changed_folder_does_not(birds, m
 
 def test_a_damaged_cache_is_made_again(birds):
     first = data.load(Data(f"folder:{birds}"))
-    (cache,) = folder.cache_folder().glob("*.safetensors")
-    cache.write_bytes(cache.read_bytes()[:40])
+    (kept,) = cache_folder().glob("*.safetensors")
+    kept.write_bytes(kept.read_bytes()[:40])
     assert torch.equal(data.load(Data(f"folder:{birds}")).train.x, first.train.x)
-    assert len(cache.read_bytes()) > 40
+    assert len(kept.read_bytes()) > 40
 
 
 def test_images_of_several_sizes_are_named_and_can_be_resized(birds):

@@ -110,6 +110,9 @@ class _Nothing:
     def trained(self):
         """In the place of Distributions."""
 
+    def final(self):
+        """Likewise."""
+
     def write(self, folder):
         """Likewise."""
 
@@ -124,4 +127,4 @@ def test_overwriting_a_run_removes_the_timing_of_the_old_model(tmp_path):
 
 def test_an_image_that_is_shown_in_colour_keeps_its_values(tmp_path):
     session = Session(small(tmp_path / "run", data=Data(channels=3)))
-    assert len(predictions_file.predict(session)) == 355
+    assert len(predictions_file.predict(session, session.model)) == 355

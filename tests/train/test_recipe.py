@@ -130,3 +130,19 @@ def test_runs_that_differ_in_method_and_sparsity_share_their_dense_run():
     recipe = Recipe()
     assert Recipe(method=Method("mirror"), sparsity=0.5).reference_key() == recipe.reference_key()
     assert Recipe(seed=1).reference_key() != recipe.reference_key()
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"data": {"name": None}}, r"'data.name': Expected `str`, got `null`"),
+        ({"data": {"root": 3}}, r"'data.root': Expected `str`, got `int`"),
+        ({"epochs": True}, r"'epochs': Expected `int`, got `bool`"),
+        ({"schedule": {"at": ["x"]}}, r"'schedule.at': Expected `float`, got `str`"),
+        ({"method": {"options": [1]}}, r"'method.options': Expected `object`, got `array`"),
+        ({"sparsity": 10**400}, r"'sparsity': "),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_before_anything_is_done_with_it(tree, message):
+    with pytest.raises(TypeError, match=message):
+        rf.from_dict(tree)

@@ -1,5 +1,6 @@
 """Checkpoints of runs: every bit of them counts, what is damaged is named, and a run goes on from the one before."""
 
+import dataclasses
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -18,10 +20,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mirrormask import cli
-from mirrormask.train import Data, Method, Model, Observer, Optimizer, Recipe, RunFolder, Stopped, log, run
+from mirrormask.train import (
+    Data,
+    Method,
+    Model,
+    Observer,
+    Optimizer,
+    Recipe,
+    RunFolder,
+    Stopped,
+    log,
+    recipe_file,
+    run,
+)
 from mirrormask.train.checkpoint import CheckpointError, Checkpoints
 from mirrormask.train.checkpoint_file import DamagedError, read, write
 from mirrormask.train.progress import ProgressObserver
+from mirrormask.train.reference import dense_folder
 from mirrormask.train.tree import TreeError, flatten, restore
 
 
@@ -392,6 +407,55 @@ def test_a_full_disk_gives_one_message_with_path_and_bytes_and_the_run_goes_on(f
     assert {path: path.read_bytes() for path in before} == before
     run(small(folder), resume=True)
     assert traces(folder) == whole
+
+
+WRITTEN = ("recipe.yaml", "model.safetensors", "distributions.json", "predictions.json", "figure.png", "figure.svg",
+           "result.json")  # fmt: skip
+
+
+def command_on_full_disk(folder, name, said):
+    """``mirrormask train`` whose disk has no room for the file of this name, in a fork; its exit status."""
+    child = os.fork()
+    if not child:
+        own = tempfile.mkstemp
+
+        def mkstemp(*arguments, prefix="", **options):
+            if prefix == f".{name}.":
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (16, 16))
+            return own(*arguments, prefix=prefix, **options)
+
+        tempfile.mkstemp = mkstemp
+        status = 70
+        try:
+            os.dup2(os.open(said, os.O_RDWR | os.O_CREAT | os.O_APPEND), 2)
+            sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115 - pytest has another one
+            status = cli.main(["train", str(folder.parent / "r.yaml"), "--resume", "true"])
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_every_file_that_a_run_writes_may_find_no_room(folder, tmp_path):
+    last = small(folder.parent / "out", figure=True)
+    run(dataclasses.replace(last, out=str(tmp_path / "whole")))
+    (folder.parent / "r.yaml").write_text(recipe_file.dump(last))
+    target = folder.parent / "out" / "pilot"
+    shutil.copytree(folder, target)
+    dense = dense_folder(dataclasses.replace(last, out=str(target)), folder.parent)
+    run(last.dense(str(dense.path)))
+    for name in WRITTEN:
+        reader, writer = os.pipe()
+        status = command_on_full_disk(folder, name, f"/dev/fd/{writer}")
+        os.close(writer)
+        with open(reader, encoding="utf-8") as file:
+            text = " ".join(file.read().split())
+        assert status == 2, (name, text)
+        assert "Traceback" not in text and text.count("error:") == 1, (name, text)
+        assert f"/{name}'" in text and " bytes" in text and " free" in text, (name, text)
+        assert not (target / "result.json").exists()
+    run(dataclasses.replace(last, out=str(target)), resume=True)
+    assert traces(target) == traces(tmp_path / "whole")
 
 
 def test_a_log_that_may_not_grow_is_named(folder, whole):

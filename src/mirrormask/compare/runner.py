@@ -24,10 +24,11 @@ from typing import Any, Protocol
 import torch
 
 from mirrormask import files
+from mirrormask.compare import data_file
 from mirrormask.compare.comparison import Failure
 from mirrormask.compare.grid import Cell
 from mirrormask.compare.runs import ERROR
-from mirrormask.train.data import Images, Splits
+from mirrormask.train.data import Splits
 from mirrormask.train.loop import Observer, run
 from mirrormask.train.recipe import Recipe
 from mirrormask.train.run_folder import RunFolder, RunResult
@@ -35,8 +36,6 @@ from mirrormask.train.signals import Stopped
 
 __all__ = ["DiskFull", "Watcher", "cores", "record_failure", "share", "train_cells"]
 
-#: The file with the data, in the comparison's folder, while workers run.
-DATA = ".data.pt"
 #: Seconds between two reports of a worker, and those that a worker gets to leave a run in order.
 INTERVAL, GRACE = 0.5, 10.0
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -106,12 +105,12 @@ def train_cells(
         DiskFull: no cell was begun after one that could not be written; those that ran were waited for.
     """
     scratch.mkdir(parents=True, exist_ok=True)
-    path = scratch / DATA
+    path = scratch / data_file.NAME
     waiting, failures, full = deque(cells), [], False
     pool: list[_Worker] = []
     try:
         try:
-            _write_splits(splits, path)
+            data_file.write(splits, path)
         except (OSError, RuntimeError) as error:
             if is_disk_full(error):
                 raise DiskFull(f"the disk of {str(scratch)!r} is full: no room for the data set") from error
@@ -256,7 +255,7 @@ def _work(connection: Connection, data: str, threads: int, environment: Mapping[
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaves temporary files and locks in order
     threading.Thread(target=_outlive_nobody, daemon=True).start()
     torch.set_num_threads(threads)
-    splits = _read_splits(data)
+    splits = data_file.read(data)
     while True:
         try:
             recipe = connection.recv()
@@ -279,16 +278,3 @@ def _outlive_nobody() -> None:
     assert parent is not None
     parent.join()
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _write_splits(splits: Splits, path: Path) -> None:
-    parts = {"train": splits.train, "test": splits.test, "validation": splits.validation}
-    tree = {name: (images.x, images.y) for name, images in parts.items() if images is not None}
-    with files.atomic_write(path) as file:
-        torch.save({**tree, "classes": list(splits.classes)}, file)
-
-
-def _read_splits(path: str) -> Splits:
-    tree = torch.load(path, mmap=True, weights_only=True)
-    validation = Images(*tree["validation"]) if "validation" in tree else None
-    return Splits(Images(*tree["train"]), Images(*tree["test"]), validation, tuple(tree["classes"]))

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mirrormask import files
-from mirrormask.compare import runner
+from mirrormask.compare import data_file, runner
 from mirrormask.compare.comparison import Comparison, Failure, compare_runs
 from mirrormask.compare.grid import Cell, Grid, check_folders, describe
 from mirrormask.compare.progress import Progress
@@ -91,7 +91,7 @@ def train_missing(
     splits = check_sessions(todo)
     try:
         with locked(out / ".lock"):
-            files.remove_parts(out, [runner.DATA, *OWN])  # of a comparison that was killed
+            files.remove_parts(out, [data_file.NAME, *OWN])  # of a comparison that was killed
             if heading:
                 console.print(heading, markup=False)
             console.print(f"{len(cells)} cells: {len(cells) - len(todo)} finished, {len(todo)} to train", markup=False)

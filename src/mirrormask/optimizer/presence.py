@@ -37,9 +37,11 @@ class Presence:
         self._places = {name: (modules[name.rpartition(".")[0]], name.rpartition(".")[2]) for name in weights}
         self._kinds = {name: (x.shape, x.dtype, x.device) for name, x in self._weights.items()}
         self._successors: list[tuple[weakref.ref[Presence], list[str]]] = []
+        self._wrappers: list[weakref.ref[nn.Module]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_successors": []}  # a copy is of other weights, which nobody else trains
+        # A copy is of other weights, which nobody else trains.
+        return {**self.__dict__, "_successors": [], "_wrappers": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -53,6 +55,28 @@ class Presence:
             if shared and other is not self:
                 other._successors.append((weakref.ref(self), shared))
         _LIVING.add(self)
+
+    def check_joined(self) -> None:
+        """Raise where DistributedDataParallel's ``join`` lets processes run out of batches one after another.
+
+        Those that have ended answer what DDP asks, and not what a change of the mask does.
+
+        Raises:
+            RuntimeError: the context is open, and does not throw at the first that ends.
+        """
+        if self._wrappers is None:
+            kind = nn.parallel.DistributedDataParallel
+            around = [found for found in gc.get_objects() if issubclass(type(found), kind)]
+            own = {id(x) for x in self._weights.values()}
+            self._wrappers = [weakref.ref(found) for found in around if own & {id(p) for p in found.parameters()}]
+        for wrapper in self._wrappers:
+            config = getattr(wrapper(), "_join_config", None)
+            if config is not None and config.enable and not config.throw_on_early_termination:
+                raise RuntimeError(
+                    "model.join() lets processes end one after another, and one that has ended takes no part in "
+                    "changes of the mask; give every process as many batches (drop_last=True, or a "
+                    "DistributedSampler), or stop all with the first: model.join(throw_on_early_termination=True)"
+                )
 
     def _check_alone(self) -> None:
         if not self._successors:

@@ -163,6 +163,11 @@ class Shards:
             return value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined,no-any-return]
         return part.unwrap(value)
 
+    def gathered(self, x: Tensor, value: Tensor) -> Tensor:
+        """All of a tensor of x's shape, on every process, each of which must ask; for what looks at a training."""
+        wrapped = self.wrap(x, value)
+        return wrapped.full_tensor() if is_sharded(wrapped) else wrapped  # type: ignore[no-any-return]
+
     def take_gradients(self) -> None:
         """Give every local tensor its part of the gradient, and look where its memory is."""
         for part in self._both():

@@ -211,7 +211,8 @@ class SparseOptimizer(Optimizer):
 
         Raises:
             RuntimeError: the model holds other parameters than those that are trained, they are elsewhere, another
-                SparseOptimizer trains them since, or a scheduler was built on the base optimizer.
+                SparseOptimizer trains them since, a scheduler was built on the base optimizer, or processes may end one
+                after another (``model.join()`` of DDP).
         """
         loss = None
         if closure is not None:
@@ -229,6 +230,8 @@ class SparseOptimizer(Optimizer):
         parts, training = self.parts, self.parts.training
         self._unpruned = []
         parts.presence.check()
+        if parts.weights.shards.processes.count > 1:
+            parts.presence.check_joined()
         parts.base.check_unscheduled()
         parts.edits.adopt(training.clock)
         if training.rounds is not None and not training.finalized:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mirrormask.train import log
 
@@ -38,16 +41,30 @@ def curves(folder: str | Path, points: int) -> dict[str, Any] | None:
         ``{"epoch": {"x": [...], name: [...]}, "step": {...}}``; a curve that has one value all along is that number,
         and one without any value is left out.
     """
+    # Of each line where it lies and when it was; a log may have more lines than memory has room for.
+    offsets, progress, is_end = array("q"), array("d"), bytearray()
     try:
-        records = [record for record in log.read(folder) if isinstance(record, dict)]
-    except (OSError, RecursionError):
+        for place, record in log.stream(folder):
+            event, when = record.get("event"), record.get("epoch_progress")
+            if event in ("step", "epoch") and _is_number(when):
+                offsets.append(place)
+                progress.append(float(when))  # type: ignore[arg-type]
+                is_end.append(event == "epoch")
+        if not offsets:
+            return None
+        order = np.argsort(np.frombuffer(progress), kind="stable")
+        lines = np.frombuffer(offsets, dtype=np.int64)[order]
+        ends = lines[np.frombuffer(is_end, dtype=np.bool_)[order]]
+        return {
+            "epoch": _block(_chosen(folder, ends, points), BY_EPOCH),
+            "step": _block(_chosen(folder, lines, points), BY_STEP),
+        }
+    except (OSError, ValueError, RecursionError):  # it may be written into meanwhile
         return None
-    lines = [r for r in records if r.get("event") in ("step", "epoch") and _is_number(r.get("epoch_progress"))]
-    if not lines:
-        return None
-    lines.sort(key=lambda r: float(r["epoch_progress"]))
-    ends = [r for r in lines if r["event"] == "epoch"]
-    return {"epoch": _block(ends, BY_EPOCH, points), "step": _block(lines, BY_STEP, points)}
+
+
+def _chosen(folder: str | Path, offsets: np.ndarray, points: int) -> list[dict[str, Any]]:
+    return log.at(folder, offsets[places(len(offsets), points)].tolist())
 
 
 def places(n: int, points: int) -> list[int]:
@@ -62,8 +79,7 @@ def places(n: int, points: int) -> list[int]:
     return [round(i * (n - 1) / (points - 1)) for i in range(points)]
 
 
-def _block(records: Sequence[dict[str, Any]], names: Sequence[str], points: int) -> dict[str, Any]:
-    chosen = [records[i] for i in places(len(records), points)]
+def _block(chosen: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
     block: dict[str, Any] = {"x": [r["epoch_progress"] for r in chosen]}
     for name in names:
         values = [r[name] if _is_number(r.get(name)) else None for r in chosen]

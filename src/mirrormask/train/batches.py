@@ -101,11 +101,20 @@ class Batches:
                 x = augment(x, crop=self.crop, flip=self.flip, generator=generator)
             yield self._ready(x[self.rank :: self.world], self.images.y[index[self.rank :: self.world]])
 
-    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image of this process's share once, without augmentation."""
-        share = torch.arange(self.rank, len(self.images), self.world)
-        for index in torch.split(share, max(self.size, 256)):
-            yield self._ready(self.images.x[index], self.images.y[index])
+    def in_order(self, *, together: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every image of this process's share once, without augmentation.
+
+        Args:
+            together: give every process as many batches, so that models whose forward needs all of them can be
+                called; one that runs out gets an image without a label.
+        """
+        share, size = torch.arange(self.rank, len(self.images), self.world), max(self.size, 256)
+        for index in torch.split(share, size):
+            if len(index):
+                yield self._ready(self.images.x[index], self.images.y[index])
+        most = -(-len(self.images) // self.world)
+        if together and -(-len(share) // size) < -(-most // size):
+            yield self._ready(self.images.x[:1], self.images.y[:0])
 
     def _ready(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         x = x.to(self.device, non_blocking=True).to(torch.float32, memory_format=self.layout)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrormask import files
-from mirrormask.train import checkpoint_file
+from mirrormask.train import checkpoint_file, parallel
 from mirrormask.train.checkpoint_file import CheckpointError, DamagedError
 from mirrormask.train.recipe import Recipe
 
@@ -66,11 +66,14 @@ class Checkpoints:
             self.path(old).unlink(missing_ok=True)
         return nbytes
 
-    def load(self, use: Callable[[Any], None]) -> tuple[Path | None, list[DamagedError]]:
+    def load(
+        self, use: Callable[[Any], None], shared: Callable[[Callable[[], Any]], Any] = lambda make: make()
+    ) -> tuple[Path | None, list[DamagedError]]:
         """Hand the newest state that is whole to ``use``.
 
         Args:
             use: takes the state; whatever it raises, the checkpoint is refused by name.
+            shared: where several processes load together: gives each what the first one reads.
 
         Returns:
             The file that it came from, or None if there is none, and what is wrong with those that were passed over.
@@ -78,22 +81,28 @@ class Checkpoints:
         Raises:
             CheckpointError: all are damaged, or the newest whole one does not fit; names each, and what to do.
         """
-        damaged: list[DamagedError] = []
-        best = self.folder / BEST
-        for path in [*self, *([best] if os.path.lexists(best) else [])]:
-            try:
-                state = checkpoint_file.read(path, self.fingerprint)
-            except DamagedError as error:
-                damaged.append(error)
-                continue
+        path, state, damaged = shared(self._newest)
+        if path is not None:
             try:
                 use(state)
             except Exception as error:  # whatever is in a file, one error says what to do
+                if parallel.lost(error):
+                    raise
                 raise CheckpointError(
                     f"the checkpoint {str(path)!r} does not fit this run ({type(error).__name__}: {_line(error)}); "
                     f"remove it to go on from the one before, or {str(self.folder)!r} to start again"
                 ) from error
-            return path, damaged
+        return path, damaged
+
+    def _newest(self) -> tuple[Path | None, Any, list[DamagedError]]:
+        """The newest state that is whole, where it is, and what is wrong with those that were passed over."""
+        damaged: list[DamagedError] = []
+        best = self.folder / BEST
+        for path in [*self, *([best] if os.path.lexists(best) else [])]:
+            try:
+                return path, checkpoint_file.read(path, self.fingerprint), damaged
+            except DamagedError as error:
+                damaged.append(error)
         if damaged:
             raise CheckpointError(
                 f"every checkpoint of this run is damaged; remove {str(self.folder)!r} to start again:\n  "
@@ -104,7 +113,7 @@ class Checkpoints:
                 f"{str(self.run / OLD)!r} was written by mirrormask 0.1, as a pickle, which this version does not "
                 "open; finish the run with 0.1, or remove it to start again"
             )
-        return None, []
+        return None, None, []
 
     def set_aside(self, damaged: Iterable[DamagedError]) -> None:
         """Rename damaged checkpoints, so that they do not count among the last two."""

@@ -86,13 +86,13 @@ def recipes(values: dict[str, Any]) -> tuple[list[Recipe], Path]:
 
 
 def _train(runs: Sequence[Recipe], shared: Path, *, resume: bool, overwrite: bool) -> int:
-    from mirrormask.train.loop import run
+    from mirrormask.train.loop import Observer, run
     from mirrormask.train.progress import ProgressObserver
     from mirrormask.train.reference import dense_folder, dense_run
     from mirrormask.train.table import print_tables
 
     console = _console()
-    observer = ProgressObserver(console)
+    observer = ProgressObserver(console) if _is_first() else Observer()
     sparse = [recipe for recipe in runs if recipe.method.name != "dense"]
     asked = [recipe for recipe in runs if recipe.method.name == "dense"]
     try:
@@ -105,8 +105,9 @@ def _train(runs: Sequence[Recipe], shared: Path, *, resume: bool, overwrite: boo
         for recipe in sparse:
             results.append(run(recipe, resume=resume, overwrite=overwrite, observer=observer))
     finally:
-        observer.stop()
-    if _is_main():
+        if isinstance(observer, ProgressObserver):
+            observer.stop()
+    if _is_first():
         print_tables(console, results, reused=reused)
         _point_at(shared / "last", results[-1].folder)
     return 0
@@ -120,10 +121,11 @@ def _console() -> Any:
     return console if console.is_terminal else Console(highlight=False, width=max(console.width, 140), soft_wrap=True)
 
 
-def _is_main() -> bool:
-    from accelerate.state import PartialState
-
-    return bool(PartialState().is_main_process)
+def _is_first() -> bool:
+    """Whether this process is the one that speaks; asked before there is any that it could ask."""
+    names = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+    ranks = [os.environ[name] for name in names if os.environ.get(name, "").isdecimal()]
+    return not ranks or int(ranks[0]) == 0
 
 
 def _point_at(link: Path, folder: str) -> None:

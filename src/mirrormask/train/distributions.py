@@ -43,7 +43,8 @@ def histogram(values: Tensor, bins: int = BINS) -> dict[str, Any]:
 class Distributions:
     """Collects the histograms of one run, at its start and at its end, and writes them.
 
-    A run that goes on after an interruption makes its start again from the seed, so the file is the same.
+    A run that goes on after an interruption makes its start again from the seed, so the file is the same. Where weights
+    are sharded over processes, each calls all but :meth:`write`.
 
     Args:
         optimizer: of the run, before its first step.
@@ -56,7 +57,7 @@ class Distributions:
         for name, x in optimizer.weights.items():
             imbalance = self._imbalance(x)
             start = None if imbalance is None else float(f"{float(imbalance.median()):.6g}")
-            self.layers[name] = {"start": histogram(x), "imbalance_start": start}
+            self.layers[name] = {"start": histogram(self._all_of(x, x)), "imbalance_start": start}
 
     @torch.no_grad()
     def trained(self) -> None:
@@ -64,18 +65,22 @@ class Distributions:
         for name, x in self.optimizer.weights.items():
             imbalance = self._imbalance(x)
             mask = self.optimizer.weights.mask_of(x)
+            mask = None if mask is None else self._all_of(x, mask)
             alive = imbalance if imbalance is None or mask is None else imbalance[mask]
             self.layers[name] |= {
-                "trained": histogram(x),
+                "trained": histogram(self._all_of(x, x)),
                 "imbalance": None if alive is None else _logarithms(alive),
             }
 
     @torch.no_grad()
+    def final(self) -> None:
+        """Call when the weights are final, before :meth:`write`."""
+        for name, x in self.optimizer.weights.items():
+            self.layers[name]["final"] = histogram(self._all_of(x, x))
+
     def write(self, folder: Path) -> None:
-        """Write ``distributions.json`` with the final weights as they are now, atomically."""
-        layers = [
-            {"name": name, **self.layers[name], "final": histogram(x)} for name, x in self.optimizer.weights.items()
-        ]
+        """Write ``distributions.json``, atomically; one process is enough for this."""
+        layers = [{"name": name, **layer} for name, layer in self.layers.items()]
         files.write_text(folder / FILE, json.dumps({"version": 1, "layers": layers}, separators=(",", ":")) + "\n")
 
     def _imbalance(self, x: Tensor) -> Tensor | None:
@@ -84,9 +89,13 @@ class Distributions:
         if set(latents) != {"m", "w"}:
             # Mirror descent takes the same flow without the factors: there it is 2a.
             scale = self.optimizer.method.geometry.scale(latents)
-            return None if scale is None else 2 * scale
+            return None if scale is None else 2 * self._all_of(x, scale)
         # (m - w)(m + w) keeps the digits that m² - w² loses where the factors are nearly balanced.
-        return (latents["m"] - latents["w"]) * (latents["m"] + latents["w"])
+        return self._all_of(x, (latents["m"] - latents["w"]) * (latents["m"] + latents["w"]))
+
+    def _all_of(self, x: Tensor, value: Tensor) -> Tensor:
+        """What all processes hold of something that lies as x does; each of them must ask."""
+        return self.optimizer.weights.shards.gathered(x, value)
 
 
 def _logarithms(imbalance: Tensor) -> dict[str, Any]:

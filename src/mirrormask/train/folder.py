@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from mirrormask import files
+from mirrormask.machine.cache import cache_folder
 from mirrormask.train import image_files
 from mirrormask.train.image_files import LISTED, scan, shown
 
-__all__ = ["cache_folder", "load"]
+__all__ = ["load"]
 
 #: Changes when decoding does, so that tensors decoded by an older version are not read.
 CACHE_VERSION = 2
@@ -25,16 +26,11 @@ CACHE_VERSION = 2
 Part = tuple[Tensor, Tensor]
 
 
-def cache_folder() -> Path:
-    """Where decoded folders are kept: ``$XDG_CACHE_HOME/mirrormask``, or ``~/.cache/mirrormask``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mirrormask"
-
-
 def load(root: Path, size: int | None = None) -> tuple[Part, Part, tuple[str, ...]]:
     """Read ``root/train`` and ``root/test`` (or ``root/val``).
 
-    The decoded images are kept in :func:`cache_folder` under a key of the path and of every file's name, size
-    and time of change, so that the second start reads one file.
+    The decoded images are kept in :func:`mirrormask.machine.cache.cache_folder` under a key of the path and of every
+    file's name, size and time of change, so that the second start reads one file.
 
     Args:
         root: the folder.
@@ -148,7 +144,10 @@ def _cached(key: str) -> dict[str, Tensor] | None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = cache_folder() / f"{key}.safetensors"
+    kept = cache_folder()
+    if kept is None:
+        return None
+    path = kept / f"{key}.safetensors"
     try:
         return load_file(str(path)) if path.exists() else None
     except (SafetensorError, OSError):
@@ -159,8 +158,11 @@ def _keep(key: str, tensors: dict[str, Tensor]) -> None:
     """Write the cache; a disk that is full or read-only costs the next start time, not this one its run."""
     from safetensors.torch import save
 
+    kept = cache_folder()
+    if kept is None:
+        return
     try:
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        files.write_bytes(cache_folder() / f"{key}.safetensors", save(tensors))
+        kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files.write_bytes(kept / f"{key}.safetensors", save(tensors))
     except OSError:
         return

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +32,9 @@ class Health:
         self.session, self.told = session, told
         self.row, self.first, self.named = 0, "", False
         self.skipped = self.taken = 0
-        self.every = 1 if session.accelerator.device.type == "cpu" else LOOK_EVERY
+        self.on_device = session.accelerator.device.type != "cpu"
+        self.together = session.accelerator.num_processes > 1
+        self.every = LOOK_EVERY if self.on_device or self.together else 1
         self.losses: list[Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -53,7 +56,8 @@ class Health:
         self.losses.append(loss.detach())
         if len(self.losses) < self.every:
             return
-        finite = torch.stack(self.losses).isfinite().tolist()
+        # Sums are finite where all losses are; each process must come to the same end.
+        finite = self.session.accelerator.reduce(torch.stack(self.losses), "sum").isfinite().tolist()
         steps, self.losses = len(finite), []
         bad = steps - self._count()
         # Of the losses between two looks each is known, of the steps only how many were skipped.
@@ -83,14 +87,16 @@ class Health:
                 the network from telling any image from another.
         """
         weights = self.session.optimizer.weights
-        dead = []
-        for name, x in weights.items():
-            for what, held in {"weight": x, **weights.latents_of(x)}.items():
-                largest = float(held.detach().abs().max()) if held.numel() else 0.0
-                if not largest <= BOUND:
-                    raise FloatingPointError(f"{what!r} of {name!r} has reached {largest:g}, beyond {BOUND:g}")
-            if not bool(x.any()):
-                dead.append(name)
+        found = {
+            (name, what): _largest(held)
+            for name, x in weights.items()
+            for what, held in {"weight": x, **weights.latents_of(x)}.items()
+        }
+        largest = dict(zip(found, weights.shards.max(list(found.values())), strict=True))
+        for (name, what), size in largest.items():
+            if not size <= BOUND:
+                raise FloatingPointError(f"{what!r} of {name!r} has reached {size:g}, beyond {BOUND:g}")
+        dead = [name for name in weights if not largest[name, "weight"]]
         if not dead:
             return
         names = checks.few([repr(name) for name in dead])
@@ -107,21 +113,37 @@ class Health:
         optimizer = self.session.optimizer
         skipped, taken = optimizer.skipped_steps, optimizer.step_count
         # On a device the skipped ones are among those taken; elsewhere, and under a scaler, they are not.
-        among = skipped - self.skipped if self.every > 1 else 0
+        among = skipped - self.skipped if self.on_device else 0
         good = taken - self.taken - among
         self.skipped, self.taken = skipped, taken
         return good
 
     def _what(self) -> str:
         named = list(self.session.model.named_parameters())
-        bad = [repr(name) for name, p in named if p.grad is not None and not bool(p.grad.isfinite().all())]
+        bad = self._not_finite([(name, p.grad) for name, p in named])
         if bad:
             return f"the gradient is not finite in {checks.few(bad)}"
-        bad = [repr(name) for name, p in named if not bool(p.isfinite().all())]
+        bad = self._not_finite(named)
         return f"the loss is not finite, and neither is {checks.few(bad)}" if bad else "the loss is not finite"
+
+    def _not_finite(self, named: Sequence[tuple[str, Tensor | None]]) -> list[str]:
+        """The names of what is not finite, here or on another process."""
+        local = [None if t is None else getattr(t, "_local_tensor", t) for _, t in named]
+        bad = [float(t is not None and not bool(t.isfinite().all())) for t in local]
+        found = self.session.optimizer.weights.shards.max(bad)
+        return [repr(name) for (name, _), there in zip(named, found, strict=True) if there]
 
     def _same_for_all(self) -> bool:
         self.session.model.eval()
-        x, _ = next(self.session.test.in_order())
+        x, _ = next(self.session.test.in_order(together=True))
         scores = self.session.model(x)
-        return len(scores) > 1 and bool((scores == scores[:1]).all())
+        same = len(scores) > 1 and bool((scores == scores[:1]).all())
+        accelerator = self.session.accelerator
+        agreed: Tensor = accelerator.reduce(torch.tensor([float(same)], device=accelerator.device), "sum")
+        return int(agreed) == int(accelerator.num_processes)
+
+
+def _largest(tensor: Tensor) -> float:
+    """The largest absolute value; infinity for what is no number, which a maximum over processes would lose."""
+    size = float(tensor.detach().abs().max()) if tensor.numel() else 0.0
+    return math.inf if math.isnan(size) else size

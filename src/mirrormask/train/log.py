@@ -8,14 +8,14 @@ import json
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mirrormask import checks
 from mirrormask.train import schema
 
-__all__ = ["Log", "read"]
+__all__ = ["Log", "at", "read", "stream"]
 
 
 class Log:
@@ -115,14 +115,30 @@ def read(folder: str | Path) -> list[dict[str, Any]]:
     Each has ``event`` (``step``, ``epoch`` or ``final``), ``step``, ``epoch``, ``seconds`` and the scalars of that
     moment.
     """
-    records, decoder = [], schema.record_decoder()
+    return [record for _, record in stream(folder)]
+
+
+def stream(folder: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The same one by one, each after its place in the file, so that a log of any length takes the memory of a line."""
+    decoder, place = schema.record_decoder(), 0
     with open(Path(folder) / "log.jsonl", "rb") as file:
         for line in file:
             try:
-                records.append(decoder.decode(line))
+                record = decoder.decode(line)
             except (ValueError, RecursionError):
-                break
-    return records
+                return
+            yield place, record
+            place += len(line)
+
+
+def at(folder: str | Path, places: Iterable[int]) -> list[dict[str, Any]]:
+    """The records at these places, as :func:`stream` gave them."""
+    decoder, found = schema.record_decoder(), []
+    with open(Path(folder) / "log.jsonl", "rb") as file:
+        for place in places:
+            file.seek(place)
+            found.append(decoder.decode(file.readline()))
+    return found
 
 
 def _finite(value: Any) -> Any:

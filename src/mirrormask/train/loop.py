@@ -12,7 +12,7 @@ from typing import Any
 import mirrormask as mm
 from mirrormask import checks, environment
 from mirrormask.masks import keep_count
-from mirrormask.train import figure, predictions, recipe_file
+from mirrormask.train import figure, parallel, predictions, recipe_file
 from mirrormask.train.checkpoint import Checkpoints
 from mirrormask.train.data import Splits
 from mirrormask.train.distributions import Distributions
@@ -31,7 +31,10 @@ DIAGNOSTICS = ("alpha", "decay_integral", "median_a", "l1_norm", "sparsity", "be
 
 
 class Observer:
-    """Is told how a run goes on; this one keeps silent. Override what is of interest."""
+    """Is told how a run goes on; this one keeps silent. Override what is of interest.
+
+    Where several processes train, all but ``stepped`` is told to the observer of the main one alone.
+    """
 
     def started(self, recipe: Recipe, steps: int, step: int) -> None:
         """A run of ``steps`` steps begins, or goes on at ``step``."""
@@ -86,26 +89,39 @@ def run(
         CheckpointError: a ValueError: no checkpoint of the folder can be used.
         FloatingPointError: the loss or gradients were not finite in ``recipe.stop_after`` steps in a row or in a whole
             epoch, a factor passed all bounds, or the network died.
-        OSError: a file cannot be written; the last checkpoint is whole.
+        OSError: a file cannot be written; the last checkpoint is whole. As a :class:`LostProcess`: another process of
+            this run has ended in its middle.
         Stopped: a signal asked for it; the run can go on.
     """
     folder, observer = RunFolder(recipe.out), observer or Observer()
     folder.check(recipe, resume=resume, overwrite=overwrite)
-    if resume and folder.finished:
+    if resume and folder.finished and parallel.launched() == 1:  # several must all see it at the same time
         return RunResult.read(folder.path)
     with isolated(recipe.threads), deterministic(recipe.deterministic), heeded() as request:
-        session = Session(recipe, splits)
-        with contextlib.ExitStack() as stack:
-            # No process may find a folder that another one has begun to fill.
-            session.accelerator.wait_for_everyone()
-            if session.accelerator.is_main_process:
-                _lock(stack, folder, wait, request)
-                if not (resume and folder.finished):
+        try:
+            session = Session(recipe, splits)
+            with contextlib.ExitStack() as stack:
+                # No process may find a folder that another one has begun to fill.
+                session.accelerator.wait_for_everyone()
+
+                def enter() -> RunResult | None:
+                    _lock(stack, folder, wait, request)
+                    if resume and folder.finished:  # perhaps by the process that was waited for
+                        return RunResult.read(folder.path)
                     folder.prepare(recipe, overwrite=overwrite)
-            session.accelerator.wait_for_everyone()
-            if resume and folder.finished:  # by the process that was waited for
-                return RunResult.read(folder.path)
-            return _Run(session, folder, observer, request).complete()
+                    return None
+
+                finished: RunResult | None = parallel.shared(enter)
+                return finished or _Run(session, folder, observer, request).complete()
+        except RuntimeError as error:
+            if not parallel.lost(error):
+                raise
+            newest = next(iter(Checkpoints(folder.path, recipe)), None)
+            last = f"the last checkpoint is {str(newest)!r}" if newest else "there is no checkpoint yet"
+            raise parallel.LostProcess(
+                f"another process of this run has ended in its middle: what it said stands elsewhere in the output, or "
+                f"it was killed (for want of memory?); {last}; go on with --resume true, with any number of processes"
+            ) from error
 
 
 def _lock(stack: contextlib.ExitStack, folder: RunFolder, wait: bool, request: Request) -> None:
@@ -123,6 +139,9 @@ class _Run:
     def __init__(self, session: Session, folder: RunFolder, observer: Observer, request: Request) -> None:
         self.session, self.folder, self.observer = session, folder, observer
         self.main = session.accelerator.is_main_process
+        self.world = session.accelerator.num_processes
+        #: How many processes the log says that there are.
+        self.logged_world = 1
         # Before the checkpoint is loaded: a run that goes on makes the weights of its start again.
         self.distributions = Distributions(session.optimizer)
         self.window, self.whole = Totals(session.accelerator.device), Totals(session.accelerator.device)
@@ -133,7 +152,7 @@ class _Run:
         self.health = Health(session, self._fault)
         self.checkpoints = Checkpoints(folder.path, session.recipe)
         self.keeper = Keeper(session, self.checkpoints, self._state, request)
-        self.came_from, damaged = self.checkpoints.load(self._use)
+        self.came_from, damaged = self.checkpoints.load(self._use, parallel.shared)
         session.accelerator.wait_for_everyone()
         if self.main:
             self.checkpoints.set_aside(damaged)
@@ -147,10 +166,20 @@ class _Run:
 
     def complete(self) -> RunResult:
         session = self.session
-        self.observer.started(session.recipe, session.steps, session.step)
-        if session.note and not session.step:
-            self.observer.noted(session.note)
+        if self.main:
+            self.observer.started(session.recipe, session.steps, session.step)
+            if session.note and not session.step:
+                self.observer.noted(session.note)
+            few = parallel.too_few(self.world)
+            if few:
+                self.observer.warned(few)
+            if self.world > 1:
+                self.observer.noted(f"{self.world} processes, {session.kind}")
         try:
+            if self.log is not None and self.world != self.logged_world:
+                about = {"processes": self.world, "parallel": session.kind}
+                self.log.write({"event": "processes", "step": session.step, "epoch": session.epoch + 1, **about})
+            self.logged_world = self.world
             while session.epoch < session.recipe.epochs:
                 self._epoch()
             return self._finish()
@@ -220,10 +249,10 @@ class _Run:
             self.log.sync()
         session = self.session
         own = {**session.position_dict(), "window": self.window.sums, "whole": self.whole.sums}
-        world = session.accelerator.num_processes
         return {
             "session": session.state_dict(),
-            "processes": [own] if world == 1 else _gathered(own),
+            "processes": [own] if self.world == 1 else _gathered(own),
+            "world": self.logged_world,
             "log": None if self.log is None else [self.log.offset, self.log.digest],
             "seconds": self._seconds(),
             "last": dict(self.last),
@@ -233,8 +262,11 @@ class _Run:
 
     def _use(self, state: dict[str, Any]) -> None:
         session, processes = self.session, state["processes"]
-        same = len(processes) == session.accelerator.num_processes
-        own = processes[session.accelerator.process_index] if same else None
+        own = (
+            processes[session.accelerator.process_index]
+            if len(processes) == self.world
+            else self._shared_out(processes)
+        )
         offset, digest = state["log"]
         checks.check_int("log", offset, low=0)
         last = {str(key): checks.check_number(str(key), value) for key, value in state["last"].items()}
@@ -244,15 +276,21 @@ class _Run:
             raise ValueError("it lacks what the last epoch gave")
         session.load_state_dict(state["session"], own)
         self.health.load_state_dict(state["health"])
-        if own is not None:
-            self.window.sums.copy_(own["window"])
-            self.whole.sums.copy_(own["whole"])
+        self.window.sums.copy_(own["window"])
+        self.whole.sums.copy_(own["whole"])
+        # Checkpoints of before this was written down say nothing, as their logs do.
+        self.logged_world = state.get("world", self.world)
         self.last, self.best, self.earlier, self.offset, self.digest = last, best, earlier, offset, str(digest)
+
+    def _shared_out(self, processes: list[dict[str, Any]]) -> dict[str, Any]:
+        """What this process goes on from where another number of them was: what they had counted, together, is once."""
+        sums = {key: sum(one[key] for one in processes) * self.main for key in ("window", "whole")}
+        return {"random": None, "order": processes[0]["order"], **sums}
 
     def _fault(self, what: str) -> None:
         step = self.session.step + 1
-        self.observer.warned(f"step {step}: {what}")
         if self.log is not None:
+            self.observer.warned(f"step {step}: {what}")
             self.log.write({"event": "fault", "step": step, "epoch": self.session.epoch + 1, "what": what})
 
     def _record(self, event: str, values: dict[str, Any]) -> None:
@@ -280,6 +318,8 @@ class _Run:
         try:
             session.finish()
         except RuntimeError as error:
+            if parallel.lost(error):
+                raise
             raise FloatingPointError(str(error)) from error
 
         def heed() -> None:
@@ -291,10 +331,12 @@ class _Run:
         accuracies = {"test_accuracy": test, **({} if validation is None else {"validation_accuracy": validation})}
         self._record("final", {"loss": self.last["loss"], "train_accuracy": self.last["train_accuracy"], **accuracies})
         path = self.folder / "model.safetensors"
-        if self.main:
-            metadata = {"method": recipe.method.name, "sparsity": f"{recipe.sparsity:g}", "seed": str(recipe.seed)}
-            mm.save(session.model, path, metadata=metadata)
-        session.accelerator.wait_for_everyone()
+        model = session.whole_model()
+        self.distributions.final()
+        if not self.main or model is None:
+            return self._shared_result(None)
+        metadata = {"method": recipe.method.name, "sparsity": f"{recipe.sparsity:g}", "seed": str(recipe.seed)}
+        mm.save(model, path, metadata=metadata)
         result = RunResult(
             folder=str(self.folder.path),
             method=recipe.method.name,
@@ -311,23 +353,28 @@ class _Run:
             epochs=session.epoch,
             steps=session.step,
             seconds=self._seconds(),
-            skipped_steps=int(session.optimizer.diagnostics()["skipped_steps"]),
+            skipped_steps=int(session.optimizer.skipped_steps),
             file_bytes=path.stat().st_size,
             input_shape=session.splits.shape,
             classes=len(session.splits.classes),
             layers=counted.layers,
             recipe=recipe_file.to_dict(recipe),
             environment=environment.describe(),
+            processes=self.world,
+            parallel=session.kind,
         )
-        if self.main:
-            self.distributions.write(self.folder.path)
-            predictions.write(self.folder.path, session)
-            if recipe.figure:
-                figure.draw(self.folder.path, result)
-            result.write()
-            self.observer.finished(result)
-        session.accelerator.wait_for_everyone()
-        return result
+        self.distributions.write(self.folder.path)
+        predictions.write(self.folder.path, session, model)
+        if recipe.figure:
+            figure.draw(self.folder.path, result)
+        result.write()
+        self.observer.finished(result)
+        return self._shared_result(result)
+
+    def _shared_result(self, result: RunResult | None) -> RunResult:
+        """The main process's result, on all; the folder need not be where the others can see it."""
+        whole: RunResult = parallel.shared(lambda: result)
+        return whole
 
     def _seconds(self) -> float:
         return time.perf_counter() - self.start

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mirrormask import files
 from mirrormask.train.batches import Batches
@@ -30,19 +30,24 @@ MAX_SIDE = 48
 
 
 @torch.no_grad()
-def predict(session: Session) -> Tensor:
-    """The class that the model gives each test image, int64 of shape (n,), all of them in this process."""
+def predict(session: Session, model: nn.Module) -> Tensor:
+    """The class that the model gives each test image, int64 of shape (n,), all of them in this process.
+
+    Args:
+        session: whose images these are.
+        model: the session's, with whole weights.
+    """
     mean, std = session.splits.statistics()
     own = session.test
     layout = own.layout is torch.channels_last
     whole = Batches(session.splits.test, mean, std, own.size, device=own.device, channels_last=layout)
-    session.model.eval()
-    return torch.cat([session.model(x).argmax(1).cpu() for x, _ in whole.in_order()])
+    model.eval()
+    return torch.cat([model(x).argmax(1).cpu() for x, _ in whole.in_order()])
 
 
-def write(folder: Path, session: Session) -> None:
-    """Write ``predictions.json``, atomically."""
-    predicted, test = predict(session), session.splits.test
+def write(folder: Path, session: Session, model: nn.Module) -> None:
+    """Write ``predictions.json``, atomically; see :func:`predict`."""
+    predicted, test = predict(session, model), session.splits.test
     wrong = (predicted != test.y).nonzero().reshape(-1)[:MAX_IMAGES].tolist()
     tree: dict[str, Any] = {
         "version": 1,

@@ -27,6 +27,8 @@ GAINED: dict[str, dict[str, Any]] = {
 }
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 PRECISIONS = ("bf16", "fp16", "fp32")
+#: How a model may lie on several processes: each holds all of it, or a part of each tensor.
+PARALLEL = ("ddp", "fsdp")
 
 
 def data_name(name: str) -> str:
@@ -240,6 +242,8 @@ class Recipe:
         precision: ``fp32``, ``bf16`` or ``fp16`` autocast.
         threads: CPU threads; unset leaves torch's choice.
         device: ``cpu``, ``cuda``, ``mps`` or ``xpu``; unset takes an accelerator where there is one.
+        parallel: where a launcher has started several processes: ``ddp`` (each holds the whole model; unset is this)
+            or ``fsdp`` (each holds a part of every tensor). One process trains as without it.
         log_every: steps between two lines of the log.
         figure: draw ``figure.png`` and ``figure.svg`` at the end; this may take longer than to train a small network.
         checkpoint_every: time or steps between checkpoints, ``10min`` or ``500steps``, beside those at the end of each
@@ -273,6 +277,7 @@ class Recipe:
     precision: str = "fp32"
     threads: int | None = None
     device: str | None = None
+    parallel: str | None = None
     log_every: int = 50
     figure: bool = True
     checkpoint_every: str = "10min"
@@ -294,6 +299,8 @@ class Recipe:
         checks.check_known("precision", self.precision, PRECISIONS)
         if self.device is not None:
             checks.check_known("device", self.device, DEVICES)
+        if self.parallel is not None:
+            checks.check_known("parallel", self.parallel, PARALLEL)
         if self.threads is not None:
             checks.check_int("threads", self.threads, low=1)
         if not self.out:
@@ -306,9 +313,9 @@ class Recipe:
         return dataclasses.replace(self, method=Method("dense"), sparsity=0.0, out=out)
 
     def identity(self) -> dict[str, Any]:
-        """What decides the result: the tree without folder, place of the data, log, figure and checkpoints."""
+        """What decides the result: the tree without folder, place of the data, processes, log, figure, checkpoints."""
         tree = dataclasses.asdict(self)
-        for name in ("out", "log_every", "figure", "checkpoint_every", "stop_after", "stop_dead"):
+        for name in ("out", "parallel", "log_every", "figure", "checkpoint_every", "stop_after", "stop_dead"):
             del tree[name]
         if not self.deterministic:  # so that runs from before this option keep their fingerprint
             del tree["deterministic"]

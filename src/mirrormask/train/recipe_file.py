@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from mirrormask import checks, files
-from mirrormask.train import named, plain_yaml
+from mirrormask.train import named, plain_yaml, schema
 from mirrormask.train.arguments import spelled
 from mirrormask.train.recipe import Data, Method, Model, Optimizer, Recipe, Schedule, Teacher
 
@@ -33,7 +34,8 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
 def dump(recipe: Recipe) -> str:
     """The recipe as YAML text; :func:`load` gives the same recipe back."""
     yaml = checks.require("yaml", "train", "writing a recipe")
-    return str(yaml.safe_dump(to_dict(recipe), sort_keys=False))
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    return str(yaml.dump(to_dict(recipe), Dumper=dumper, sort_keys=False))
 
 
 def save(recipe: Recipe, path: Path) -> None:
@@ -110,9 +112,35 @@ def _text(key: Any, what: str) -> str:
 
 
 def from_dict(tree: Mapping[str, Any]) -> Recipe:
-    """Build a recipe from its tree; missing keys take their defaults."""
-    parts = {key: SECTIONS[key](**value) if key in SECTIONS else value for key, value in expand(tree).items()}
+    """Build a recipe from its tree; missing keys take their defaults.
+
+    Raises:
+        TypeError, ValueError: a key is unknown, or a value is not of its kind or outside its range.
+    """
+    parts: dict[str, Any] = {}
+    for key, value in expand(tree).items():
+        if key in SECTIONS:
+            _check_kinds(SECTIONS[key], value, f"{key}.")
+            parts[key] = SECTIONS[key](**value)
+        else:
+            _check_kinds(Recipe, {key: value})
+            parts[key] = value
     return Recipe(**parts)
+
+
+def _check_kinds(owner: type, values: Mapping[str, Any], prefix: str = "") -> None:
+    """Refuse a value that is not of its field's kind, before anything is done with it."""
+    kinds = _kinds(owner)
+    for name, value in values.items():
+        try:
+            schema.convert(value, kinds[name])
+        except (ValueError, RecursionError) as error:
+            raise TypeError(f"recipe key {prefix + name!r}: {error}") from error
+
+
+@functools.cache
+def _kinds(owner: type) -> dict[str, Any]:
+    return get_type_hints(owner)
 
 
 def add_recipe_arguments(parser: Any, *, skip: Sequence[str] = ()) -> None:

@@ -49,6 +49,8 @@ class RunResult:
         layers: the sparsifiable weights, one by one.
         recipe: the recipe's tree.
         environment: versions, processor and threads.
+        processes: how many trained it, at its end.
+        parallel: how the model lay on them: ``none``, ``ddp`` or ``fsdp``.
     """
 
     folder: str
@@ -73,6 +75,8 @@ class RunResult:
     layers: tuple[LayerSparsity, ...]
     recipe: dict[str, Any]
     environment: dict[str, Any]
+    processes: int = 1
+    parallel: str = "none"
 
     @property
     def sparsity(self) -> float:
@@ -153,11 +157,19 @@ class RunFolder:
         """Whether a run ended here."""
         return (self / "result.json").is_file()
 
-    def held(self) -> Recipe | None:
-        """The recipe of the run that lies here, or None."""
-        if not (self / "recipe.yaml").is_file():
+    def held(self, like: Recipe | None = None) -> Recipe | None:
+        """The recipe of the run that lies here, or None.
+
+        Args:
+            like: what it is expected to be; if that is what the file says, letter by letter, nothing is parsed, which
+                a comparison of a thousand runs would wait for.
+        """
+        path = self / "recipe.yaml"
+        if not path.is_file():
             return None
-        return recipe_file.parse(recipe_file.read(self / "recipe.yaml"))
+        if like is not None and path.stat().st_size < 100_000 and path.read_bytes() == recipe_file.dump(like).encode():
+            return like
+        return recipe_file.from_dict(recipe_file.read(self / "recipe.yaml"))
 
     def check(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
         """Refuse a folder that a run must not write into, before anything is read or written.
@@ -171,7 +183,7 @@ class RunFolder:
             raise ValueError(f"{str(self.path)!r} is a file; give --out a folder")
         if overwrite or not self.path.is_dir():
             return
-        held = self.held()
+        held = self.held(recipe)
         if held is None:
             if any((self / name).exists() for name in self.NAMES):
                 raise ValueError(f"{str(self.path)!r} holds files of a run but no recipe.yaml; choose another --out")

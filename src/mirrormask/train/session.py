@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import mirrormask as mm
 from mirrormask import checks
-from mirrormask.train import data, init, models, randomness
+from mirrormask.train import batch_norm, data, init, models, parallel, randomness
 from mirrormask.train.batches import Batches
 from mirrormask.train.recipe import Optimizer, Recipe
 from mirrormask.train.schedule import make_scheduler
@@ -77,7 +77,14 @@ class Session:
         self.recipe = recipe
         self.accelerator = _accelerator(recipe.precision, recipe.device)
         device, rank, world = self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes
-        self.splits = data.load(recipe.data) if splits is None else splits
+        #: How the model lies on the processes: ``ddp``, ``fsdp`` or, in one process, ``none``.
+        self.kind = (recipe.parallel or "ddp") if world > 1 else "none"
+        if self.kind == "fsdp" and recipe.precision == "fp16":
+            raise ValueError("precision='fp16' scales the loss, which parallel='fsdp' does not; take bf16, or ddp")
+        if splits is None:
+            with self.accelerator.local_main_process_first():  # the others find what it has decoded
+                splits = data.load(recipe.data)
+        self.splits = splits
         if len(self.splits.train) < recipe.batch_size:
             n = len(self.splits.train)
             raise ValueError(f"batch_size={recipe.batch_size} is larger than the {n} training images; lower it")
@@ -92,6 +99,8 @@ class Session:
         self.model = models.build(recipe.model.name, self.splits.shape, len(self.splits.classes), **options)
         #: What a person should know of how the run begins.
         self.note = ""
+        if world == 1 and recipe.parallel is not None:
+            self.note = f"parallel={recipe.parallel!r} and one process: it trains as one"
         if recipe.model.init is not None:
             name, classes = recipe.model.name, len(self.splits.classes)
             self.note = init.initialise(self.model, recipe.model.init, name=name, classes=classes)
@@ -100,6 +109,10 @@ class Session:
         self.taught: mm.Distillation | None = None
         if teacher is not None:
             self.taught = mm.distill(self.model, teacher, temperature=recipe.teacher.temperature)
+        if world > 1:
+            batch_norm.synchronize(self.model)
+        if self.kind == "fsdp":
+            parallel.shard(self.model)
         mean, std = self.splits.statistics()
         convolves = any(isinstance(module, nn.Conv2d) for module in self.model.modules())
         shared: dict[str, Any] = {"device": device, "rank": rank, "world": world, "channels_last": convolves}
@@ -120,7 +133,8 @@ class Session:
         self.optimizer = mm.sparsify(self.model, base, method, steps=self.steps, batches=first)
         # A method that trains in rounds plays the rates of its first round again by itself.
         self.scheduler = make_scheduler(self.optimizer, recipe.schedule, self.optimizer.round_steps)
-        self.parallel = self.accelerator.prepare_model(self.model)
+        # FSDP has its hooks on the model; in evaluation mode Accelerate adds autocast to it, and no DDP.
+        self.parallel = self.accelerator.prepare_model(self.model, evaluation_mode=self.kind == "fsdp")
         # Accelerate's optimizer is there for the scaler of fp16; without one it only looks for packages, at every step.
         scaled = self.accelerator.scaler is not None
         prepare = self.accelerator.prepare_optimizer
@@ -139,8 +153,8 @@ class Session:
         """
         self.parallel.train()
         self.order = self._generator(0)
-        if self.position is None:
-            randomness.seed(self._seed(self.accelerator.process_index + 1))
+        if self.position is None or self.position["random"] is None:
+            randomness.seed(self._seed(self.accelerator.process_index + 1, *([self.done] if self.done else [])))
         order = None if self.position is None else self.position["order"]
         self.position = None
         for x, y in self.train.shuffled(self.order, skip=self.done, state=order):
@@ -171,12 +185,31 @@ class Session:
         """Mean loss and accuracy of the model as it is; ``after_batch`` may leave with an exception."""
         self.model.eval()
         totals = Totals(self.accelerator.device)
-        for x, y in batches.in_order():
+        for x, y in batches.in_order(together=self.kind == "fsdp"):
             scores = self.model(x)
-            totals.add(F.cross_entropy(scores, y), scores, y)
+            scores = scores[: len(y)]
+            if len(y):
+                totals.add(F.cross_entropy(scores, y), scores, y)
             if after_batch is not None:
                 after_batch()
         return totals.means(self.accelerator)
+
+    def whole_model(self) -> nn.Module | None:
+        """The model with whole weights: itself, or under FSDP one of its kind, on the main process alone.
+
+        Every process must call this.
+        """
+        if self.kind != "fsdp":
+            return self.model
+        main = self.accelerator.is_main_process
+        weights = parallel.whole(self.model.state_dict(), keep=main)
+        if not main:
+            return None
+        with torch.random.fork_rng():
+            name, options = self.recipe.model.name, self.recipe.model.options
+            model = models.build(name, self.splits.shape, len(self.splits.classes), **options)
+        model.load_state_dict(weights)
+        return model.to(self.accelerator.device)
 
     def finish(self) -> None:
         """Make the model exactly as sparse as asked, and estimate batch norm's statistics on what is left."""
@@ -185,13 +218,16 @@ class Session:
             mm.recalibrate(self.model, self._inputs())
 
     def state_dict(self) -> dict[str, Any]:
-        """What all processes share of what a run needs to go on bit for bit, as tensors and plain containers."""
-        scaler = self.accelerator.scaler
+        """What all processes share of what a run needs to go on bit for bit, as tensors and plain containers.
+
+        Every process must call this; under FSDP the main one alone gets the tensors, whole.
+        """
+        scaler, main = self.accelerator.scaler, self.accelerator.is_main_process
         return {
             "epoch": self.epoch,
             "step": self.step,
-            "model": dict(self.model.state_dict()),
-            "optimizer": self.optimizer.state_dict(),
+            "model": parallel.whole(dict(self.model.state_dict()), keep=main),
+            "optimizer": parallel.whole(self.optimizer.state_dict(), keep=main),
             "scheduler": {k: v for k, v in self.scheduler.state_dict().items() if k != "lr_lambdas"},
             "scaler": dict(scaler.state_dict()) if scaler is not None else None,
         }
@@ -211,7 +247,8 @@ class Session:
 
         Args:
             state: of all processes.
-            position: of this one; None where it was not among them, which must then be at the end of an epoch.
+            position: of this one. Where it was not among them, its ``random`` is None, and in the middle of an epoch
+                random states begin anew; the order of the images is that of all.
 
         Raises:
             ValueError, and whatever a model or optimizer raises: the state does not fit.
@@ -223,7 +260,7 @@ class Session:
         if epoch > self.recipe.epochs or not first <= step <= min(first + len(self.train), self.steps):
             raise ValueError(f"step {step} is not one of epoch {epoch} of {self.recipe.epochs}")
         if step > first and (position is None or position["order"] is None):
-            raise ValueError("it is of another number of processes, in the middle of an epoch; start as many as then")
+            raise ValueError("it does not say how its epoch goes on")
         for name, tensor in self.model.state_dict().items():
             saved = state["model"][name]
             if saved.shape != tensor.shape or saved.dtype != tensor.dtype:
@@ -231,12 +268,17 @@ class Session:
                 raise ValueError(f"{name!r} is {there}")
         if step > first and position is not None:
             torch.Generator().set_state(position["order"])
-        self.model.load_state_dict(state["model"])
+        if self.kind == "fsdp":
+            from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+            set_model_state_dict(self.model, state["model"], options=StateDictOptions(full_state_dict=True))
+        else:
+            self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": [None] * len(self.optimizer.param_groups)})
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        if position is not None:
+        if position is not None and position["random"] is not None:
             randomness.use(position["random"])
         self.epoch, self.step = epoch, step
         self.position = position if step > first else None
@@ -245,9 +287,10 @@ class Session:
         batches = self.train.shuffled(self._generator(0))
         return (x for x, _ in islice(batches, RECALIBRATION_BATCHES))
 
-    def _seed(self, stream: int) -> int:
+    def _seed(self, *stream: int) -> int:
         # Sequences of one seed are independent of each other and of the next seed's, which seed + epoch is not.
-        return int(np.random.SeedSequence([self.recipe.seed, self.epoch, stream]).generate_state(1, np.uint64)[0] >> 1)
+        words = np.random.SeedSequence([self.recipe.seed, self.epoch, *stream]).generate_state(1, np.uint64)
+        return int(words[0] >> 1)
 
     def _generator(self, stream: int) -> torch.Generator:
         return torch.Generator().manual_seed(self._seed(stream))

@@ -17,7 +17,9 @@ def run_table(results: Sequence[RunResult], *, reused: bool = False) -> Table:
     """One row a run, the dense one first; the others' accuracy also as the difference from it, in points."""
     table = Table(title=_title(results[0]), title_justify="left")
     table.add_column("method")
-    for name in ("test accuracy", "against dense", "nonzeros asked", "obtained", "sparsity", "file", "time"):
+    several = any(result.processes > 1 for result in results)
+    names = ["test accuracy", "against dense", "nonzeros asked", "obtained", "sparsity", "file", "time"]
+    for name in [*names, *(["processes"] if several else [])]:
         table.add_column(name, justify="right")
     dense = results[0].test_accuracy
     for result in results:
@@ -32,6 +34,7 @@ def run_table(results: Sequence[RunResult], *, reused: bool = False) -> Table:
             f"{100 * result.sparsity:.3f}%",
             size_text(result.file_bytes),
             f"{result.seconds:.1f} s{again}",
+            *([f"{result.processes} {result.parallel}"] if several else []),
         )
     return table
 
