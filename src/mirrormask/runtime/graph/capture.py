@@ -13,12 +13,14 @@ from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
 from torch.fx.passes.operator_support import OperatorSupportBase
 
 from mirrormask.checks import few
+from mirrormask.runtime.graph.arrange import CONVOLUTIONS, tokens_as_maps
 from mirrormask.runtime.graph.aten import Context, Unsupported, open_shape
 from mirrormask.runtime.graph.bind import bind, names_in, tensors_of
 from mirrormask.runtime.graph.blueprint import Blueprint
 from mirrormask.runtime.graph.convert import CONVERTERS, aten, convert, streams_of, why_not
 from mirrormask.runtime.graph.export import LOCK, Arguments, Refused, export, private_copy, signature_of
-from mirrormask.runtime.graph.functions import attend, channel_norm, pointwise, product
+from mirrormask.runtime.graph.fold import fold_constants
+from mirrormask.runtime.graph.functions import arrange, attend, attend_maps, channel_norm, pointwise, product
 from mirrormask.runtime.graph.guards import Guards
 from mirrormask.runtime.graph.ir import Graph
 from mirrormask.runtime.graph.leading import views_last
@@ -28,7 +30,6 @@ from mirrormask.runtime.graph.simplify import simplify
 
 __all__ = ["Capture", "capture", "from_blueprint"]
 
-CONVOLUTIONS = {aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding, pointwise}
 #: Layers over rows, and which of their arguments is the weight.
 LINEARS = {
     aten.linear.default: 1,
@@ -40,6 +41,8 @@ LINEARS = {
 #: What a reader of the model's code would call operations that this capture made.
 NAMES = {
     attend: "scaled_dot_product_attention",
+    attend_maps: "scaled_dot_product_attention",
+    arrange: "permute",
     product: "addmm",
     pointwise: "linear",
     channel_norm: "layer_norm",
@@ -91,9 +94,11 @@ def capture(
     if exported.writes:
         raise Refused(f"a call changes its {', '.join(exported.writes)}, which a plan would not")
     module = exported.module
+    fold_constants(module)
     out_of_place(module.graph)
     without_identities(module.graph)
     simplify(module)
+    tokens_as_maps(module)
     views_last(module)
     constants, constant_names = _constants(module)
     tensors = {constant_names[node]: tensor for node, tensor in constants.items()}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from mirrormask.runtime.graph.arranged import ARRANGED
 from mirrormask.runtime.graph.aten import (
     Context,
     Unsupported,
@@ -142,6 +143,7 @@ CONVERTERS: dict[Any, Callable[[Context, fx.Node], Node]] = {
     **ROWWISE,
     **SPATIAL,
     **CHANNELS,
+    **ARRANGED,
     aten.slice.Tensor: slice_,
     **RESHAPES,
     **SAME,

@@ -11,7 +11,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from mirrormask.runtime.graph.blueprint import Blueprint
-from mirrormask.runtime.graph.functions import additive, attend, channel_norm, pointwise, product
+from mirrormask.runtime.graph.functions import (
+    additive,
+    arrange,
+    attend,
+    attend_maps,
+    channel_norm,
+    per_channel,
+    pointwise,
+    product,
+    stored,
+)
 from mirrormask.runtime.graph.simplify import largest
 
 __all__ = ["Unstorable", "module_of", "program_of"]
@@ -21,6 +31,10 @@ OTHERS: dict[str, Any] = {
     "getitem": operator.getitem,
     "largest": largest,
     "attend": attend,
+    "attend_maps": attend_maps,
+    "arrange": arrange,
+    "stored": stored,
+    "per_channel": per_channel,
     "additive": additive,
     "product": product,
     "pointwise": pointwise,
