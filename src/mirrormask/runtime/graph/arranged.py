@@ -1,4 +1,4 @@
-"""Views of maps, stored maps, and attention between the columns of maps: see :mod:`mirrormask.runtime.graph.arrange`."""
+"""Views of maps, stored maps, and attention between the columns of maps, as :mod:`graph.arrange` puts them."""
 
 from __future__ import annotations
 

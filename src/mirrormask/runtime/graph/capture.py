@@ -64,6 +64,7 @@ class Capture:
         guards: for which arguments it holds.
         nodes: names of the operations in each region.
         blueprint: the same without weights, when plain values can hold it and the model's own tensors can fill it.
+        has_maps: whether there are convolutions.
     """
 
     module: nn.Module
@@ -73,6 +74,7 @@ class Capture:
     guards: Guards
     nodes: dict[str, frozenset[str]] = field(default_factory=dict)
     blueprint: Blueprint | None = None
+    has_maps: bool = False
 
 
 def capture(
@@ -89,8 +91,23 @@ def capture(
     """
     if not isinstance(arguments, Arguments):
         arguments = Arguments.of(signature_of(model), arguments, {})
+    found = _captured(model, arguments, without, batch_alone=False)
+    many = bool(found.regions) and (len(found.regions) > 1 or bool(found.left))
+    if many and found.has_maps and any(dim for _, dim in found.guards.free):
+        # Views of maps are places in them where sizes are known, and a region with them is worth more than a size.
+        with contextlib.suppress(Refused):
+            fixed = _captured(model, arguments, without, batch_alone=True)
+            one = (len(fixed.regions), bool(fixed.left))
+            if fixed.regions and one < (len(found.regions), bool(found.left)):
+                return fixed
+    return found
+
+
+def _captured(
+    model: nn.Module, arguments: Arguments, without: Mapping[str, str] | None, *, batch_alone: bool
+) -> Capture:
     with LOCK:
-        exported = export(private_copy(model), arguments)
+        exported = export(private_copy(model), arguments, batch_alone=batch_alone)
     if exported.writes:
         raise Refused(f"a call changes its {', '.join(exported.writes)}, which a plan would not")
     module = exported.module
@@ -127,7 +144,7 @@ def capture(
     whole = _whole(module, regions)
     blueprint = _blueprint(module, regions, whole, left, exported.guards, tensors, tensors_of(model))
     bound = {name: bind(graph, tensors) for name, graph in regions.items()}
-    return Capture(module, bound, left, whole, exported.guards, members, blueprint)
+    return Capture(module, bound, left, whole, exported.guards, members, blueprint, has_maps)
 
 
 def _leadings(module: fx.GraphModule, rows: bool) -> list[tuple[str, ...]]:

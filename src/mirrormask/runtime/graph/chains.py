@@ -62,6 +62,8 @@ MOVES: dict[Any, Callable[..., Any]] = {
             aten.repeat_interleave.self_int,
             aten.roll.default,
             aten.flip.default,
+            aten.mT.default,
+            aten.t.default,
             aten.pixel_shuffle.default,
             aten.pixel_unshuffle.default,
         )

@@ -80,7 +80,7 @@ def arrange(x: Tensor, first: tuple[int, ...], second: tuple[int, ...], size: tu
         size: of a map of the result, ``(height, width)``, ``(width,)``, or ``()`` for one number per channel.
     """
     places = torch.tensor(first)[:, None] + torch.tensor(second).clamp(min=0)
-    found = x.flatten(1)[:, places.reshape(-1)].unflatten(1, (len(first), len(second)))
+    found = x.flatten(1)[:, places.reshape(-1)].reshape(len(x), len(first), len(second))
     found = found.masked_fill(torch.tensor(second) < 0, 0.0)
     return found.reshape(len(x), len(first), *size)
 
@@ -95,7 +95,8 @@ def stored(
 
 def per_channel(x: Tensor, numbers: Tensor, kind: str) -> Tensor:
     """``x`` with one stored number for each channel: ``kind`` is ``mul``, ``div``, ``add``, ``sub`` or ``rsub``."""
-    return getattr(torch, kind)(x, numbers.reshape(1, -1, *[1] * (x.dim() - 2)))  # type: ignore[no-any-return]
+    made: Tensor = getattr(torch, kind)(x, numbers.reshape(1, -1, *[1] * (x.dim() - 2)))
+    return made
 
 
 def attend_maps(

@@ -115,8 +115,9 @@ def trace(node: fx.Node, known: Known) -> Traced | None:
     tried = came_from(node, root, known) or []
     for batch in (0, 1, -1):
         found = [_items(index, shape[0], each, batch) for shape, index in tried]
-        if found and found[0] is not None and all(np.array_equal(one, found[0]) for one in found[1:]):
-            return Traced(root, channels, size, found[0], batch)
+        first = found[0] if found else None
+        if first is not None and all(one is not None and np.array_equal(one, first) for one in found[1:]):
+            return Traced(root, channels, size, first, batch)
     return None
 
 

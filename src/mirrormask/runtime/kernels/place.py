@@ -45,17 +45,17 @@ def emit(spec: PlaceSpec, name: str) -> str:
             length, to = e.load_int(lengths, number, I32), e.at(result, e.load_int(places, number, I32))
             whole = e.b.and_(length, e.whole(-e.lanes))
 
-            def copy() -> None:
+            def copy() -> list[Value]:
                 start = e.at(plane, source)
                 e.loop(0, whole, lambda i, _: e.store(e.load(e.at(start, i)), e.at(to, i)), step=e.lanes)
-                e.loop(whole, length, lambda i, _: e.store_float(e.load_float(e.at(start, i)), e.at(to, i)))
+                return e.loop(whole, length, lambda i, _: e.store_float(e.load_float(e.at(start, i)), e.at(to, i)))
 
-            def clear() -> None:
+            def clear() -> list[Value]:
                 nothing = e.real(0.0)
-                e.loop(0, length, lambda i, _: e.store_float(nothing, e.at(to, i)))
+                return e.loop(0, length, lambda i, _: e.store_float(nothing, e.at(to, i)))
 
             there = e.b.icmp_signed(">=", source, e.whole(0))
-            e.either(there, lambda: (copy(), ())[1], lambda: (clear(), ())[1])
+            e.either(there, copy, clear)
 
         e.loop(0, e.field("runs"), at_run)
 

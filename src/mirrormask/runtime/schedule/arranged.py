@@ -115,7 +115,7 @@ class Arranged(Places):
         return map_layout(*shape, self.target.lanes, halo=0, gap=1)
 
     def _bias(self, node: Node, queries: int, keys: int) -> dict[str, Any]:
-        """The bias as ``[rows, heads, keys, queries]``, in whole vectors of queries; from one row and head to the next."""
+        """The bias as ``[rows, heads, keys, queries]``, in whole vectors of queries, and its steps."""
         if node.gain is None:
             return {}
         lanes = self.target.lanes
