@@ -43,6 +43,7 @@ class Network(nn.Module):
         self.attention = nn.MultiheadAttention(CHANNELS, HEADS, batch_first=True)
         self.table = nn.Parameter(torch.randn(25, HEADS))
         self.register_buffer("pairs", torch.randint(25, (9, 9)))
+        self.one = nn.Conv2d(CHANNELS // 4, CHANNELS // 4, 3, padding=1)
         self.batch = nn.BatchNorm1d(CHANNELS)
         nn.init.uniform_(self.batch.running_var, 0.5, 1.5)
 
@@ -144,11 +145,7 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "patches merged": merged,
     "batch norm of rows": lambda net, t: F.hardswish(net.batch(net.layer(t).flatten(0, 1)).view(t.shape)),
     "pixel shuffle": lambda net, t: F.pixel_shuffle(maps(t), 2).flatten(2).transpose(1, 2),
-    "pixels together": lambda net, t: net.layer(
-        F.pixel_shuffle(net.conv(F.pixel_unshuffle(F.pixel_shuffle(maps(t), 2), 2)), 2)
-        .view(t.shape[0], CHANNELS, -1)
-        .mT
-    ),
+    "pixels together": lambda net, t: F.pixel_unshuffle(net.one(F.pixel_shuffle(maps(t), 2)), 2).flatten(2).mT,
 }
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from mirrormask.runtime.graph.aten import argument
-from mirrormask.runtime.graph.chains import Known, is_move, sizes
+from mirrormask.runtime.graph.chains import is_move, sizes
 from mirrormask.runtime.graph.convert import CONVERTERS, writes_in_place
 from mirrormask.runtime.graph.functions import arrange, attend_maps, channel_norm, per_channel, pointwise, stored
 from mirrormask.runtime.graph.pointwise import ACTIVATIONS, ARITHMETIC
@@ -71,7 +71,7 @@ def tokens_as_maps(module: fx.GraphModule) -> None:
 class _Work:
     def __init__(self, graph: fx.Graph) -> None:
         self.graph = graph
-        self.known: Known = {}
+        self.known: dict[str, tuple[Ints, int] | None] = {}
         self.native: set[fx.Node] = set()
         """What is made of convolutions' maps, channels first."""
         self.made: dict[Any, fx.Node] = {}

@@ -18,7 +18,7 @@ from mirrormask.runtime.graph.aten import Context, Unsupported, open_shape
 from mirrormask.runtime.graph.bind import bind, names_in, tensors_of
 from mirrormask.runtime.graph.blueprint import Blueprint
 from mirrormask.runtime.graph.convert import CONVERTERS, aten, convert, streams_of, why_not
-from mirrormask.runtime.graph.export import LOCK, Arguments, Refused, export, private_copy, signature_of
+from mirrormask.runtime.graph.export import LOCK, Arguments, Export, Refused, export, private_copy, signature_of
 from mirrormask.runtime.graph.fold import fold_constants
 from mirrormask.runtime.graph.functions import arrange, attend, attend_maps, channel_norm, pointwise, product
 from mirrormask.runtime.graph.guards import Guards
@@ -106,17 +106,40 @@ def capture(
 def _captured(
     model: nn.Module, arguments: Arguments, without: Mapping[str, str] | None, *, batch_alone: bool
 ) -> Capture:
+    """One capture; where rewriting a program of a kind that was never seen fails, it is taken as it is."""
     with LOCK:
         exported = export(private_copy(model), arguments, batch_alone=batch_alone)
+        try:
+            return _cut(model, exported, without, rewrite=True)
+        except Refused:
+            raise
+        except Exception:
+            exported = export(private_copy(model), arguments, batch_alone=batch_alone)
+    try:
+        return _cut(model, exported, without, rewrite=False)
+    except Refused:
+        raise
+    except Exception as error:
+        raise Refused(f"its program cannot be cut into regions: {type(error).__name__}: {error}") from error
+
+
+def _cut(model: nn.Module, exported: Export, without: Mapping[str, str] | None, *, rewrite: bool) -> Capture:
+    """The regions of an exported program, and the program around them.
+
+    Args:
+        rewrite: whether patterns are looked for first.
+    """
     if exported.writes:
         raise Refused(f"a call changes its {', '.join(exported.writes)}, which a plan would not")
     module = exported.module
-    fold_constants(module)
+    if rewrite:
+        fold_constants(module)
     out_of_place(module.graph)
     without_identities(module.graph)
-    simplify(module)
-    tokens_as_maps(module)
-    views_last(module)
+    if rewrite:
+        simplify(module)
+        tokens_as_maps(module)
+        views_last(module)
     constants, constant_names = _constants(module)
     tensors = {constant_names[node]: tensor for node, tensor in constants.items()}
     reasons: dict[str, str] = {}

@@ -19,6 +19,7 @@ __all__ = [
     "TRIED",
     "Known",
     "came_from",
+    "chain_key",
     "concrete",
     "is_move",
     "moved",
@@ -81,7 +82,7 @@ def _padded(x: Tensor, sizes: list[int], mode: str, value: float | None) -> Tens
 Found = list[tuple[tuple[int, ...], Tensor]] | None
 Known = dict[str, Found]
 #: What open sizes are tried at, one column each.
-TRIED = ((3, 5, 2, 7, 11), (5, 2, 7, 3, 4))
+TRIED = ((2, 5, 3, 7, 11), (3, 2, 7, 5, 4))
 
 
 def sizes(node: fx.Node) -> tuple[str, ...]:
@@ -127,11 +128,16 @@ def came_from(node: fx.Node, source: fx.Node, known: Known) -> Found:
 
     None where a view cannot be followed. ``known`` remembers what was found: the layers of a model are alike.
     """
-    steps = steps_from(node, source)
-    key = repr([sizes(source), *((str(s.target), _plain(s.args[1:]), _plain(dict(s.kwargs))) for s in steps)])
+    key = chain_key(node, source)
     if key not in known:
-        known[key] = _follow(steps, source)
+        known[key] = _follow(steps_from(node, source), source)
     return known[key]
+
+
+def chain_key(node: fx.Node, source: fx.Node) -> str:
+    """What a chain of views does, in words."""
+    steps = steps_from(node, source)
+    return repr([sizes(source), *((str(s.target), _plain(s.args[1:]), _plain(dict(s.kwargs))) for s in steps)])
 
 
 def steps_from(node: fx.Node, source: fx.Node) -> list[fx.Node]:

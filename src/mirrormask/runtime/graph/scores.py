@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from mirrormask.runtime.graph.aten import argument
-from mirrormask.runtime.graph.chains import MOVES, concrete, is_move, sizes, symbols
+from mirrormask.runtime.graph.chains import MOVES, concrete, is_move, moved, sizes, steps_from, symbols
 
 __all__ = ["Scores", "scores_of"]
 
@@ -63,12 +63,13 @@ class Scores:
         rows, heads, queries, keys = shape
         whole = torch.zeros(*lead, queries, keys)
         if self.mask is not None:
-            mask = self.mask.meta["val"]
-            if mask.dtype == torch.bool:
-                mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+            steps = steps_from(self.mask, _root(self.mask))
             try:
+                mask = moved(steps, _root(self.mask).meta["val"], dict.fromkeys(symbols(*steps), 1))
+                if mask.dtype == torch.bool:
+                    mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
                 found = whole + mask
-            except RuntimeError:
+            except (RuntimeError, TypeError, ValueError, IndexError):
                 return None
         elif self.steps and self.first is not None:
             tried = _tried(self.steps, self.first, whole)
@@ -79,6 +80,8 @@ class Scores:
             return torch.zeros(0)
         if found.shape != whole.shape:
             return None
+        if not found.any():
+            return torch.zeros(0)
         found = found[:, None] if place == -1 else found.movedim(place, -3)
         found = found.reshape(rows, heads, queries, keys)
         if torch.equal(found[:1].expand_as(found), found):
@@ -143,7 +146,7 @@ def _by_name(node: fx.Node) -> Scores | None:
         return None
     if scale is not None and not isinstance(scale, (int, float)):
         return None
-    if mask is not None and (not isinstance(mask, fx.Node) or mask.op != "get_attr"):
+    if mask is not None and (not isinstance(mask, fx.Node) or _root(mask).op != "get_attr"):
         return None
     query, key, value = parts
     return Scores(query, key, value, False, scale, bool(given.get("is_causal", False)), mask=mask)  # type: ignore[arg-type]

@@ -18,8 +18,8 @@ from torch import Tensor, fx
 
 from mirrormask.runtime.graph.chains import (
     TRIED,
-    Known,
     came_from,
+    chain_key,
     concrete,
     is_move,
     moved,
@@ -104,20 +104,32 @@ def item_sizes(node: fx.Node) -> tuple[int, tuple[int, int]] | None:
     return channels, (rest[0] if len(rest) == 2 else 1, rest[-1] if rest else 1)
 
 
-def trace(node: fx.Node, known: Known) -> Traced | None:
-    """Of which items' numbers a value is made; None if that is not the same for every item."""
+def trace(node: fx.Node, known: dict[str, tuple[Ints, int] | None]) -> Traced | None:
+    """Of which items' numbers a value is made; None if that is not the same for every item.
+
+    Args:
+        known: what was found of chains of views so far: the layers of a model are alike.
+    """
     root = root_of(node)
     item = item_sizes(root)
     if item is None or not isinstance(node.meta.get("val"), Tensor):
         return None
     channels, size = item
-    each = channels * math.prod(size)
-    tried = came_from(node, root, known) or []
+    key = chain_key(node, root)
+    if key not in known:
+        known[key] = _followed(node, root, channels * math.prod(size))
+    found = known[key]
+    return None if found is None else Traced(root, channels, size, *found)
+
+
+def _followed(node: fx.Node, root: fx.Node, each: int) -> tuple[Ints, int] | None:
+    """The places of an item, and where the batch is."""
+    tried = came_from(node, root, {}) or []
     for batch in (0, 1, -1):
         found = [_items(index, shape[0], each, batch) for shape, index in tried]
         first = found[0] if found else None
         if first is not None and all(one is not None and np.array_equal(one, first) for one in found[1:]):
-            return Traced(root, channels, size, first, batch)
+            return first.astype(np.int64), batch
     return None
 
 
@@ -131,11 +143,13 @@ def _items(places: Tensor, count: int, each: int, batch: int) -> Ints | None:
         places = places.reshape(-1, count, *places.shape[1:]).movedim(1, 0)
     if not places.numel() or places.numel() % count:
         return None
-    index: Ints = places.reshape(count, -1).numpy().astype(np.int64)
-    shift = np.arange(count)[:, None] * each
-    if ((index >= 0) != (index[:1] >= 0)).any() or np.where(index >= 0, index - shift - index[:1], 0).any():
-        return None
+    index = places.reshape(count, -1).numpy()
     one: Ints = index[0]
+    there = one >= 0
+    for item in range(1, count):
+        moved = one + item * each
+        if not np.array_equal(index[item], moved if there.all() else np.where(there, moved, one)):
+            return None
     return one
 
 
@@ -167,9 +181,9 @@ def stored_index(node: Any, like: fx.Node, batch: fx.Node) -> Ints | None:
     if root.op != "get_attr" or not isinstance(value, Tensor) or value.dtype != torch.float32 or not value.numel():
         return None
     found: Ints | None = None
-    for shape, items, tried in tries(node, root, like, batch):
+    for shape, items, numbers in tries(node, root, like, batch):
         try:
-            index = tried.expand(shape).reshape(items, -1).numpy().astype(np.int64)
+            index = numbers.expand(shape).reshape(items, -1).numpy().astype(np.int64)
         except RuntimeError:
             return None
         if (index != index[:1]).any() or (found is not None and not np.array_equal(found, index[0])):

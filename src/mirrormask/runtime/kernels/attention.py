@@ -287,7 +287,11 @@ class _Head:
             value = e.converted(value)
             e.watch(value)
             place = self.plane("out", queries.arena, e.add(e.mul(self.head, width), d), queries.column)
-            e.store_below(value, place, queries.valid)
+            if self.spec.rows:  # zeros to the end of the row's last vector
+                places, end = e.ramp(e.whole(0), e.lanes), e.splat_int(e.b.trunc(queries.valid, I32))
+                e.store(e.b.select(e.b.icmp_signed("<", places, end), value, e.zero()), place)
+            else:
+                e.store_below(value, place, queries.valid)
 
         e.loop(0, width, put)
 

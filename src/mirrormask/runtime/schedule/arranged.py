@@ -13,6 +13,7 @@ from mirrormask.runtime.kernels.attention import ATTENTION, AttentionSpec
 from mirrormask.runtime.kernels.base import Op
 from mirrormask.runtime.kernels.layout import Layout, map_layout
 from mirrormask.runtime.kernels.place import PLACE, PlaceSpec
+from mirrormask.runtime.kernels.rows import width_step
 from mirrormask.runtime.schedule.places import Places, as_map, one_channel
 from mirrormask.runtime.schedule.problem import Fused
 
@@ -57,8 +58,10 @@ class Arranged(Places):
             if axis == 0:
                 stores = [(row - done, to) for row, to in stores if done <= row < done + shape[1]]
             first = np.arange(out.channels) * source.plane
-            self._put(node, PlaceSpec(self.target, False), held, place, out, first, _runs(second, stores, shape[2]))
             done += shape[1 + axis]
+            tail = 0 if axis == 1 and done < node.shape[2] else _tail(out, self.target.lanes)
+            runs = _runs(second, stores, shape[2], tail)
+            self._put(node, PlaceSpec(self.target, False), held, place, out, first, runs)
 
     def _put(
         self, node: Node, spec: PlaceSpec, held: int, place: int, out: Layout, first: Ints, runs: Runs, **args: Any
@@ -72,7 +75,8 @@ class Arranged(Places):
         self, node: Node, held: int, first: Ints, second: Ints, numbers: npt.NDArray[np.float32] | None
     ) -> None:
         out, place = self._new(node.name)
-        runs = _runs(second, _stores(out, as_map(node.shape)), as_map(node.shape)[2])
+        shape = as_map(node.shape)
+        runs = _runs(second, _stores(out, shape), shape[2], _tail(out, self.target.lanes))
         spec, extra = PlaceSpec(self.target, numbers is not None), {} if numbers is None else {"numbers": numbers}
         self._put(node, spec, held, place, out, first, runs, **extra)
 
@@ -151,12 +155,20 @@ def _stores(layout: Layout, shape: tuple[int, int, int]) -> list[tuple[int, int]
     return found
 
 
-def _runs(second: Ints, stores: list[tuple[int, int]], width: int) -> Runs:
+def _tail(layout: Layout, lanes: int) -> int:
+    """Zeros that whoever writes a row puts behind it, to the end of its last vector."""
+    if layout.flat:
+        return 0
+    step = width_step(layout, lanes)
+    return -(-layout.width // step) * step - layout.width
+
+
+def _runs(second: Ints, stores: list[tuple[int, int]], width: int, tail: int) -> Runs:
     """Runs of neighbouring numbers: where they come from, counted from 1 (0 for zeros), where they go, how many."""
     table = second.reshape(-1, width)
     sources, places, lengths = [], [], []
     for row, place in stores:
-        line = table[row]
+        line = np.concatenate([table[row], np.full(tail, -1)])
         step = np.diff(line)
         cut = np.flatnonzero(~(((step == 1) & (line[:-1] >= 0)) | ((line[:-1] < 0) & (line[1:] < 0)))) + 1
         begin = np.concatenate([[0], cut])
