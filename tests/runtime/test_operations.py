@@ -46,6 +46,10 @@ class Network(nn.Module):
         self.pair = nn.Conv2d(2 * CHANNELS, 5, 1)
         self.rows = nn.Linear(3, 40)
         self.norm = nn.BatchNorm2d(outputs)
+        self.turned = nn.ConvTranspose2d(CHANNELS, 6, 3, 2, 1, output_padding=1, groups=2, dilation=(2, 1))
+        self.doubled = nn.ConvTranspose2d(CHANNELS, 5, 2, 2, bias=False)
+        self.slopes, self.slope = nn.PReLU(CHANNELS), nn.PReLU()
+        nn.init.uniform_(self.slopes.weight, -0.5, 0.5)
         self.over = nn.LayerNorm(CHANNELS)
         nn.init.uniform_(self.over.weight, 0.5, 1.5)
         nn.init.uniform_(self.over.bias, 0.5, 1.5)
@@ -242,6 +246,9 @@ OPERATIONS |= {
         lambda net, y, x: y + net.up(F.gelu(net.down(net.over(y.permute(0, 2, 3, 1))))).permute(0, 3, 1, 2),
         CHANNELS,
     ),
+    "transposed convolution": (lambda net, y, x: net.turned(F.relu(y)), 6),
+    "transposed convolution, doubled": (lambda net, y, x: torch.cat([net.doubled(y), net.doubled(F.relu(y))], 1), 10),
+    "prelu": (lambda net, y, x: net.slopes(y) + net.slope(-y), CHANNELS),
     "layer norm of a mean": (
         lambda net, y, x: y * net.over(y.mean((2, 3), keepdim=True).permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
         CHANNELS,

@@ -18,7 +18,15 @@ from torch import Tensor, fx
 from mirrormask.runtime.graph.aten import argument
 from mirrormask.runtime.graph.chains import is_move, sizes
 from mirrormask.runtime.graph.convert import CONVERTERS, writes_in_place
-from mirrormask.runtime.graph.functions import arrange, attend_maps, channel_norm, per_channel, pointwise, stored
+from mirrormask.runtime.graph.functions import (
+    arrange,
+    attend_maps,
+    channel_norm,
+    per_channel,
+    pointwise,
+    spaced_conv,
+    stored,
+)
 from mirrormask.runtime.graph.pointwise import ACTIVATIONS, ARITHMETIC
 from mirrormask.runtime.graph.scores import Scores, scores_of
 from mirrormask.runtime.graph.traces import Ints, Spread, Traced, root_of, spread, stored_index, trace
@@ -33,6 +41,7 @@ CONVOLUTIONS = {
     aten.conv2d.default,
     aten.conv2d.padding,
     pointwise,
+    spaced_conv,
 }
 #: What works on ``[batch, channels, height, width]`` and finds that in a view.
 ON_MAPS = {

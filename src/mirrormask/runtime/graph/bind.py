@@ -60,9 +60,17 @@ def _filled(node: Node, tensors: dict[str, Tensor]) -> Node:
         weight = _array(tensors[origin.weight])
         weight = weight[:, :, None, :] if weight.ndim == 3 else weight
         weight = weight[:, :, None, None] if weight.ndim == 2 and node.op == "conv" else weight
-        weight = weight.T if origin.transposed else weight
+        if origin.transposed:
+            weight = weight.T if node.op == "linear" else _turned(weight, node.groups)
         bias = _array(tensors[origin.bias]).copy() if origin.bias else None
     return replace(node, weight=Weight.of(weight), bias=bias, origin=None)
+
+
+def _turned(weight: Floats, groups: int) -> Floats:
+    """The weight of a transposed convolution, ``[inputs, outputs, ...]``, as that of one over spaced maps."""
+    inputs, outputs, *kernel = weight.shape
+    parts = weight.reshape(groups, inputs // groups, outputs, *kernel).swapaxes(1, 2)
+    return np.ascontiguousarray(parts.reshape(groups * outputs, inputs // groups, *kernel)[..., ::-1, ::-1])
 
 
 def _places(node: Node) -> npt.NDArray[np.int64]:

@@ -20,13 +20,23 @@ from mirrormask.runtime.graph.blueprint import Blueprint
 from mirrormask.runtime.graph.convert import CONVERTERS, aten, convert, streams_of, why_not
 from mirrormask.runtime.graph.export import LOCK, Arguments, Export, Refused, export, private_copy, signature_of
 from mirrormask.runtime.graph.fold import fold_constants
-from mirrormask.runtime.graph.functions import arrange, attend, attend_maps, channel_norm, pointwise, product
+from mirrormask.runtime.graph.functions import (
+    arrange,
+    attend,
+    attend_maps,
+    channel_norm,
+    pointwise,
+    product,
+    spaced,
+    spaced_conv,
+)
 from mirrormask.runtime.graph.guards import Guards
 from mirrormask.runtime.graph.ir import Graph
 from mirrormask.runtime.graph.leading import views_last
-from mirrormask.runtime.graph.passes import out_of_place, without_identities
+from mirrormask.runtime.graph.passes import out_of_place, without_identities, written
 from mirrormask.runtime.graph.program import Unstorable, module_of, program_of
 from mirrormask.runtime.graph.simplify import simplify
+from mirrormask.runtime.graph.turned import turn
 
 __all__ = ["Capture", "capture", "from_blueprint"]
 
@@ -46,6 +56,8 @@ NAMES = {
     product: "addmm",
     pointwise: "linear",
     channel_norm: "layer_norm",
+    spaced_conv: "conv_transpose2d",
+    spaced: "conv_transpose2d",
 }
 #: Operations that may only give a tensor another shape.
 FLATTENS = {aten.flatten.using_ints, aten.view.default, aten.reshape.default}
@@ -138,11 +150,13 @@ def _cut(model: nn.Module, exported: Export, without: Mapping[str, str] | None, 
     without_identities(module.graph)
     if rewrite:
         simplify(module)
+        turn(module)
         tokens_as_maps(module)
         views_last(module)
     constants, constant_names = _constants(module)
     tensors = {constant_names[node]: tensor for node, tensor in constants.items()}
     reasons: dict[str, str] = {}
+    shared = dict.fromkeys(written(module.graph), "it shares memory with what an operation changes in place")
     regions: dict[str, Graph] = {}
     members: dict[str, frozenset[str]] = {}
     has_maps = any(n.target in CONVOLUTIONS for n in module.graph.nodes)
@@ -150,7 +164,7 @@ def _cut(model: nn.Module, exported: Export, without: Mapping[str, str] | None, 
     for rows in (False, True) if has_maps else (True,):
         for leading in _leadings(module, rows):
             context = Context(module, *_constants(module), rows)
-            support = _Support(context, leading, without or {}, reasons)
+            support = _Support(context, leading, {**(without or {}), **shared}, reasons)
             for graph_module in _fuse(module, support, f"{'rows' if rows else 'maps'}_{len(regions)}_"):
                 target = str(graph_module.target)
                 inner = module.get_submodule(target)

@@ -25,6 +25,7 @@ from mirrormask.runtime.graph.ir import Graph, Node, Origin
 from mirrormask.runtime.graph.pointwise import ACTIVATIONS, ARITHMETIC
 from mirrormask.runtime.graph.rowwise import ROWWISE
 from mirrormask.runtime.graph.spatial import SPATIAL, slice_
+from mirrormask.runtime.graph.turned import TURNED
 from mirrormask.runtime.graph.views import RESHAPES, SAME
 
 __all__ = ["CONVERTERS", "convert", "streams_of", "why_not", "writes_in_place"]
@@ -144,6 +145,7 @@ CONVERTERS: dict[Any, Callable[[Context, fx.Node], Node]] = {
     **SPATIAL,
     **CHANNELS,
     **ARRANGED,
+    **TURNED,
     aten.slice.Tensor: slice_,
     **RESHAPES,
     **SAME,

@@ -15,6 +15,8 @@ __all__ = [
     "per_channel",
     "pointwise",
     "product",
+    "spaced",
+    "spaced_conv",
     "stored",
 ]
 
@@ -121,3 +123,19 @@ def attend_maps(
     q, k, v = heads  # [batch, rows, heads, columns, features]
     result = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal, scale=scale)
     return result.permute(0, 2, 4, 1, 3).flatten(1, 2)
+
+
+def spaced(x: Tensor, stride: tuple[int, int], around: tuple[int, int, int, int]) -> Tensor:
+    """Maps with ``stride - 1`` zeros between their numbers, and so many more left, right, above and below."""
+    rows, columns = x.shape[2], x.shape[3]
+    made = x.new_zeros(*x.shape[:2], (rows - 1) * stride[0] + 1, (columns - 1) * stride[1] + 1)
+    made[:, :, :: stride[0], :: stride[1]] = x
+    return F.pad(made, around)
+
+
+def spaced_conv(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: tuple[int, int], groups: int) -> Tensor:
+    """The convolution that a transposed one is of :func:`spaced` maps: ``weight`` is ``[inputs, outputs, ...]``."""
+    inputs, outputs = weight.shape[:2]
+    parts = weight.reshape(groups, inputs // groups, outputs, *weight.shape[2:]).transpose(1, 2)
+    turned = parts.reshape(groups * outputs, inputs // groups, *weight.shape[2:]).flip(-1, -2)
+    return F.conv2d(x, turned, bias, dilation=dilation, groups=groups)

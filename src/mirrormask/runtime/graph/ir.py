@@ -122,9 +122,10 @@ class Node:
             scales of a ``resample``, if it has any.
         span: the first channel and past the last of a ``slice``; the channels of a ``gather`` in their new order;
             the first feature of each head of ``attention`` in query, key and value, one after the other;
-            how much a ``pad`` adds left, right, above and below; the axis, start, stop and step of a ``crop``; of each
-            channel, then of each position of an ``arrange``, where in an item its numbers come from; the axis along
-            which a ``join`` puts maps together.
+            how much a ``pad`` adds left, right, above and below (to maps with zeros between, of one number in
+            ``stride``, if it is ``"spaced"``); the axis, start, stop and step of a ``crop``; of each channel, then of
+            each position of an ``arrange``, where in an item its numbers come from; the axis along which a ``join``
+            puts maps together.
         ceil: whether the last windows of a pool may run over the edge.
         captured: the only map size that the settings hold for; empty if they hold for any.
         origin: where weight and bias come from, until they are filled in.
@@ -298,6 +299,7 @@ def _resampled(node: Node, source: tuple[int, ...]) -> list[int]:
         left, right, above, below = node.span
         if node.kind == "reflect" and (max(above, below) >= sizes[0] or max(left, right) >= sizes[1]):
             raise Unfit(f"{node.layer!r} reflects more than there is")
+        sizes = [(n - 1) * step + 1 for n, step in zip(sizes, node.stride, strict=True)]
         sizes = [sizes[0] + above + below, sizes[1] + left + right]
     elif node.op == "crop":
         axis, *bounds = node.span

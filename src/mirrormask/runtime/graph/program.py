@@ -20,6 +20,8 @@ from mirrormask.runtime.graph.functions import (
     per_channel,
     pointwise,
     product,
+    spaced,
+    spaced_conv,
     stored,
 )
 from mirrormask.runtime.graph.simplify import largest
@@ -34,6 +36,8 @@ OTHERS: dict[str, Any] = {
     "attend_maps": attend_maps,
     "arrange": arrange,
     "stored": stored,
+    "spaced": spaced,
+    "spaced_conv": spaced_conv,
     "per_channel": per_channel,
     "additive": additive,
     "product": product,

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mirrormask.runtime.graph.functions import arrange, attend, attend_maps, channel_norm
+from mirrormask.runtime.graph.functions import arrange, attend, attend_maps, channel_norm, spaced
 from mirrormask.runtime.graph.ir import Graph, Node
 
 __all__ = ["LIMIT", "RangeFinder"]
@@ -146,6 +146,8 @@ def _resized(node: Node, x: Tensor) -> Tensor:
         pool = F.adaptive_avg_pool2d if node.kind == "mean" else F.adaptive_max_pool2d
         rows, columns = (*node.shape[1:], 1, 1)[:2]
         return pool(x, (rows, columns)).reshape(len(x), *node.shape)
+    if node.op == "pad" and node.kind == "spaced":
+        return spaced(x, node.stride, node.span)  # type: ignore[arg-type]
     if node.op == "pad":
         fill = node.values[0] if node.kind == "constant" else None
         return F.pad(x, node.span, node.kind, fill)
