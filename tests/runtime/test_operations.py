@@ -347,3 +347,23 @@ def test_what_depends_on_no_input_has_no_items():
     fast = mm.compile(model, torch.randn(1, 3, 9, 9), tune=False, force=True)
     for batch in (1, 3):
         agrees(fast, model, torch.randn(batch, 3, 9, 9))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_padding_a_kernel_may_reach_far(name):
+    """As those of a causal network, which pads before."""
+
+    class Causal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.far = nn.Conv1d(4, 6, 3, dilation=40)
+            self.last = nn.Conv1d(6, 3, 3, dilation=70)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(F.pad(F.relu(self.far(F.pad(x, (80, 0)))), (140, 0)))
+
+    model, x = sparse(Causal()), torch.randn(2, 4, 200)
+    fast = mm.compile(model, x, instruction_set=name, tune=False, force=True)
+    assert fast.report.compiled and not fast.report.left and fast.report.regions == 1, f"{fast.report.left}"
+    for length in (200, 37, 150):
+        agrees(fast, model, torch.randn(3, 4, length))

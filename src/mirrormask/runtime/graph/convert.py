@@ -48,7 +48,8 @@ def _conv(context: Context, node: fx.Node) -> Node:
         padding = (0, 0) if padding == "valid" else (reach[0] // 2, reach[1] // 2)
     else:
         padding = pair(padding, one=one, fill=0)
-    if max(padding[1], kernel[1] * dilation[1]) > 48:
+    # What lies left and right of a row are a few zeros; without padding nothing past a row is read.
+    if max(padding[1], kernel[1]) > 48 or (padding[1] and kernel[1] * dilation[1] > 48):
         raise Unsupported("its kernel or padding is wider than 48")
     return Node(
         "conv",
