@@ -143,7 +143,7 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "attention by einsum": lambda net, t: t + einsum(net, t),
     "fewer queries": every_second,
     "patches merged": merged,
-    "batch norm of rows": lambda net, t: F.hardswish(net.batch(net.layer(t).flatten(0, 1)).view(t.shape)),
+    "batch norm of rows": lambda net, t: F.hardswish(net.batch(net.layer(t).flatten(0, 1)).reshape_as(t)),
     "pixel shuffle": lambda net, t: F.pixel_shuffle(maps(t), 2).flatten(2).transpose(1, 2),
     "pixels together": lambda net, t: F.pixel_unshuffle(net.one(F.pixel_shuffle(maps(t), 2)), 2).flatten(2).mT,
 }
