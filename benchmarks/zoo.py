@@ -2,6 +2,7 @@
 
     python benchmarks/zoo.py --clock processor --json zoo.jsonl                 # all of them
     python benchmarks/zoo.py --only resnet18,bert --rounds 5 --no-engines
+    python benchmarks/zoo.py --check --json zoo.jsonl                           # errors and regions, nothing timed
     python benchmarks/zoo.py --table zoo.jsonl                                  # the last row of each network in a file
 
 Each network is built in a process of its own with an empty cache, and in a second one from that cache, where it takes
@@ -13,7 +14,8 @@ is a row. The columns:
     error       the largest difference from eager over the largest output, on the example and on another input; in
                 brackets eager's own from float64, on the example
     outside     the share of a call's time that is spent outside the regions; all where the model runs as it was
-    cold, warm  seconds of a build in a fresh process, imports included: with an empty cache, and from it
+    cold, warm  seconds of a build in a fresh process, imports included: with an empty cache, and from it; in brackets
+                processor seconds of the first
     build MB    the peak of the build, beside the model, the imports and the plan; in brackets over the model's weights
     plan        memory of the plan over the model's weights
     over best   the best dense engine's time over ours
@@ -208,19 +210,21 @@ class Child:
         if not all(t.isfinite().all() and t.std() > 0 for t in tensors(expected)):
             raise ArithmeticError("the network's own output is constant or not finite")
         self.enter("mm.compile")
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         import mirrormask as mm
 
         # What any build loads (LLVM and torch.export, 100 MB) is not this network's memory; the time of it counts.
         mm.compile(nn.Linear(8, 8).eval(), torch.zeros(2, 8), tune=False)
         before = status_bytes("VmRSS")
         forget_peak()
-        fast = mm.compile(model, x)
-        seconds = time.perf_counter() - start
+        check = self.options.check
+        fast = mm.compile(model, x, tune=not check, force=check)
+        seconds, used = time.perf_counter() - start, time.process_time() - used
         beside = status_bytes("VmHWM") - before - fast.report.nbytes
         report = fast.report
         self.say(
             cold=seconds,
+            cpu=used,
             beside=max(0, beside),
             plan=report.nbytes,
             compiled=report.compiled,
@@ -264,8 +268,7 @@ def run_child(name: str, stage: str, cache: str, seconds: float, options: argpar
         command = [sys.executable, __file__, "--only", name, "--stage", stage, "--child", str(facts)]
         for option in ("rounds", "clock", "statistic", "sparsity", "vocabulary", "memory"):
             command += [f"--{option}", str(getattr(options, option))]
-        if options.no_engines:
-            command.append("--no-engines")
+        command += ["--no-engines"] * options.no_engines + ["--check"] * options.check
         one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "HF_HUB_OFFLINE"), "1")
         environment = {**os.environ, **one, "MIRRORMASK_CACHE": cache}
         row: Row = {}
@@ -296,7 +299,7 @@ def measure(name: str, options: argparse.Namespace) -> Row:
     start = time.monotonic()
     row: Row = {"network": name}
     with tempfile.TemporaryDirectory() as cache:
-        for stage in ("cold", "warm") if options.rounds else ("cold",):
+        for stage in ("cold",) if options.check or not options.rounds else ("cold", "warm"):
             row |= run_child(name, stage, cache, options.timeout + start - time.monotonic(), options)
             if "failed" in row:
                 break
@@ -315,6 +318,8 @@ def note(row: Row) -> str:
     if "failed" in row:
         return f"**{row['failed_in']}:** {row['failed'][:200]}".replace("|", "\\|")
     notes = [] if row["compiled"] else [f"runs as it was: {row['reason']}"]
+    if row["left"]:
+        notes.append(f"in PyTorch: {', '.join(dict.fromkeys(name.partition(' in ')[0] for name, _ in row['left']))}")
     notes += [f"{engine}: {why}" for engine, why in row.get("missing", {}).items()]
     return "; ".join(notes).replace("|", "\\|")
 
@@ -337,7 +342,7 @@ def cells(row: Row) -> list[str]:
         "none" if unplanned else regions,
         cell("error", ".1e") + (f" ({row['eager_error']:.1e})" if row.get("eager_error") is not None else ""),
         cell("outside", ".0f", 100) + "%" * ("outside" in row),
-        cell("cold", ".1f"),
+        cell("cold", ".1f") + (f" ({row['cpu']:.1f})" if "cpu" in row else ""),
         cell("warm", ".2f") + " (not cached)" * (row.get("cached") is False),
         build,
         plan,
@@ -389,6 +394,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", default=",".join(ZOO), help="names with commas between")
     parser.add_argument("--rounds", type=int, default=9, help="0 to build from an empty cache and no more")
     parser.add_argument("--no-engines", action="store_true", help="beside eager PyTorch")
+    parser.add_argument("--check", action="store_true", help="errors and regions alone: no tuning, no race")
     parser.add_argument("--json", type=Path, help="append one JSON line per network to this file")
     parser.add_argument("--table", type=Path, help="only print the table of a file that --json wrote")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one network, everything together")

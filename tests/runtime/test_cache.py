@@ -438,3 +438,34 @@ def test_killed_in_the_middle_or_beside_another_the_next_build_is_right(folder):
     for path in folder.glob("*.json"):
         assert known.load(path.stem) is not None
     assert all(machine_cache.load_bytes(path.stem) for path in folder.glob("[a-z]*.o"))
+
+
+class Named(nn.Module):
+    """Called by keywords, with numbers and ``None`` among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 6)
+
+    def forward(self, x: Tensor, other: Tensor | None = None, *, scale: float = 1.0, added: Tensor | None = None):
+        y = self.layer(x) * scale
+        return {"y": y if added is None else y + added}
+
+
+def test_a_model_called_by_keywords_is_captured_once(monkeypatch):
+    model, x, more = Named().eval(), torch.randn(3, 8), torch.randn(3, 6)
+    calls = ({"x": x, "scale": 2.0, "added": more}, {"x": x, "added": more}, {"x": x, "other": None, "scale": 0.5})
+    for call in calls:
+        mm.compile(model, call, tune=False, force=True)
+
+    def never(*_):
+        raise AssertionError("it was captured again")
+
+    monkeypatch.setattr("mirrormask.runtime.model.piece.capture", never)
+    with torch.no_grad():
+        for call in calls:
+            fast = mm.compile(model, call, tune=False, force=True)
+            assert fast.report.compiled
+            torch.testing.assert_close(fast(**call)["y"], model(**call)["y"])
+    with pytest.raises(AssertionError, match="captured again"):  # another number is another structure
+        mm.compile(model, {"x": x, "scale": 3.0, "added": more}, tune=False, force=True)

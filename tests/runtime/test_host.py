@@ -471,6 +471,34 @@ def test_hooks_are_refused_and_a_parents_train_is_not():
         parent.eval()
 
 
+def zeroed(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.a(x)
+    y[:, 0] = 0
+    y[:, 1] += 1
+    return m.b(y)
+
+
+def test_what_is_changed_in_place_is_in_no_region():
+    """A region knows the order of values; that of changes in place is another."""
+    model, x = convolutions(zeroed), torch.randn(2, 6, 9, 9)
+    fast = compiled(model, x)
+    assert "differ" not in fast.report.reason and any("fill_" in what for what, _ in fast.report.left)
+    agree(fast, model, x)
+
+
+@pytest.mark.parametrize("name", ["fold_constants", "simplify", "turn", "tokens_as_maps", "views_last"])
+def test_a_program_that_cannot_be_rewritten_is_taken_as_it_is(name, monkeypatch):
+    def fails(module) -> None:
+        list(module.graph.nodes)[-2].replace_all_uses_with(next(iter(module.graph.nodes)))  # half of it is done
+        raise KeyError("of a kind that was never seen")
+
+    monkeypatch.setattr(f"mirrormask.runtime.graph.capture.{name}", fails)
+    model = convolutions(lambda m, x: m.b(torch.relu(m.a(x))))
+    fast = compiled(model, torch.randn(2, 6, 9, 9))
+    assert fast.report.compiled and fast.report.regions == 1
+    agree(fast, model, torch.randn(3, 6, 9, 9))
+
+
 # -- models that cannot be captured whole -----------------------------------------------------------------------------
 
 

@@ -46,6 +46,10 @@ class Network(nn.Module):
         self.pair = nn.Conv2d(2 * CHANNELS, 5, 1)
         self.rows = nn.Linear(3, 40)
         self.norm = nn.BatchNorm2d(outputs)
+        self.turned = nn.ConvTranspose2d(CHANNELS, 6, 3, 2, 1, output_padding=1, groups=2, dilation=(2, 1))
+        self.doubled = nn.ConvTranspose2d(CHANNELS, 5, 2, 2, bias=False)
+        self.slopes, self.slope = nn.PReLU(CHANNELS), nn.PReLU()
+        nn.init.uniform_(self.slopes.weight, -0.5, 0.5)
         self.over = nn.LayerNorm(CHANNELS)
         nn.init.uniform_(self.over.weight, 0.5, 1.5)
         nn.init.uniform_(self.over.bias, 0.5, 1.5)
@@ -242,6 +246,9 @@ OPERATIONS |= {
         lambda net, y, x: y + net.up(F.gelu(net.down(net.over(y.permute(0, 2, 3, 1))))).permute(0, 3, 1, 2),
         CHANNELS,
     ),
+    "transposed convolution": (lambda net, y, x: net.turned(F.relu(y)), 6),
+    "transposed convolution, doubled": (lambda net, y, x: torch.cat([net.doubled(y), net.doubled(F.relu(y))], 1), 10),
+    "prelu": (lambda net, y, x: net.slopes(y) + net.slope(-y), CHANNELS),
     "layer norm of a mean": (
         lambda net, y, x: y * net.over(y.mean((2, 3), keepdim=True).permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
         CHANNELS,
@@ -340,3 +347,23 @@ def test_what_depends_on_no_input_has_no_items():
     fast = mm.compile(model, torch.randn(1, 3, 9, 9), tune=False, force=True)
     for batch in (1, 3):
         agrees(fast, model, torch.randn(batch, 3, 9, 9))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_padding_a_kernel_may_reach_far(name):
+    """As those of a causal network, which pads before."""
+
+    class Causal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.far = nn.Conv1d(4, 6, 3, dilation=40)
+            self.last = nn.Conv1d(6, 3, 3, dilation=70)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(F.pad(F.relu(self.far(F.pad(x, (80, 0)))), (140, 0)))
+
+    model, x = sparse(Causal()), torch.randn(2, 4, 200)
+    fast = mm.compile(model, x, instruction_set=name, tune=False, force=True)
+    assert fast.report.compiled and not fast.report.left and fast.report.regions == 1, f"{fast.report.left}"
+    for length in (200, 37, 150):
+        agrees(fast, model, torch.randn(3, 4, length))

@@ -268,3 +268,27 @@ def test_many_lengths_of_sequences_make_few_plans():
     for bad in (mask[:, :, :4], mask[0], mask.expand(3, 1, 5, 5)):
         with pytest.raises(ValueError, match="mask"):
             region(torch.randn(2, 5, FEATURES), bad)
+
+
+def test_a_small_layer_on_one_token_is_in_the_region():
+    """As a pooler: for all tokens, of which one is taken; a large one is not."""
+
+    class Pooled(nn.Module):
+        def __init__(self, outputs: int) -> None:
+            super().__init__()
+            self.body = nn.Sequential(*[nn.Linear(32, 32) for _ in range(3)], nn.LayerNorm(32))
+            self.pooler = nn.Linear(32, outputs)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.body(x)
+            return y, torch.tanh(self.pooler(y[:, 0]))
+
+    for outputs, regions in ((4, 1), (64, 2)):
+        model, x = Pooled(outputs).eval(), torch.randn(2, 5, 32)
+        fast = mm.compile(model, x, tune=False, force=True)
+        assert fast.report.regions == regions, f"{fast.report.left}"
+        for shape in ((2, 5, 32), (1, 9, 32)):
+            x = torch.randn(shape)
+            with torch.no_grad():
+                for got, expected in zip(fast(x), model(x), strict=True):
+                    close(got, expected)

@@ -25,7 +25,7 @@ def vit() -> nn.Module:
         ("resnet50", models.resnet50, 64, True),
         ("mobilenet_v2", models.mobilenet_v2, 64, True),
         ("vgg11_bn", lambda: models.vgg11_bn(num_classes=10), 32, True),
-        ("vit", vit, 32, False),
+        ("vit", vit, 32, True),
     ],
 )
 @pytest.mark.cases(2)

@@ -36,6 +36,8 @@ from mirrormask.runtime.schedule.tune import Tuner
 
 __all__ = ["compile"]
 
+#: Arguments beside tensors with which the structure of a model is kept in the cache.
+PLAIN = (bool, int, float, str, type(None))
 PRECISIONS = ("auto", "fp16", "fp32")
 WEIGHTS = ("fp32", "int8")
 
@@ -269,8 +271,9 @@ def _part(path: str, module: nn.Module, arguments: Arguments, options: Options) 
     Raises:
         Refused: it cannot be captured.
     """
-    plain = not arguments.kwargs and all(isinstance(x, Tensor) for x in arguments.args)
-    key = structure_key(module, tuple(arguments.tensors), _versions()) if plain else None
+    values = (*arguments.args, *arguments.kwargs.values())
+    plain = all(isinstance(x, (Tensor, *PLAIN)) for x in values)
+    key = structure_key(module, tuple(arguments.tensors), arguments.kind, _versions()) if plain else None
     stored = None if key is None else known.load(key)
     if stored is not None:
         # Nothing in a wrong file may do more harm than the time that this takes.

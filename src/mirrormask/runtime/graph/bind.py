@@ -47,6 +47,11 @@ def _filled(node: Node, tensors: dict[str, Tensor]) -> Node:
     if node.op == "norm":
         gain, shift = (_array(tensors[name]).copy() if name else None for name in (origin.weight, origin.bias))
         return replace(node, gain=gain, bias=shift, origin=None)
+    if node.op == "stored":
+        flat = _array(tensors[origin.weight]).reshape(-1)
+        return replace(node, gain=flat[_places(node)], span=(), origin=None)
+    if node.op == "attend":
+        return replace(node, gain=_array(tensors[origin.weight]).copy() if origin.weight else None, origin=None)
     if origin.variance:
         weight, bias = _batch_norm(origin, tensors, node.shape[0])
     elif node.kind == "batch_norm":
@@ -55,9 +60,25 @@ def _filled(node: Node, tensors: dict[str, Tensor]) -> Node:
         weight = _array(tensors[origin.weight])
         weight = weight[:, :, None, :] if weight.ndim == 3 else weight
         weight = weight[:, :, None, None] if weight.ndim == 2 and node.op == "conv" else weight
-        weight = weight.T if origin.transposed else weight
+        if origin.transposed:
+            weight = weight.T if node.op == "linear" else _turned(weight, node.groups)
         bias = _array(tensors[origin.bias]).copy() if origin.bias else None
     return replace(node, weight=Weight.of(weight), bias=bias, origin=None)
+
+
+def _turned(weight: Floats, groups: int) -> Floats:
+    """The weight of a transposed convolution, ``[inputs, outputs, ...]``, as that of one over spaced maps."""
+    inputs, outputs, *kernel = weight.shape
+    parts = weight.reshape(groups, inputs // groups, outputs, *kernel).swapaxes(1, 2)
+    return np.ascontiguousarray(parts.reshape(groups * outputs, inputs // groups, *kernel)[..., ::-1, ::-1])
+
+
+def _places(node: Node) -> npt.NDArray[np.int64]:
+    """Of each number of a stored map, its place in the stored tensor."""
+    channels = node.shape[0]
+    first, second = (np.array(part, np.int64) for part in (node.span[:channels], node.span[channels:]))
+    places: npt.NDArray[np.int64] = first[:, None] + second
+    return places
 
 
 def _batch_norm(origin: Origin, tensors: dict[str, Tensor], channels: int) -> tuple[Floats, Floats]:

@@ -13,22 +13,33 @@ from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
 from torch.fx.passes.operator_support import OperatorSupportBase
 
 from mirrormask.checks import few
+from mirrormask.runtime.graph.arrange import CONVOLUTIONS, tokens_as_maps
 from mirrormask.runtime.graph.aten import Context, Unsupported, open_shape
 from mirrormask.runtime.graph.bind import bind, names_in, tensors_of
 from mirrormask.runtime.graph.blueprint import Blueprint
 from mirrormask.runtime.graph.convert import CONVERTERS, aten, convert, streams_of, why_not
-from mirrormask.runtime.graph.export import LOCK, Arguments, Refused, export, private_copy, signature_of
-from mirrormask.runtime.graph.functions import attend, channel_norm, pointwise, product
+from mirrormask.runtime.graph.export import LOCK, Arguments, Export, Refused, export, private_copy, signature_of
+from mirrormask.runtime.graph.fold import fold_constants
+from mirrormask.runtime.graph.functions import (
+    arrange,
+    attend,
+    attend_maps,
+    channel_norm,
+    pointwise,
+    product,
+    spaced,
+    spaced_conv,
+)
 from mirrormask.runtime.graph.guards import Guards
 from mirrormask.runtime.graph.ir import Graph
 from mirrormask.runtime.graph.leading import views_last
-from mirrormask.runtime.graph.passes import out_of_place, without_identities
+from mirrormask.runtime.graph.passes import out_of_place, without_identities, written
 from mirrormask.runtime.graph.program import Unstorable, module_of, program_of
 from mirrormask.runtime.graph.simplify import simplify
+from mirrormask.runtime.graph.turned import turn
 
 __all__ = ["Capture", "capture", "from_blueprint"]
 
-CONVOLUTIONS = {aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding, pointwise}
 #: Layers over rows, and which of their arguments is the weight.
 LINEARS = {
     aten.linear.default: 1,
@@ -40,9 +51,13 @@ LINEARS = {
 #: What a reader of the model's code would call operations that this capture made.
 NAMES = {
     attend: "scaled_dot_product_attention",
+    attend_maps: "scaled_dot_product_attention",
+    arrange: "permute",
     product: "addmm",
     pointwise: "linear",
     channel_norm: "layer_norm",
+    spaced_conv: "conv_transpose2d",
+    spaced: "conv_transpose2d",
 }
 #: Operations that may only give a tensor another shape.
 FLATTENS = {aten.flatten.using_ints, aten.view.default, aten.reshape.default}
@@ -61,6 +76,7 @@ class Capture:
         guards: for which arguments it holds.
         nodes: names of the operations in each region.
         blueprint: the same without weights, when plain values can hold it and the model's own tensors can fill it.
+        has_maps: whether there are convolutions.
     """
 
     module: nn.Module
@@ -70,6 +86,7 @@ class Capture:
     guards: Guards
     nodes: dict[str, frozenset[str]] = field(default_factory=dict)
     blueprint: Blueprint | None = None
+    has_maps: bool = False
 
 
 def capture(
@@ -86,18 +103,60 @@ def capture(
     """
     if not isinstance(arguments, Arguments):
         arguments = Arguments.of(signature_of(model), arguments, {})
+    found = _captured(model, arguments, without, batch_alone=False)
+    many = bool(found.regions) and (len(found.regions) > 1 or bool(found.left))
+    if many and found.has_maps and any(dim for _, dim in found.guards.free):
+        # Views of maps are places in them where sizes are known, and a region with them is worth more than a size.
+        with contextlib.suppress(Refused):
+            fixed = _captured(model, arguments, without, batch_alone=True)
+            one = (len(fixed.regions), bool(fixed.left))
+            if fixed.regions and one < (len(found.regions), bool(found.left)):
+                return fixed
+    return found
+
+
+def _captured(
+    model: nn.Module, arguments: Arguments, without: Mapping[str, str] | None, *, batch_alone: bool
+) -> Capture:
+    """One capture; where rewriting a program of a kind that was never seen fails, it is taken as it is."""
     with LOCK:
-        exported = export(private_copy(model), arguments)
+        exported = export(private_copy(model), arguments, batch_alone=batch_alone)
+        try:
+            return _cut(model, exported, without, rewrite=True)
+        except Refused:
+            raise
+        except Exception:
+            exported = export(private_copy(model), arguments, batch_alone=batch_alone)
+    try:
+        return _cut(model, exported, without, rewrite=False)
+    except Refused:
+        raise
+    except Exception as error:
+        raise Refused(f"its program cannot be cut into regions: {type(error).__name__}: {error}") from error
+
+
+def _cut(model: nn.Module, exported: Export, without: Mapping[str, str] | None, *, rewrite: bool) -> Capture:
+    """The regions of an exported program, and the program around them.
+
+    Args:
+        rewrite: whether patterns are looked for first.
+    """
     if exported.writes:
         raise Refused(f"a call changes its {', '.join(exported.writes)}, which a plan would not")
     module = exported.module
+    if rewrite:
+        fold_constants(module)
     out_of_place(module.graph)
     without_identities(module.graph)
-    simplify(module)
-    views_last(module)
+    if rewrite:
+        simplify(module)
+        turn(module)
+        tokens_as_maps(module)
+        views_last(module)
     constants, constant_names = _constants(module)
     tensors = {constant_names[node]: tensor for node, tensor in constants.items()}
     reasons: dict[str, str] = {}
+    shared = dict.fromkeys(written(module.graph), "it shares memory with what an operation changes in place")
     regions: dict[str, Graph] = {}
     members: dict[str, frozenset[str]] = {}
     has_maps = any(n.target in CONVOLUTIONS for n in module.graph.nodes)
@@ -105,7 +164,7 @@ def capture(
     for rows in (False, True) if has_maps else (True,):
         for leading in _leadings(module, rows):
             context = Context(module, *_constants(module), rows)
-            support = _Support(context, leading, without or {}, reasons)
+            support = _Support(context, leading, {**(without or {}), **shared}, reasons)
             for graph_module in _fuse(module, support, f"{'rows' if rows else 'maps'}_{len(regions)}_"):
                 target = str(graph_module.target)
                 inner = module.get_submodule(target)
@@ -122,7 +181,7 @@ def capture(
     whole = _whole(module, regions)
     blueprint = _blueprint(module, regions, whole, left, exported.guards, tensors, tensors_of(model))
     bound = {name: bind(graph, tensors) for name, graph in regions.items()}
-    return Capture(module, bound, left, whole, exported.guards, members, blueprint)
+    return Capture(module, bound, left, whole, exported.guards, members, blueprint, has_maps)
 
 
 def _leadings(module: fx.GraphModule, rows: bool) -> list[tuple[str, ...]]:

@@ -14,7 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-__all__ = ["MOVES", "Known", "came_from", "sizes", "sources", "symbols"]
+__all__ = [
+    "MOVES",
+    "TRIED",
+    "Known",
+    "came_from",
+    "chain_key",
+    "concrete",
+    "is_move",
+    "moved",
+    "sizes",
+    "sources",
+    "steps_from",
+    "symbols",
+]
 
 aten = torch.ops.aten
 
@@ -24,6 +37,8 @@ MOVES: dict[Any, Callable[..., Any]] = {
     aten.reshape.default: torch.reshape,
     aten.contiguous.default: lambda x, **_: x,
     aten.clone.default: lambda x, **_: x,
+    aten.pad.default: lambda x, sizes, mode="constant", value=None: _padded(x, sizes, mode, value),
+    aten.constant_pad_nd.default: lambda x, sizes, value=0: _padded(x, sizes, "constant", value),
     **{
         target: target
         for target in (
@@ -46,13 +61,28 @@ MOVES: dict[Any, Callable[..., Any]] = {
             aten.movedim.int,
             aten.swapaxes.default,
             aten.repeat_interleave.self_int,
+            aten.roll.default,
+            aten.flip.default,
+            aten.mT.default,
+            aten.t.default,
+            aten.pixel_shuffle.default,
+            aten.pixel_unshuffle.default,
         )
     },
 }
+
+
+def _padded(x: Tensor, sizes: list[int], mode: str, value: float | None) -> Tensor:
+    """Numbers that are there, and -1 for zeros around them."""
+    if mode != "constant" or value:
+        raise ValueError("it pads with other numbers than zeros")
+    return torch.nn.functional.pad(x, sizes, value=-1)
+
+
 Found = list[tuple[tuple[int, ...], Tensor]] | None
 Known = dict[str, Found]
 #: What open sizes are tried at, one column each.
-TRIED = ((3, 5, 2, 7, 11), (5, 2, 7, 3, 4))
+TRIED = ((2, 5, 3, 7, 11), (3, 2, 7, 5, 4))
 
 
 def sizes(node: fx.Node) -> tuple[str, ...]:
@@ -98,17 +128,27 @@ def came_from(node: fx.Node, source: fx.Node, known: Known) -> Found:
 
     None where a view cannot be followed. ``known`` remembers what was found: the layers of a model are alike.
     """
+    key = chain_key(node, source)
+    if key not in known:
+        known[key] = _follow(steps_from(node, source), source)
+    return known[key]
+
+
+def chain_key(node: fx.Node, source: fx.Node) -> str:
+    """What a chain of views does, in words."""
+    steps = steps_from(node, source)
+    return repr([sizes(source), *((str(s.target), _plain(s.args[1:]), _plain(dict(s.kwargs))) for s in steps)])
+
+
+def steps_from(node: fx.Node, source: fx.Node) -> list[fx.Node]:
+    """The views between a tensor and what it is a view of, in order."""
     steps: list[fx.Node] = []
     while node is not source:
         steps.append(node)
         before = node.args[0]
         assert isinstance(before, fx.Node)
         node = before
-    steps.reverse()
-    key = repr([sizes(source), *((str(s.target), _plain(s.args[1:]), _plain(dict(s.kwargs))) for s in steps)])
-    if key not in known:
-        known[key] = _follow(steps, source)
-    return known[key]
+    return steps[::-1]
 
 
 def _plain(value: Any) -> Any:
@@ -132,32 +172,42 @@ def _follow(steps: list[fx.Node], source: fx.Node) -> Found:
             return None
         known = dict(zip(open_sizes, tried, strict=False))
         try:
-            shape = tuple(_concrete(size, known) for size in source.meta["val"].shape)
+            shape = tuple(concrete(size, known) for size in source.meta["val"].shape)
             value: Any = torch.arange(torch.Size(shape).numel(), dtype=torch.int32).reshape(shape)
-            for step in steps:
-                args, kwargs = (_concrete(part, known) for part in (list(step.args[1:]), dict(step.kwargs)))
-                function = operator.getitem if step.target is operator.getitem else MOVES[step.target]
-                value = function(value, *args, **kwargs)
+            value = moved(steps, value, known)
         except (RuntimeError, TypeError, ValueError, IndexError):  # sizes that these views cannot have
             return None
         found.append((shape, value))
     return found
 
 
-def _concrete(value: Any, known: dict[Any, int]) -> Any:
+def moved(steps: list[fx.Node], value: Any, known: dict[Any, int]) -> Any:
+    """What the views make of a tensor, with these sizes.
+
+    Raises:
+        RuntimeError, TypeError, ValueError, IndexError: they cannot be followed.
+    """
+    for step in steps:
+        args, kwargs = (concrete(part, known) for part in (list(step.args[1:]), dict(step.kwargs)))
+        function = operator.getitem if step.target is operator.getitem else MOVES[step.target]
+        value = function(value, *args, **kwargs)
+    return value
+
+
+def concrete(value: Any, known: dict[Any, int]) -> Any:
     """An argument with numbers for the open sizes.
 
     Raises:
         ValueError: it is made of others.
     """
     if isinstance(value, fx.Node):
-        return _concrete(value.meta.get("val"), known)
+        return concrete(value.meta.get("val"), known)
     if isinstance(value, torch.SymInt):
         return int(value.node.expr.subs(known))
     if isinstance(value, (list, tuple)):
-        return [_concrete(item, known) for item in value]
+        return [concrete(item, known) for item in value]
     if isinstance(value, dict):
-        return {key: _concrete(item, known) for key, item in value.items()}
+        return {key: concrete(item, known) for key, item in value.items()}
     if isinstance(value, Tensor):
         raise ValueError("a view by a tensor")
     return value

@@ -20,10 +20,15 @@ def _concat(context: Context, node: fx.Node) -> Node:
     shape = shape_of(node)
     if context.rows or not isinstance(parts, (list, tuple)) or len(shape) < 2:
         raise Unsupported("it puts rows together")
-    if argument(node, 1, "dim", 0) % len(shape) != 1:
-        raise Unsupported("it puts maps together otherwise than as channels")
+    dim = argument(node, 1, "dim", 0) % len(shape)
     if any(not isinstance(part, fx.Node) or len(shape_of(part)) != len(shape) for part in parts):
         raise Unsupported("it puts something together that is not maps")
+    if dim == 0:
+        raise Unsupported("it puts items together")
+    if dim > 1:
+        made = item_shape(context, node)
+        span = (dim - 2 if len(shape) == 4 else 1,)
+        return Node("join", node.name, [part.name for part in parts], made, layer=node.name, span=span)
     return Node("concat", node.name, [part.name for part in parts], item_shape(context, node), layer=node.name)
 
 

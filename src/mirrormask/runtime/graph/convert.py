@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from mirrormask.runtime.graph.arranged import ARRANGED
 from mirrormask.runtime.graph.aten import (
     Context,
     Unsupported,
@@ -24,6 +25,7 @@ from mirrormask.runtime.graph.ir import Graph, Node, Origin
 from mirrormask.runtime.graph.pointwise import ACTIVATIONS, ARITHMETIC
 from mirrormask.runtime.graph.rowwise import ROWWISE
 from mirrormask.runtime.graph.spatial import SPATIAL, slice_
+from mirrormask.runtime.graph.turned import TURNED
 from mirrormask.runtime.graph.views import RESHAPES, SAME
 
 __all__ = ["CONVERTERS", "convert", "streams_of", "why_not", "writes_in_place"]
@@ -46,7 +48,8 @@ def _conv(context: Context, node: fx.Node) -> Node:
         padding = (0, 0) if padding == "valid" else (reach[0] // 2, reach[1] // 2)
     else:
         padding = pair(padding, one=one, fill=0)
-    if max(padding[1], kernel[1] * dilation[1]) > 48:
+    # What lies left and right of a row are a few zeros; without padding nothing past a row is read.
+    if max(padding[1], kernel[1]) > 48 or (padding[1] and kernel[1] * dilation[1] > 48):
         raise Unsupported("its kernel or padding is wider than 48")
     return Node(
         "conv",
@@ -142,6 +145,8 @@ CONVERTERS: dict[Any, Callable[[Context, fx.Node], Node]] = {
     **ROWWISE,
     **SPATIAL,
     **CHANNELS,
+    **ARRANGED,
+    **TURNED,
     aten.slice.Tensor: slice_,
     **RESHAPES,
     **SAME,

@@ -30,7 +30,7 @@ __all__ = ["LOCK", "Arguments", "Export", "Refused", "export", "private_copy", "
 #: Characters of the longest formula of a size with which a trace goes on. Those of strided convolutions and pools have
 #: some fifty. Where each layer pads its input to a multiple (Swin's windows) they grow with every layer, and what torch
 #: proves of them takes minutes.
-LONGEST_SIZE = 150
+LONGEST_SIZE = 64
 
 #: Held by whoever captures a model: one thread of the process at a time.
 LOCK = threading.RLock()
@@ -161,17 +161,19 @@ def private_copy(model: nn.Module) -> nn.Module:
         return model
 
 
-def export(model: nn.Module, arguments: Arguments) -> Export:
+def export(model: nn.Module, arguments: Arguments, *, batch_alone: bool = False) -> Export:
     """Export a model; to be called under :data:`LOCK`, with a :func:`private_copy`.
 
-    All sizes are left open that the model leaves open; where that fails the first dimension alone, else none.
+    All sizes are left open that the model leaves open; where that fails, or with ``batch_alone``, the first dimension
+    alone, else none.
 
     Raises:
         Refused: no attempt succeeds.
     """
     doubled = arguments.with_tensors(_two) if _one_item(arguments) else arguments
-    attempts = [(doubled, None), (doubled, 0)]
+    attempts: list[tuple[Arguments, int | None]] = [(doubled, None), (doubled, 0)]
     attempts += [(arguments, None)] if doubled is not arguments else []
+    attempts = [one for one in attempts if not batch_alone or one[1] is not None]
     attempts += [(arguments, -1)]
     failure: Exception | None = None
     last: Exception | None = None

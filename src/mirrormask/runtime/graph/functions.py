@@ -6,7 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["additive", "attend", "channel_norm", "pointwise", "product"]
+__all__ = [
+    "additive",
+    "arrange",
+    "attend",
+    "attend_maps",
+    "channel_norm",
+    "per_channel",
+    "pointwise",
+    "product",
+    "spaced",
+    "spaced_conv",
+    "stored",
+]
 
 
 def product(bias: Tensor | None, x: Tensor, weight: Tensor) -> Tensor:
@@ -60,3 +72,70 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def channel_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """A layer norm over the channels of ``[batch, channels, height, width]``."""
     return F.layer_norm(x.movedim(1, -1), (x.shape[1],), weight, bias, eps).movedim(-1, 1)
+
+
+def arrange(x: Tensor, first: tuple[int, ...], second: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
+    """Numbers of each item in other places: ``out[c, p] = x[first[c] + second[p]]``, and 0 where ``second`` is less.
+
+    Args:
+        x: ``[batch, ...]``; places count an item's numbers one after the other.
+        size: of a map of the result, ``(height, width)``, ``(width,)``, or ``()`` for one number per channel.
+    """
+    places = torch.tensor(first)[:, None] + torch.tensor(second).clamp(min=0)
+    found = x.flatten(1)[:, places.reshape(-1)].reshape(len(x), len(first), len(second))
+    found = found.masked_fill(torch.tensor(second) < 0, 0.0)
+    return found.reshape(len(x), len(first), *size)
+
+
+def stored(
+    like: Tensor, numbers: Tensor, first: tuple[int, ...], second: tuple[int, ...], size: tuple[int, ...]
+) -> Tensor:
+    """:func:`arrange` of stored numbers, the same for every item of ``like``."""
+    once = arrange(numbers.reshape(1, -1), first, second, size)
+    return once.expand(len(like), *once.shape[1:])
+
+
+def per_channel(x: Tensor, numbers: Tensor, kind: str) -> Tensor:
+    """``x`` with one stored number for each channel: ``kind`` is ``mul``, ``div``, ``add``, ``sub`` or ``rsub``."""
+    made: Tensor = getattr(torch, kind)(x, numbers.reshape(1, -1, *[1] * (x.dim() - 2)))
+    return made
+
+
+def attend_maps(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    starts: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]],
+    width: tuple[int, int],
+    scale: float,
+    causal: bool,
+) -> Tensor:
+    """Attention between the columns of maps ``[batch, channels, rows, columns]``, each row by itself.
+
+    Args:
+        bias: added to the scores: ``[rows or 1, heads or 1, queries, keys]``.
+        starts, width: as :func:`attend` has them, of channels.
+    """
+    heads = []
+    for x, first, features in zip((query, key, value), starts, (width[0], *width), strict=True):
+        heads.append(torch.stack([x[:, start : start + features].permute(0, 2, 3, 1) for start in first], 2))
+    q, k, v = heads  # [batch, rows, heads, columns, features]
+    result = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal, scale=scale)
+    return result.permute(0, 2, 4, 1, 3).flatten(1, 2)
+
+
+def spaced(x: Tensor, stride: tuple[int, int], around: tuple[int, int, int, int]) -> Tensor:
+    """Maps with ``stride - 1`` zeros between their numbers, and so many more left, right, above and below."""
+    rows, columns = x.shape[2], x.shape[3]
+    made = x.new_zeros(*x.shape[:2], (rows - 1) * stride[0] + 1, (columns - 1) * stride[1] + 1)
+    made[:, :, :: stride[0], :: stride[1]] = x
+    return F.pad(made, around)
+
+
+def spaced_conv(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: tuple[int, int], groups: int) -> Tensor:
+    """The convolution that a transposed one is of :func:`spaced` maps: ``weight`` is ``[inputs, outputs, ...]``."""
+    inputs, outputs = weight.shape[:2]
+    parts = weight.reshape(groups, inputs // groups, outputs, *weight.shape[2:]).transpose(1, 2)
+    turned = parts.reshape(groups * outputs, inputs // groups, *weight.shape[2:]).flip(-1, -2)
+    return F.conv2d(x, turned, bias, dilation=dilation, groups=groups)

@@ -104,8 +104,8 @@ class Node:
 
     Attributes:
         op: ``input``, ``conv``, ``linear``, ``act``, ``add``, ``combine``, ``concat``, ``slice``, ``gather``, ``pool``,
-            ``adaptive``, ``mean``, ``pad``, ``crop``, ``resample``, ``flatten``, ``norm``, ``softmax`` or
-            ``attention``.
+            ``adaptive``, ``mean``, ``pad``, ``crop``, ``resample``, ``flatten``, ``norm``, ``softmax``, ``attention``
+            (of rows), ``attend`` (of columns of maps), ``arrange``, ``stored`` or ``join``.
         name: of the value it makes.
         inputs: names of the values it reads.
         shape: of the value, per item: ``(channels, height, width)`` or ``(features,)``.
@@ -113,14 +113,19 @@ class Node:
         stride, padding, dilation: per (row, column), for ``conv`` and ``pool``.
         kernel: the same; or the features of a head of the query and of the value.
         groups: of a convolution; or heads.
-        gain: what a ``norm`` multiplies each feature with; ``bias`` is then added.
+        gain: what a ``norm`` multiplies each feature with; ``bias`` is then added. The numbers of a ``stored`` map, as
+            ``[channels, height * width]``; what ``attend`` adds to the scores, ``[rows or 1, heads or 1, queries,
+            keys]``, of which ``stride`` holds the first two sizes.
         kind: the activation, what ``combine`` does, ``"max"`` / ``"mean"`` for a pool, ``"layer"`` / ``"rms"`` for a
             norm, ``"softmax"`` / ``"log_softmax"``, ``"causal"`` or not, and ``"mask"`` for an input that is one.
         values: the activation's parameters; a norm's eps; the scale of attention; what a ``pad`` fills with; the
             scales of a ``resample``, if it has any.
         span: the first channel and past the last of a ``slice``; the channels of a ``gather`` in their new order;
             the first feature of each head of ``attention`` in query, key and value, one after the other;
-            how much a ``pad`` adds left, right, above and below; the axis, start, stop and step of a ``crop``.
+            how much a ``pad`` adds left, right, above and below (to maps with zeros between, of one number in
+            ``stride``, if it is ``"spaced"``); the axis, start, stop and step of a ``crop``; of each channel, then of
+            each position of an ``arrange``, where in an item its numbers come from; the axis along which a ``join``
+            puts maps together.
         ceil: whether the last windows of a pool may run over the edge.
         captured: the only map size that the settings hold for; empty if they hold for any.
         origin: where weight and bias come from, until they are filled in.
@@ -235,6 +240,8 @@ class Graph:
                 shape = (shape[0], 1, shape[1]) if len(shape) == 2 else shape
                 if len(shape) != len(node.shape) or shape[0] != node.shape[0]:
                     raise Unfit(f"the input has shape {shape} per item where {node.shape} was captured")
+            elif not node.inputs:
+                shape = node.shape
             else:
                 shape = shape_made(node, [nodes[name].shape for name in node.inputs])
             nodes[node.name] = replace(node, shape=shape)
@@ -256,6 +263,8 @@ def shape_made(node: Node, sources: Sequence[tuple[int, ...]]) -> tuple[int, ...
         raise Unfit(f"{node.layer!r} adds tensors of different shapes")
     if node.op == "concat":
         return _together(node, list(sources))
+    if node.op == "join":
+        return _joined(node, list(sources))
     if node.op == "combine":
         return _combined(node, shape, sources[1])
     return shape
@@ -266,6 +275,14 @@ def _together(node: Node, parts: list[tuple[int, ...]]) -> tuple[int, ...]:
     if len({part[1:] for part in parts}) > 1:
         raise Unfit(f"{node.layer!r} puts maps of different sizes together")
     return (sum(part[0] for part in parts), *parts[0][1:])
+
+
+def _joined(node: Node, parts: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of maps beside or below each other."""
+    axis = 1 + node.span[0]
+    if len({(*part[:axis], *part[axis + 1 :]) for part in parts}) > 1:
+        raise Unfit(f"{node.layer!r} puts maps of different sizes together")
+    return (*parts[0][:axis], sum(part[axis] for part in parts), *parts[0][axis + 1 :])
 
 
 def _combined(node: Node, one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
@@ -292,6 +309,7 @@ def _resampled(node: Node, source: tuple[int, ...]) -> list[int]:
         left, right, above, below = node.span
         if node.kind == "reflect" and (max(above, below) >= sizes[0] or max(left, right) >= sizes[1]):
             raise Unfit(f"{node.layer!r} reflects more than there is")
+        sizes = [(n - 1) * step + 1 for n, step in zip(sizes, node.stride, strict=True)]
         sizes = [sizes[0] + above + below, sizes[1] + left + right]
     elif node.op == "crop":
         axis, *bounds = node.span
@@ -331,7 +349,7 @@ def _shape_after(node: Node, source: tuple[int, ...]) -> tuple[int, ...]:
         if source != (node.weight.shape[1],):
             raise Unfit(f"{node.layer!r} takes {node.weight.shape[1]} features, not {source}")
         return node.shape
-    if node.op in ("mean", "adaptive"):
+    if node.op in ("mean", "adaptive", "arrange", "attend"):
         return node.shape
     if node.op in ("pad", "crop", "resample"):
         return (source[0], *_resampled(node, source))

@@ -35,6 +35,11 @@ UNCHANGED = {
 }
 
 
+LINEARS = {aten.linear.default, aten.mm.default, aten.matmul.default, aten.addmm.default, product}
+#: The share of the weights before it up to which a layer on one token may as well take all of them.
+MOST_AGAIN = 0.05
+
+
 #: What works on channels as well as on rows.
 CHANNELWISE = {aten.linear.default, aten.layer_norm.default, *ACTIVATIONS, *ARITHMETIC}
 
@@ -132,6 +137,8 @@ def _sink(node: fx.Node) -> None:
         assert isinstance(first, fx.Node)
         if any(not _alike(first, view) for view in views[1:]):
             return
+        if first.target is aten.select.int and not _cheap(node, first):
+            return
         graph, value = node.graph, node.meta["val"]
         args = list(node.args)
         for place, view in zip(_places(node), views, strict=True):
@@ -156,6 +163,20 @@ def _sink(node: fx.Node) -> None:
         node = inner
 
 
+def _cheap(node: fx.Node, view: fx.Node) -> bool:
+    """Whether to compute for all tokens what is wanted of one is little beside what is computed for all before."""
+    before = view.args[0]
+    assert isinstance(before, fx.Node)
+    own = _weights(node)
+    others = [n for n in node.graph.nodes if n.target in LINEARS and sizes(n)[:-1] == sizes(before)[:-1]]
+    return own <= MOST_AGAIN * sum(map(_weights, others))
+
+
+def _weights(node: fx.Node) -> int:
+    stored = [arg for arg in node.args if isinstance(arg, fx.Node) and arg.op == "get_attr"]
+    return max((arg.meta["val"].numel() for arg in stored), default=0)
+
+
 def _places(node: fx.Node) -> tuple[int, ...]:
     """Which arguments of an operation are rows."""
     if node.target in (aten.addmm.default, product):
@@ -171,7 +192,7 @@ def _rows_of(node: fx.Node) -> list[fx.Node] | None:
     target, value = node.target, node.meta["val"]
     stored = [arg for arg in node.args if isinstance(arg, fx.Node) and arg.op == "get_attr"]
     last = len(sizes(node)) - 1
-    if target in (aten.linear.default, aten.mm.default, aten.matmul.default, aten.addmm.default, product):
+    if target in LINEARS:
         weight: Any = node.args[2 if target in (aten.addmm.default, product) else 1]
         known = weight in stored and len(sizes(weight)) == 2 and not node.kwargs
     elif target in (aten.layer_norm.default, aten.rms_norm.default):
@@ -216,6 +237,8 @@ def _moves_rows(view: fx.Node) -> bool:
         return int(after[-1]) > 1 and not _names_last(view, last)
     if view.target is aten.transpose.int:
         return all(int(dim) % (last + 1) != last for dim in view.args[1:])  # type: ignore[arg-type]
+    if view.target is aten.select.int:
+        return int(view.args[1]) % (last + 1) != last and last == 2  # type: ignore[arg-type]
     if view.target is aten.permute.default:
         return int(view.args[1][-1]) % (last + 1) == last  # type: ignore[index, arg-type]
     return False

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from mirrormask.runtime.graph.aten import argument, source_of
 from mirrormask.runtime.graph.convert import writes_in_place
 
-__all__ = ["out_of_place", "without_identities"]
+__all__ = ["out_of_place", "without_identities", "written"]
 
 aten = torch.ops.aten
 
@@ -86,6 +86,29 @@ def _alone(node: fx.Node, order: dict[fx.Node, int]) -> bool:
     if not isinstance(source, fx.Node) or not _fresh(source):
         return False
     return not any(order[user] > order[node] or _views(user) for user in source.users if user is not reader)
+
+
+def written(graph: fx.Graph) -> set[str]:
+    """The names of what makes or reads memory that some operation changes in place: its order is not that of values."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if not _in_place(node):
+            continue
+        source = node.args[0] if node.args else None
+        while isinstance(source, fx.Node) and _views(source) and source.args and source.op == "call_function":
+            source = source.args[0]
+        reached = [node, source] if isinstance(source, fx.Node) else [node]
+        while reached:
+            one = reached.pop()
+            if one in found:
+                continue
+            found.add(one)
+            for user in one.users:
+                if user.op == "call_function" and (_views(user) or _in_place(user)):
+                    reached.append(user)
+                else:
+                    found.add(user)
+    return {node.name for node in found}
 
 
 def _functional(target: torch._ops.OpOverload) -> Any:

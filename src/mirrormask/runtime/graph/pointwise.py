@@ -13,7 +13,7 @@ from torch import fx
 from mirrormask.runtime.graph.aten import Context, Unsupported, argument, item_shape, shape_of, source_of
 from mirrormask.runtime.graph.ir import Node, Origin
 
-__all__ = ["ACTIVATIONS", "ARITHMETIC", "Converter"]
+__all__ = ["ACTIVATIONS", "ARITHMETIC", "PER_CHANNEL", "Converter"]
 
 aten = torch.ops.aten
 
@@ -153,6 +153,16 @@ def _with_number(kind: str, number: float, alpha: float) -> tuple[float, float]:
     return found[kind]
 
 
+#: Arithmetic with one stored number per channel, by the name of the stored tensor.
+PER_CHANNEL: dict[str, Callable[[str], Origin]] = {
+    "mul": lambda name: Origin(weight=name),
+    "div": lambda name: Origin(weight=name, inverse=True),
+    "add": lambda name: Origin(bias=name),
+    "sub": lambda name: Origin(bias=name, bias_gain=-1.0),
+    "rsub": lambda name: Origin(bias=name, gain=-1.0),
+}
+
+
 def _with_stored(context: Context, node: fx.Node, x: fx.Node, stored: fx.Node, kind: str) -> Node:
     """With one stored number per channel: a 1x1 convolution of one weight per channel, as a batch norm is."""
     name, shape = context.constant(stored)
@@ -164,18 +174,13 @@ def _with_stored(context: Context, node: fx.Node, x: fx.Node, stored: fx.Node, k
         raise Unsupported(f"it works with a stored tensor of shape {shape}, which is not one number per channel")
     if aligned[1] not in (1, given[1]):
         raise Unsupported("it adds channels")
-    origins = {
-        "mul": Origin(weight=name),
-        "div": Origin(weight=name, inverse=True),
-        "add": Origin(bias=name),
-        "sub": Origin(bias=name, bias_gain=-1.0),
-        "rsub": Origin(bias=name, gain=-1.0),
-    }
-    if kind not in origins:
+    if kind not in PER_CHANNEL:
         raise Unsupported("it works with a stored tensor")
     made = item_shape(context, node)
     layer = context.names[stored]
-    return Node("conv", node.name, [x.name], made, layer, origin=origins[kind], groups=made[0], kind="batch_norm")
+    return Node(
+        "conv", node.name, [x.name], made, layer, origin=PER_CHANNEL[kind](name), groups=made[0], kind="batch_norm"
+    )
 
 
 def _with_value(context: Context, node: fx.Node, a: fx.Node, b: fx.Node, kind: str) -> Node:

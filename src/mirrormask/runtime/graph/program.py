@@ -11,7 +11,19 @@ import torch
 from torch import Tensor, fx, nn
 
 from mirrormask.runtime.graph.blueprint import Blueprint
-from mirrormask.runtime.graph.functions import additive, attend, channel_norm, pointwise, product
+from mirrormask.runtime.graph.functions import (
+    additive,
+    arrange,
+    attend,
+    attend_maps,
+    channel_norm,
+    per_channel,
+    pointwise,
+    product,
+    spaced,
+    spaced_conv,
+    stored,
+)
 from mirrormask.runtime.graph.simplify import largest
 
 __all__ = ["Unstorable", "module_of", "program_of"]
@@ -21,6 +33,12 @@ OTHERS: dict[str, Any] = {
     "getitem": operator.getitem,
     "largest": largest,
     "attend": attend,
+    "attend_maps": attend_maps,
+    "arrange": arrange,
+    "stored": stored,
+    "spaced": spaced,
+    "spaced_conv": spaced_conv,
+    "per_channel": per_channel,
     "additive": additive,
     "product": product,
     "pointwise": pointwise,
@@ -56,14 +74,14 @@ def module_of(blueprint: Blueprint, tensors: Mapping[str, Tensor]) -> nn.Module:
 
 
 def program_of(module: fx.GraphModule, steps: bool = True) -> list[list[Any]]:
-    """The program of a captured module that takes tensors alone; its result may be tuples, lists and dicts of tensors.
+    """The program of a captured module that takes no lists or dicts; its result may be such of tensors.
 
     Raises:
         Unstorable: some step is not a registered operation, or some value has no plain form.
     """
     spec = getattr(module.graph._codegen, "pytree_info", None)
-    if spec is None or any(child.num_children for child in spec.in_spec.child(0).children()):
-        raise Unstorable("it does not take tensors alone")
+    if spec is None or not _takes_leaves(module, spec.in_spec):
+        raise Unstorable("it takes lists or dicts")
     program: list[list[Any]] = []
     if not steps:
         return program
@@ -76,6 +94,14 @@ def program_of(module: fx.GraphModule, steps: bool = True) -> list[list[Any]]:
             args = (torch.utils._pytree.tree_unflatten(list(args[0]), spec.out_spec),)
         program.append([node.op, node.name, target, _plain(args), _plain(dict(node.kwargs))])
     return program
+
+
+def _takes_leaves(module: fx.GraphModule, spec: Any) -> bool:
+    """Whether each argument is one value, and those by name have the names of the program's inputs."""
+    args, kwargs = spec.child(0), spec.child(1)
+    names = [str(node.target) for node in module.graph.nodes if node.op == "placeholder"]
+    leaves = not any(child.num_children for child in (*args.children(), *kwargs.children()))
+    return leaves and names[args.num_children :] == list(kwargs.context or ())
 
 
 def _name(target: Any) -> str:

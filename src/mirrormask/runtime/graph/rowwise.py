@@ -26,7 +26,7 @@ def _norm(kind: str, places: tuple[int, int, int], eps: float) -> Converter:
         source, over = source_of(node), argument(node, 1, "normalized_shape")
         if len(over) != 1:
             raise Unsupported("it normalises over several dimensions")
-        if not context.rows:
+        if not context.rows and len(shape_of(node)) != 2:
             raise Unsupported("it normalises over the last dimension of maps")
         made = item_shape(context, node)
         weight, bias = (
@@ -56,7 +56,7 @@ def _softmax(kind: str) -> Converter:
         source, dim = source_of(node), int(argument(node, 1, "dim"))
         if argument(node, 2, "dtype") not in (None, torch.float32):
             raise Unsupported("it makes another type")
-        if not context.rows:
+        if not context.rows and len(shape_of(node)) != 2:
             raise Unsupported("it is a softmax over a map")
         if dim % len(shape_of(node)) != len(shape_of(node)) - 1:
             raise Unsupported("it is not over the last dimension")

@@ -141,6 +141,14 @@ def _unexpanded(node: fx.Node) -> Found:
     return None
 
 
+def _reshaped_as(node: fx.Node) -> Found:
+    """The shape of another tensor, where its first size alone is open: that is what remains."""
+    shape = _shape(node)
+    if node.target is not aten.reshape_as.default or not all(isinstance(size, int) and size for size in shape[1:]):
+        return None
+    return aten.reshape.default, (node.args[0], [-1, *shape[1:]])
+
+
 def _largest(node: fx.Node) -> Found:
     """The adaptive maximum of which only the numbers are read, not their places."""
     source = node.args[0] if node.args else None
@@ -181,6 +189,7 @@ PATTERNS: tuple[Callable[[fx.Node], Found], ...] = (
     _selected,
     _shuffle,
     _unexpanded,
+    _reshaped_as,
     _largest,
     rms_norm,
     tanh_gelu,

@@ -20,7 +20,7 @@ from mirrormask.runtime.kernels.layout import Layout
 
 __all__ = ["ATTENTION", "FIELDS", "AttentionSpec", "emit"]
 
-FIELDS = ("query", "key", "value", "out", "mask", "starts", "heads", "flag")
+FIELDS = ("query", "key", "value", "out", "mask", "starts", "heads", "bias", "bias_row", "bias_head", "flag")
 #: Keys of a block, keys whose scores are made together, and features of the result that are.
 KEYS, TOGETHER = 64, 4
 
@@ -35,6 +35,9 @@ class AttentionSpec:
         scale: of the scores.
         causal: whether a token sees none after it.
         masked: whether there is a mask, a tensor outside: its number is ``mask``.
+        keys: the layout of one feature of the keys and values; ``layout`` if there is none.
+        rows: of maps, each of which is a sequence of its own, and there are no buffers; 0 for sequences in buffers.
+        biased: whether a stored bias is added to the scores: ``[rows, heads, keys, queries]``.
     """
 
     target: Target
@@ -44,6 +47,14 @@ class AttentionSpec:
     scale: float
     causal: bool
     masked: bool
+    keys: Layout | None = None
+    rows: int = 0
+    biased: bool = False
+
+    @property
+    def key_layout(self) -> Layout:
+        """Of the keys and values."""
+        return self.keys or self.layout
 
 
 @dataclass
@@ -79,20 +90,28 @@ class _Head:
         self.e, self.spec, self.head, self.sequence = e, spec, head, sequence
         starts, heads = e.constants("starts"), e.field("heads")
         self.first = [e.load_int(starts, e.add(e.mul(heads, i), head), I32) for i in range(3)]
-        self.length, self.pitch, self.tokens = e.fact("length"), e.fact("pitch"), e.whole(spec.layout.width)
+        self.tokens = e.whole(spec.layout.width)
+        if spec.rows:  # a row of a map, all of which lies in one place
+            self.length, self.pitch = e.whole(spec.key_layout.width), e.whole(0)
+        else:
+            self.length, self.pitch = e.fact("length"), e.fact("pitch")
         self.begin = e.mul(sequence, self.length)
         self.scores, self.sums, self.running = scratch.scores, scratch.sums, scratch.running
 
     def plane(self, name: str, arena: Value, feature: Value, column: Value) -> Value:
         """Where a feature of the token in ``column`` of a buffer lies."""
-        e, layout = self.e, self.spec.layout
+        e, layout = self.e, self.spec.key_layout if name in ("key", "value") else self.spec.layout
         inner = e.add(e.add(e.mul(feature, layout.plane), column), layout.origin)
         return e.at(arena, e.add(e.field(name), inner))
 
-    def each_buffer(self, end: Value, body: Callable[[Value, Value, Value, Value], None]) -> None:
+    def each_buffer(self, layout: Layout, end: Value, body: Callable[[Value, Value, Value, Value], None]) -> None:
         """``body(arena, low, high, place)``: the columns of each buffer that hold the sequence's first ``end`` tokens,
         and the place in the sequence of the column 0."""  # fmt: skip
         e = self.e
+        if self.spec.rows:
+            start = e.mul(self.sequence, layout.pitch)
+            body(e.arena, start, e.add(start, end), e.b.sub(e.whole(0), start))
+            return
         last = e.add(self.begin, end)
 
         def at(number: Value, _: list[Value]) -> None:
@@ -118,6 +137,13 @@ class _Head:
             value = e.insert(value, e.load_float(e.at(mask, e.add(place, e.b.mul(query, steps[2])))), lane)
         return value
 
+    def stored_bias(self, queries: Queries, key: Value) -> Value:
+        """What the stored bias adds to the scores of these queries with a key: whole vectors of queries."""
+        e = self.e
+        wide = -(-self.spec.layout.width // e.lanes) * e.lanes
+        shift = e.add(e.b.mul(self.sequence, e.field("bias_row")), e.b.mul(self.head, e.field("bias_head")))
+        return e.load(e.at(e.constants("bias"), e.add(shift, e.add(e.mul(key, wide), queries.place))))
+
     def score(self, queries: Queries, arena: Value, column: Value, base: Value, count: int) -> list[Value]:
         """The scores of the queries with ``count`` keys from a column on."""
         e, width = self.e, self.spec.width
@@ -141,6 +167,8 @@ class _Head:
             for i, total in enumerate(totals):
                 key = e.add(e.add(column, base), i)
                 total = e.fmul(total, e.splat(self.spec.scale))
+                if self.spec.biased:
+                    total = e.fadd(total, self.stored_bias(queries, key))
                 if self.spec.masked:
                     total = e.fadd(total, self.bias(queries, key))
                 if self.spec.causal:
@@ -247,7 +275,7 @@ class _Head:
 
             e.loop(low, high, at_block, step=KEYS)
 
-        self.each_buffer(end, at_buffer)
+        self.each_buffer(self.spec.key_layout, end, at_buffer)
         with e.floats():
             total = e.load(e.at(running, e.lanes))
             unseen = e.b.fcmp_ordered("==", total, e.zero())
@@ -259,7 +287,11 @@ class _Head:
             value = e.converted(value)
             e.watch(value)
             place = self.plane("out", queries.arena, e.add(e.mul(self.head, width), d), queries.column)
-            e.store_below(value, place, queries.valid)
+            if self.spec.rows:  # zeros to the end of the row's last vector
+                places, end = e.ramp(e.whole(0), e.lanes), e.splat_int(e.b.trunc(queries.valid, I32))
+                e.store(e.b.select(e.b.icmp_signed("<", places, end), value, e.zero()), place)
+            else:
+                e.store_below(value, place, queries.valid)
 
         e.loop(0, width, put)
 
@@ -279,10 +311,12 @@ def emit(spec: AttentionSpec, name: str) -> str:
 
                 e.loop(low, high, at, step=e.lanes)
 
-            one.each_buffer(one.length, at_queries)
+            length = one.tokens if spec.rows else one.length
+            one.each_buffer(spec.layout, length, at_queries)
 
-        e.loop(0, e.fact("sequences"), at_sequence)
-        _clear(e, spec, head)
+        e.loop(0, spec.rows or e.fact("sequences"), at_sequence)
+        if not spec.rows:
+            _clear(e, spec, head)
 
     e.loop(e.low, e.high, at_head)
     return e.finish()
@@ -311,12 +345,19 @@ def check(op: Op, numbers: int) -> None:
     spec, starts = op.spec, op.args["starts"].reshape(3, -1)
     if starts.shape[1] != op.units or op.args["heads"] != op.units or int(starts.min(initial=0)) < 0:
         raise IndexError(f"{op.node!r}: {op.units} heads begin at {starts.tolist()}")
-    # A vector of queries may begin at the last column.
-    reach = spec.layout.origin + spec.layout.width + spec.target.lanes
+    if spec.rows and (spec.layout.segments > 1 or spec.key_layout.segments > 1):
+        raise IndexError(f"{op.node!r}: rows that share vectors")
     widths = (spec.width, spec.width, spec.value_width)
     for name, first, width in zip(("query", "key", "value"), starts, widths, strict=True):
-        end = (int(first.max(initial=0)) + width - 1) * spec.layout.plane + reach
+        layout = spec.layout if name == "query" else spec.key_layout
+        # A vector of queries may begin at the last column.
+        reach = layout.origin + max(0, spec.rows - 1) * layout.pitch + layout.width + spec.target.lanes
+        end = (int(first.max(initial=0)) + width - 1) * layout.plane + reach
         inside(op, name, op.args[name], op.args[name] + end, numbers)
+    if spec.biased:
+        wide = -(-spec.layout.width // spec.target.lanes) * spec.target.lanes
+        last = (spec.rows - 1) * op.args["bias_row"] + (op.units - 1) * op.args["bias_head"]
+        inside(op, "bias", 0, last + spec.key_layout.width * wide, op.args["bias"].size)
     inside(op, "out", op.args["out"], op.args["out"] + op.units * spec.value_width * spec.layout.plane, numbers)
 
 

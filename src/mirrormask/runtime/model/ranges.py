@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mirrormask.runtime.graph.functions import attend, channel_norm
+from mirrormask.runtime.graph.functions import arrange, attend, attend_maps, channel_norm, spaced
 from mirrormask.runtime.graph.ir import Graph, Node
 
 __all__ = ["LIMIT", "RangeFinder"]
@@ -80,6 +80,12 @@ class RangeFinder(nn.Module):
             if node.op == "input":
                 values[node.name] = given[node.name].reshape(math.prod(leading), *node.shape)
                 continue
+            if node.op == "stored":
+                assert node.gain is not None
+                values[node.name] = (
+                    torch.from_numpy(node.gain).reshape(1, *node.shape).expand(math.prod(leading), *node.shape)
+                )
+                continue
             sources = [values[name] for name in node.inputs]
             if node.op == "attention":
                 streams = [x.reshape(*leading, -1) for x in sources[:3]]
@@ -140,6 +146,8 @@ def _resized(node: Node, x: Tensor) -> Tensor:
         pool = F.adaptive_avg_pool2d if node.kind == "mean" else F.adaptive_max_pool2d
         rows, columns = (*node.shape[1:], 1, 1)[:2]
         return pool(x, (rows, columns)).reshape(len(x), *node.shape)
+    if node.op == "pad" and node.kind == "spaced":
+        return spaced(x, node.stride, node.span)  # type: ignore[arg-type]
     if node.op == "pad":
         fill = node.values[0] if node.kind == "constant" else None
         return F.pad(x, node.span, node.kind, fill)
@@ -156,7 +164,13 @@ def _attention(node: Node, sources: list[Tensor], mask: Tensor | None) -> Tensor
     starts = tuple(node.span[i * heads : (i + 1) * heads] for i in range(3))
     query, key, value = sources
     causal = node.kind == "causal"
-    return attend(query, key, value, mask, starts, (width, value_width), node.values[0], causal)  # type: ignore[arg-type]
+    function = attend if node.op == "attention" else attend_maps
+    return function(query, key, value, mask, starts, (width, value_width), node.values[0], causal)  # type: ignore[arg-type]
+
+
+def _arranged(node: Node, x: Tensor) -> Tensor:
+    channels = node.shape[0]
+    return arrange(x, node.span[:channels], node.span[channels:], node.shape[1:])
 
 
 def _result(node: Node, sources: list[Tensor]) -> Tensor:
@@ -177,8 +191,17 @@ def _result(node: Node, sources: list[Tensor]) -> Tensor:
         return F.rms_norm(x, node.shape, gain, node.values[0]) + (0.0 if bias is None else bias)
     if node.op == "softmax":
         return x.softmax(-1) if node.kind == "softmax" else x.log_softmax(-1)
+    if node.op == "arrange":
+        return _arranged(node, x)
+    if node.op == "attend":
+        bias = None
+        if node.gain is not None:
+            bias = torch.from_numpy(node.gain).reshape(*node.stride, node.shape[-1], sources[1].shape[-1])
+        return _attention(node, sources, bias)
     if node.op == "concat":
         return torch.cat(sources, 1)
+    if node.op == "join":
+        return torch.cat(sources, 2 + node.span[0])
     if node.op == "slice":
         return x[:, slice(*node.span)]
     if node.op == "gather":

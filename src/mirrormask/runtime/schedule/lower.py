@@ -6,6 +6,7 @@ import numpy as np
 
 from mirrormask.machine.targets import Target
 from mirrormask.runtime.graph.ir import Graph
+from mirrormask.runtime.schedule.arranged import Arranged
 from mirrormask.runtime.schedule.channels import Channels
 from mirrormask.runtime.schedule.layers import Layers
 from mirrormask.runtime.schedule.places import Chooser, Value
@@ -34,7 +35,7 @@ def lower(graph: Graph, target: Target, threads: int, choose: Chooser, tokens: i
     return _Lowering(graph, target, threads, choose, tokens).plan()
 
 
-class _Lowering(Layers, Channels, Spatial, Rowwise):
+class _Lowering(Layers, Channels, Spatial, Rowwise, Arranged):
     """One method ``_op`` for each operation that a node may be."""
 
     def plan(self) -> Plan:

@@ -51,7 +51,7 @@ def picks(node: Node, source: Sequence[int], out: Sequence[int], dtype: npt.DTyp
             scale = np.float32(1 / node.values[i] if node.values else size / count)
             index = np.minimum(np.floor(np.arange(count, dtype=np.float32) * scale).astype(np.int64), size - 1)
         elif node.op == "pad":
-            index = _padded(node.kind, np.arange(count) - node.span[2 - 2 * i], size)
+            index = _padded(node.kind, np.arange(count) - node.span[2 - 2 * i], size, node.stride[i])
         else:
             dim, start, stop, step = node.span
             index = np.arange(*slice(start, stop, step).indices(size)) if dim == i else np.arange(size)
@@ -70,7 +70,9 @@ def _between(node: Node, axis: int, size: int, count: int) -> npt.NDArray[np.flo
     return place
 
 
-def _padded(mode: str, index: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
+def _padded(mode: str, index: npt.NDArray[np.int64], size: int, step: int) -> npt.NDArray[np.int64]:
+    if mode == "spaced":
+        index = np.where(index % step, -1, index // step)
     if mode == "reflect":
         index = np.abs(index)
         return np.where(index >= size, 2 * (size - 1) - index, index)

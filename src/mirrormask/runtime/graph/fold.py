@@ -1,0 +1,101 @@
+"""What depends on stored tensors alone is computed once: position tables, masks of windows, biases of attention."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+__all__ = ["fold_constants"]
+
+aten = torch.ops.aten
+#: Operations that look at the type and the place of their input alone.
+LIKE = {
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_full.default,
+    aten.new_empty.default,
+}
+#: Numbers of the largest tensor that is kept in place of what made it.
+MOST = 1 << 24
+
+
+def fold_constants(module: fx.GraphModule) -> None:
+    """Replace, in place, values that no input has a part in by what they are."""
+    graph = module.graph
+    values: dict[fx.Node, Any] = {}
+    made: set[fx.Node] = set()
+    random = torch.Tag.nondeterministic_seeded
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            owner, _, name = str(node.target).rpartition(".")
+            values[node] = getattr(module.get_submodule(owner), name)
+        elif node.op == "call_function" and not (
+            isinstance(node.target, torch._ops.OpOverload) and random in node.target.tags
+        ):
+            args, kwargs = node.args, node.kwargs
+            if node.target in LIKE and isinstance(args[0], fx.Node):
+                like = args[0].meta.get("val")
+                if isinstance(like, Tensor) and args[0] not in values:
+                    args = (torch.empty(0, dtype=like.dtype), *args[1:])
+            if not all(arg in values for arg in _nodes((args, kwargs))) or _changes_input(node, made):
+                if _mutable(node) and any(arg in made for arg in _nodes((args, kwargs))):
+                    return  # something is written into what would be kept
+                continue
+            if not _nodes((args, kwargs)) and args is node.args and not _makes_tensor(node):
+                continue
+            with contextlib.suppress(Exception):  # whatever an operation raises: then it stays
+                given, named = fx.map_arg((args, kwargs), lambda arg: values[arg])
+                values[node] = node.target(*given, **named)
+                made.add(node)
+    _replace(module, values, made)
+
+
+def _nodes(value: Any) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    fx.map_arg(value, found.append)
+    return found
+
+
+def _mutable(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _makes_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), Tensor)
+
+
+def _changes_input(node: fx.Node, made: set[fx.Node]) -> bool:
+    """Whether an operation changes what was not made here: a parameter or buffer."""
+    if not _mutable(node):
+        return False
+    first = node.args[0] if node.args else None
+    while isinstance(first, fx.Node) and first in made:
+        if not first.args or not isinstance(first.args[0], fx.Node) or first.args[0] not in made:
+            return False
+        first = first.args[0]
+    return True
+
+
+def _replace(module: fx.GraphModule, values: dict[fx.Node, Any], made: set[fx.Node]) -> None:
+    """Stored tensors in place of the values that something else reads."""
+    graph, count = module.graph, 0
+    for node in list(graph.nodes):
+        if node not in made or not isinstance(values[node], Tensor):
+            continue
+        users = [user for user in node.users if user not in made]
+        if not users or values[node].numel() > MOST or any(user.op == "output" for user in users):
+            continue
+        name = f"_folded_{count}"
+        count += 1
+        module.register_buffer(name, values[node].detach().clone().contiguous())
+        with graph.inserting_before(node):
+            kept = graph.get_attr(name)
+        kept.meta = {"val": getattr(module, name)}
+        for user in users:
+            user.replace_input_with(node, kept)
+    for node in reversed(list(graph.nodes)):
+        if node in made and not node.users:
+            graph.erase_node(node)

@@ -1,0 +1,99 @@
+"""Transposed convolutions as convolutions over maps with zeros between, and PReLU of what is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from mirrormask.runtime.graph.aten import Context, Unsupported, argument, item_shape, pair, source_of
+from mirrormask.runtime.graph.functions import per_channel, spaced, spaced_conv
+from mirrormask.runtime.graph.ir import Node, Origin
+from mirrormask.runtime.graph.pointwise import Converter
+
+__all__ = ["TURNED", "turn"]
+
+aten = torch.ops.aten
+
+
+def turn(module: fx.GraphModule) -> None:
+    """Rewrite transposed convolutions and PReLU, in place."""
+    for node in list(module.graph.nodes):
+        made = None
+        with module.graph.inserting_before(node):
+            if node.target is aten.conv_transpose2d.input:
+                made = _turned(node)
+            elif node.target is aten.prelu.default:
+                made = _prelu(node)
+        if made is not None:
+            made.meta |= {name: value for name, value in node.meta.items() if name != "val"}
+            node.replace_all_uses_with(made)
+            module.graph.erase_node(node)
+
+
+def _put(like: fx.Node, target: Any, *args: Any) -> fx.Node:
+    made = like.graph.call_function(target, args)
+    given = fx.map_arg(args, lambda arg: arg.meta["val"])
+    made.meta["val"] = target(*given)
+    return made
+
+
+def _is_stored(node: Any) -> bool:
+    return isinstance(node, fx.Node) and node.op == "get_attr"
+
+
+def _turned(node: fx.Node) -> fx.Node | None:
+    x, weight, bias = (argument(node, i, name) for i, name in enumerate(("input", "weight", "bias")))
+    if not _is_stored(weight) or not isinstance(x, fx.Node) or len(x.meta["val"].shape) != 4:
+        return None
+    names = (("stride", 1), ("padding", 0), ("output_padding", 0))
+    stride, padding, more = (pair(argument(node, 3 + i, name, fill)) for i, (name, fill) in enumerate(names))
+    groups, dilation = int(argument(node, 6, "groups", 1)), pair(argument(node, 7, "dilation", 1))
+    kernel = weight.meta["val"].shape[2:]
+    before = [d * (int(k) - 1) - p for d, k, p in zip(dilation, kernel, padding, strict=True)]
+    around = (before[1], before[1] + more[1], before[0], before[0] + more[0])
+    return _put(node, spaced_conv, _put(node, spaced, x, stride, around), weight, bias, dilation, groups)
+
+
+def _prelu(node: fx.Node) -> fx.Node | None:
+    """``max(x, 0) - slope max(-x, 0)``."""
+    x, slope = node.args
+    value = x.meta.get("val") if isinstance(x, fx.Node) else None
+    if not _is_stored(slope) or not isinstance(value, Tensor) or value.dim() < 3:
+        return None
+    below = _put(node, aten.relu.default, _put(node, aten.neg.default, x))
+    return _put(node, aten.sub.Tensor, _put(node, aten.relu.default, x), _put(node, per_channel, below, slope, "mul"))
+
+
+def _spaced(context: Context, node: fx.Node) -> Node:
+    if context.rows:
+        raise Unsupported("it works on maps")
+    stride, around = node.args[1:3]
+    given: Any = stride
+    sides: Any = around
+    made, names = item_shape(context, node), [source_of(node).name]
+    return Node("pad", node.name, names, made, node.name, kind="spaced", span=tuple(sides), stride=tuple(given))
+
+
+def _spaced_conv(context: Context, node: fx.Node) -> Node:
+    if context.rows:
+        raise Unsupported("it works on maps")
+    (weight, shape), (bias, _) = context.constant(node.args[1]), context.constant(node.args[2])
+    dilation = pair(node.args[3])
+    if shape[3] * dilation[1] > 48:
+        raise Unsupported("its kernel is wider than 48")
+    return Node(
+        "conv",
+        node.name,
+        [source_of(node).name],
+        item_shape(context, node),
+        layer=context.layer(node.args[1]),
+        origin=Origin(weight, bias, transposed=True),
+        dilation=dilation,
+        groups=int(node.args[4]),  # type: ignore[arg-type]
+        kernel=(shape[2], shape[3]),
+    )
+
+
+TURNED: dict[Any, Converter] = {spaced: _spaced, spaced_conv: _spaced_conv}
