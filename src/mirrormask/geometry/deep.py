@@ -78,8 +78,8 @@ class DeepProduct(Geometry):
             ``lr · gain / mean(Σ_d Π_{e≠d} |ω_e|)``), so that gain 1 makes the first step move x, on average, as the
             base optimizer would have. ``"auto"`` is that of two factors, 0.7 (1 under Adam), times ``16^(2/D - 1)``
             (``16^(1/D - 1/2)``): weights that grow sixteenfold end at the speed that two factors would give them. With
-            0.7 for three, LeNet-300-100 diverged in 17 steps at learning rate 0.1. ``None`` leaves the learning rate alone:
-            the paper's setting, which has to be searched for each depth.
+            0.7 for three, LeNet-300-100 diverged in 17 steps at learning rate 0.1. ``None`` leaves the learning rate
+            alone: the paper's setting, which has to be searched for each depth.
         seed: of the draw of the factors, at least 0.
 
     Raises:
