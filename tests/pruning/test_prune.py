@@ -158,7 +158,7 @@ def test_they_are_scores_of_any_schedule(score):
     model, batches = mlp(), [(x, torch.randint(0, 4, (len(x),))) for x in correlated()]
     dense = copy.deepcopy(model)
     base = torch.optim.SGD(model.parameters(), lr=0.01)
-    optimizer = mm.sparsify(model, base, mm.methods.gmp(0.5, score=score), steps=20, batches=batches)
+    optimizer = mm.sparsify(model, base, mm.methods.gmp(0.5, score=score, floor=0.0), steps=20, batches=batches)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     for _ in range(20):
         nn.functional.cross_entropy(model(batches[0][0]), batches[0][1]).backward()

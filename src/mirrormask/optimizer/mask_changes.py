@@ -75,7 +75,7 @@ class MaskChanges(MaskChoice):
         if rule.allocation == "global" and rule.pattern is None:
             least = floors(self._shapes, sparsity, self._floor)
             held = [
-                n <= k for n, k in zip(shards.count(living, own), least, strict=True)
+                0 < n <= k for n, k in zip(shards.count(living, own), least, strict=True)
             ]  # by the floor, not the score
             free = [span for span, by_floor in zip(spans, held, strict=True) if not by_floor]
             if free:

@@ -174,7 +174,7 @@ def _counts(
             moment = moment_of(model, stage, batches, forward)
             for layer in stage.layers:
                 scores[layer.name] = MOMENT_SCORES[method](layer.matrix().to(moment.matrix.dtype), moment)
-        counts = [int(mask.sum()) for mask in select([scores[name] for name in names], rule.sparsity, floor=rule.floor)]
+        counts = [int(mask.sum()) for mask in select([scores[name] for name in names], rule.sparsity)]
     return dict(zip(names, counts, strict=True))
 
 
