@@ -148,6 +148,31 @@ def test_what_is_returned_keeps_its_form(tmp_path):
     assert [port.name for port in loaded.inputs] == ["x"]
 
 
+class Maybe(nn.Module):
+    """Another input that may be left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Linear(20, 12)
+
+    def forward(self, x, other=None):
+        return self.one(x).relu() if other is None else self.one(x * other)
+
+
+def test_each_kind_of_call_that_was_captured(tmp_path):
+    x, other = torch.randn(4, 20), torch.randn(4, 20)
+    model = pruned(Maybe())
+    fast = mm.compile(model, x, tune=False, force=True)
+    fast.save(tmp_path / "one")
+    wanted = fast(x, other)
+    fast.save(tmp_path / "two")
+    with pytest.raises(TypeError, match="there is no input 'other'; the inputs are x"):
+        load(tmp_path / "one")(x.numpy(), other=other.numpy())
+    loaded = load(tmp_path / "two")
+    assert np.array_equal(loaded(x.numpy()), fast(x).numpy())
+    assert np.array_equal(loaded(x.numpy(), other=other.numpy()), wanted.numpy())
+
+
 def test_numbers_that_are_not_finite_go_where_weights_lead(tmp_path):
     fast = saved(images(), torch.randn(4, 3, 20, 20), tmp_path / "m")
     x = torch.randn(4, 3, 20, 20)

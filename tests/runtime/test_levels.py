@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 import mirrormask as mm
+from mirrormask.machine.jit import host_features
 from mirrormask.machine.targets import available_targets
 from mirrormask.runtime.graph.ir import Weight
-from mirrormask.runtime.graph.levels import are_levels, levels_of
+from mirrormask.runtime.graph.levels import levels_of, stored_as
 
 
 def network(sparsity=0.9):
@@ -29,7 +30,7 @@ def network(sparsity=0.9):
 
 
 def kinds(fast):
-    return [op.kernel.kind + (" levels" if getattr(op.spec, "levels", False) else "")
+    return [op.kernel.kind + ({"int8": " levels", "fp16": " halves"}.get(getattr(op.spec, "weights", ""), ""))
             for region in fast.regions for plan in region.plans() for op in plan.ops]  # fmt: skip
 
 
@@ -50,6 +51,21 @@ def test_equal_to_the_quantized_model(target, batch):
     assert kinds(twin) == kinds(fast) and torch.equal(twin(x), fast(x))
     plain = mm.compile(network(), x, **options)
     assert "vector_sparse levels" not in kinds(plain) and not torch.equal(plain(x), fast(x))
+
+
+def test_half_precision_weights():
+    model, x = network(), torch.randn(1, 3, 17, 17)
+    fast = mm.compile(model, x, weights="fp16", tune=False, force=True)
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            weight.data = weight.data.half().float()
+    expected = model(x).detach()
+    torch.testing.assert_close(fast(x), expected, rtol=1e-5, atol=2e-6 * float(expected.abs().max()))
+    narrow = [kind for kind in kinds(fast) if kind == "vector_sparse halves"]
+    assert len(narrow) == 2 or "f16c" not in host_features()
+    model[7].weight.data[0, 0] = 1e5
+    with pytest.raises(ValueError, match=r"'7\.weight' holds numbers beyond half precision's 65,504"):
+        mm.compile(model, x, weights="fp16")
 
 
 def test_other_shapes_are_those_of_the_rounded_model_and_stale_is_of_the_users():
@@ -92,10 +108,12 @@ def test_levels_are_found_in_the_numbers():
     found, scales = levels_of([(row[first], values[first]), (row[~first], values[~first])], 20)
     assert np.array_equal(np.concatenate(found), level[row, column])
     np.testing.assert_allclose(scales, scale[:, 0], rtol=3e-7)
-    assert are_levels(Weight.of(weight))
+    assert stored_as(Weight.of(weight)) == "int8"
     weight[3, np.flatnonzero(weight[3])[1]] *= np.float32(1.001)
     row, column = np.nonzero(weight)
-    assert levels_of([(row, weight[row, column])], 20) is None and not are_levels(Weight.of(weight))
+    assert levels_of([(row, weight[row, column])], 20) is None
+    assert stored_as(Weight.of(weight)) == "fp32"
+    assert stored_as(Weight.of(weight.astype(np.float16).astype(np.float32))) == "fp16"
 
 
 def test_what_cannot_be_rounded_is_refused():

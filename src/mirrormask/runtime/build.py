@@ -25,7 +25,7 @@ from mirrormask.runtime.graph.export import Arguments, Refused, private_copy, si
 from mirrormask.runtime.graph.structure import structure_key
 from mirrormask.runtime.model.accuracy import acceptable, difference
 from mirrormask.runtime.model.compiled import CompiledModel
-from mirrormask.runtime.model.levels import with_levels
+from mirrormask.runtime.model.levels import with_weights
 from mirrormask.runtime.model.measure import layer_reports
 from mirrormask.runtime.model.piece import Captured, Piece, Tools, own_tensors, working
 from mirrormask.runtime.model.ranges import RangeFinder
@@ -39,7 +39,7 @@ __all__ = ["compile"]
 #: Arguments beside tensors with which the structure of a model is kept in the cache.
 PLAIN = (bool, int, float, str, type(None))
 PRECISIONS = ("auto", "fp16", "fp32")
-WEIGHTS = ("fp32", "int8")
+WEIGHTS = ("fp16", "fp32", "int8")
 
 
 def compile(
@@ -73,8 +73,9 @@ def compile(
             processor has it.
         weights: ``"fp32"``, or ``"int8"``: each weight is rounded to one of 255 levels with a scale for each output, as
             :func:`mirrormask.quantize` without batches does to a model; sums stay in fp32, zeros stay zero. Linear
-            layers on one row then read 3 bytes a weight instead of 6. The compiled model keeps a rounded copy of the
-            model. A model that ``mm.quantize`` has rounded gets such kernels by itself.
+            layers on one row then read 3 bytes a weight instead of 6. ``"fp16"``: rounded to half precision, 4 bytes.
+            The compiled model keeps a rounded copy of the model. A model that ``mm.quantize`` has rounded gets such
+            kernels by itself.
         instruction_set: ``"avx512"``, ``"avx2"``, ``"neon"`` or ``"scalar"``; the best of this machine by default.
         tune: measure the candidates; without, take good guesses.
         force: use the plan even where it is not faster than the model.
@@ -122,7 +123,7 @@ def compile(
         note = f"in fp32: {why}"
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         snapshot = Snapshot(model)
-        source = model if weights == "fp32" else with_levels(model)
+        source = model if weights == "fp32" else with_weights(model, weights)
         if half is not None:
             fast = _build(source, arguments, Options(half, tune, force, check_range, start), snapshot)
             if fast.report.compiled:

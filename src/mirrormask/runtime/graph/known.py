@@ -9,7 +9,7 @@ from typing import Any
 
 from mirrormask.machine.cache import read, source_hash, write
 from mirrormask.runtime.graph.ir import Graph
-from mirrormask.runtime.graph.levels import are_levels
+from mirrormask.runtime.graph.levels import stored_as
 
 __all__ = ["graph_key", "load", "store", "weights_key"]
 
@@ -24,7 +24,7 @@ def weights_key(graphs: list[Graph], *facts: object) -> str:
         for node in graph.layers():
             assert node.weight is not None
             digest.update(repr((node.op, node.stride, node.padding, node.groups, node.weight.shape)).encode())
-            digest.update(repr(are_levels(node.weight)).encode())
+            digest.update(stored_as(node.weight).encode())
             digest.update((node.weight.values if node.weight.gaps is None else node.weight.gaps).tobytes())
     return digest.hexdigest()
 

@@ -1,4 +1,4 @@
-"""Weights that are levels of 8 bits: found in the numbers themselves, so that a rounded model is known as one.
+"""Weights that are levels of 8 bits, or halves: found in the numbers, so that a rounded model is known as one.
 
     w = s q,        s = max |w| / 127 over an output's weights,        q an integer in [-127, 127]
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from mirrormask.runtime.graph.ir import Weight
 
-__all__ = ["are_levels", "levels_of"]
+__all__ = ["are_halves", "levels_of", "stored_as"]
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -37,7 +37,7 @@ def levels_of(
 
     Example:
         >>> found, scales = levels_of([(np.array([0, 0, 2]), np.array([12.7, -0.3, 254.0]))], 3)
-        >>> found[0].tolist(), scales.round(6).tolist()
+        >>> found[0].tolist(), [round(scale, 6) for scale in scales.tolist()]
         ([127, -3, 127], [0.1, 0.0, 2.0])
     """
     scales, found = np.zeros(outputs, np.float32), []
@@ -56,10 +56,22 @@ def levels_of(
     return found, scales
 
 
-def are_levels(weight: Weight) -> bool:
-    """Whether a matrix's first weights are levels; for telling such a model's plans from those of another."""
+def are_halves(values: npt.NDArray[Any]) -> bool:
+    """Whether all numbers are those of half precision."""
+    with np.errstate(over="ignore"):
+        return bool((values.astype(np.float16) == values).all())
+
+
+def stored_as(weight: Weight) -> str:
+    """What a matrix's first weights can be stored as: ``"int8"``, ``"fp16"`` or ``"fp32"``.
+
+    For telling a rounded model's plans from those of another.
+    """
     if weight.gaps is None or len(weight.shape) != 2 or not len(weight.values):
-        return False
+        return "fp32"
     row = np.cumsum(weight.gaps[:FIRST], dtype=np.int64) // weight.shape[1]
     whole = row < row[-1] if len(weight.gaps) > FIRST else np.ones(len(row), bool)
-    return bool(whole.any()) and levels_of([(row[whole], weight.values[:FIRST][whole])], weight.shape[0]) is not None
+    first = weight.values[:FIRST][whole]
+    if len(first) and levels_of([(row[whole], first)], weight.shape[0]) is not None:
+        return "int8"
+    return "fp16" if len(first) and are_halves(first) else "fp32"

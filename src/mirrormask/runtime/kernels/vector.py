@@ -3,8 +3,8 @@
 SELL: rows are sorted by their number of nonzeros and taken ``lanes`` at a time; slice ``s`` of such a group holds at
 most one nonzero of each row, so that a group is ``acc += weight[s] * x[index[s]]`` with one gather a slice.
 
-With 8-bit weights the slices hold levels, and each row has a scale: ``out = scale * acc + bias``. Levels become floats
-in registers, sums are of 32 bits; a weight and its index take 3 bytes instead of 6.
+With 8-bit weights the slices hold levels, and each row has a scale: ``out = scale * acc + bias``. Levels, and weights
+of 16 bits, become floats in registers; sums are of 32 bits. A weight and its index take 3 or 4 bytes instead of 6.
 
 Gathers are slow; AVX-512 does better with :mod:`mirrormask.runtime.kernels.shared`.
 """
@@ -22,7 +22,7 @@ from llvmlite import ir
 from mirrormask.machine.targets import Target
 from mirrormask.runtime.kernels.activation import Chain, activate
 from mirrormask.runtime.kernels.base import Kernel, Op, inside, pointers
-from mirrormask.runtime.kernels.emit import FLOAT, I8, I16, I32, Emitter, Value
+from mirrormask.runtime.kernels.emit import FLOAT, HALF, I8, I16, I32, Emitter, Value
 
 __all__ = [
     "DENSE_FIELDS",
@@ -46,13 +46,14 @@ class VectorSpec:
     """What the code depends on: ``panel`` vectors of outputs at a time in the dense kernel.
 
     Attributes:
-        levels: whether the sparse kernel's weights are levels of 8 bits.
+        weights: what the sparse kernel's are stored as: ``"fp32"`` (numbers of the target), ``"int8"`` (levels) or
+            ``"fp16"``.
     """
 
     target: Target
     activation: Chain
     panel: int = 1
-    levels: bool = False
+    weights: str = "fp32"
 
 
 def pack_sell(
@@ -111,24 +112,33 @@ def emit_sparse(spec: VectorSpec, name: str) -> str:
         found = e.b.load(e.at(weights, place, I8), align=1, typ=small)
         return e.b.sitofp(found, e.vector_type()), e.b.icmp_signed("!=", found, ir.Constant(small, None))
 
+    def halves_at(place: Value) -> tuple[Value, Value]:
+        with e.numbers(HALF):
+            found = e.load(e.at(weights, place))
+        factors = e.converted(found)
+        return factors, e.b.fcmp_unordered("!=", factors, e.zero())
+
     def weights_at(place: Value) -> tuple[Value, Value]:
         found = e.load(e.at(weights, place), aligned=True)
         return found, e.b.fcmp_unordered("!=", found, e.zero())
+
+    factors_at = {"int8": levels_at, "fp16": halves_at, "fp32": weights_at}[spec.weights]
+    scaled = spec.weights == "int8"
 
     def at_group(group: Value, _: list[Value]) -> None:
         first = e.mul(group, e.lanes)
 
         def slice_(s: Value, sums: list[Value]) -> list[Value]:
             place = e.mul(s, e.lanes)
-            factors, used = (levels_at if spec.levels else weights_at)(place)
+            factors, used = factors_at(place)
             value = e.gather(x, e.at(indices, place, I16), I16)
             # Slots without a nonzero must not make NaN of an infinite input.
             return [e.fma(factors, e.b.select(used, value, e.zero()), sums[0])]
 
         added = e.load(e.at(bias, first))
-        start = e.zero() if spec.levels else added
+        start = e.zero() if scaled else added
         (sums,) = e.loop(e.load_int(starts, group), e.load_int(starts, e.add(group, 1)), slice_, [start])
-        if spec.levels:
+        if scaled:
             sums = e.fma(sums, e.load(e.at(scales, first)), added)
         e.scatter(activate(e, spec.activation, sums), out, e.at(rows, first, I32))
 
@@ -184,8 +194,9 @@ def check_sparse(op: Op, numbers: int) -> None:
     starts = pointers(op, "starts", args["weights"].size // lanes)
     if starts.size != op.units + 1 or args["rows"].size != op.units * lanes or args["bias"].size < op.units * lanes:
         raise IndexError(f"{op.node!r}: starts, rows and bias have sizes that do not belong together")
-    if op.spec.levels and (args["weights"].dtype != np.int8 or args["scales"].size < op.units * lanes):
-        raise IndexError(f"{op.node!r}: weights are not levels, or scales are fewer than rows")
+    stored = {"int8": np.dtype(np.int8), "fp16": np.dtype(np.float16), "fp32": op.spec.target.dtype}[op.spec.weights]
+    if args["weights"].dtype != stored or (stored == np.int8 and args["scales"].size < op.units * lanes):
+        raise IndexError(f"{op.node!r}: weights are not {stored}, or scales are fewer than rows")
     highest = int(args["indices"].reshape(-1)[: int(starts[-1]) * lanes].max(initial=0))
     inside(op, "x", args["x"], args["x"] + highest + 1, numbers)
     rows = args["rows"]

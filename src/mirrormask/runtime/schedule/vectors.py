@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mirrormask.machine.targets import Target
+from mirrormask.machine.jit import host_features
+from mirrormask.machine.targets import Target, best_target
 from mirrormask.runtime.graph.ir import Node
-from mirrormask.runtime.graph.levels import levels_of
+from mirrormask.runtime.graph.levels import are_halves, levels_of
 from mirrormask.runtime.kernels import shared, vector
 from mirrormask.runtime.kernels.base import Kernel, Op
 from mirrormask.runtime.kernels.layout import flat_layout
@@ -41,8 +42,8 @@ class VectorProblem:
     @property
     def key(self) -> str:
         """What the choice depends on, apart from the processor and where the nonzeros are."""
-        levels = " levels" if self.levels is not None else ""
-        return f"{self.target.name} vector {self.weight.shape} {self.weight.nonzeros}{levels}"
+        kind = " int8" if self.levels is not None else " fp16" if self.halves else ""
+        return f"{self.target.name} vector {self.weight.shape} {self.weight.nonzeros}{kind}"
 
     @cached_property
     def levels(self) -> tuple[list[npt.NDArray[np.int8]], npt.NDArray[np.float32]] | None:
@@ -50,6 +51,13 @@ class VectorProblem:
         if self.target.half or self.weight.gaps is None:
             return None
         return levels_of(((position // self.terms, values) for position, values in nonzeros(self.weight)), self.outputs)
+
+    @cached_property
+    def halves(self) -> bool:
+        """Whether the weights are numbers of half precision, and this processor converts those."""
+        if self.target.half or self.weight.gaps is None or self.target != best_target() or self.target.lanes == 1:
+            return False
+        return (self.target.machine != "x86_64" or "f16c" in host_features()) and are_halves(self.weight.values)
 
     def candidates(self) -> Iterator[Choice]:
         """The choices worth measuring, best guess first."""
@@ -66,11 +74,20 @@ class VectorProblem:
                 found.remove(Choice("panel"))
             if self.levels is not None:
                 found.insert(0, Choice("levels"))
+            elif self.halves:
+                found.insert(0, Choice("halves"))
         yield from found
 
     def op(self, choice: Choice, x: int, out: int) -> Op:
         """The op of a choice, reading ``terms`` numbers at ``x``."""
-        make = {"panel": self._panel, "sell": self._sell, "levels": self._levels, "shared": self._shared}[choice.kernel]
+        kinds = {
+            "panel": self._panel,
+            "sell": self._sell,
+            "levels": self._levels,
+            "halves": self._halves,
+            "shared": self._shared,
+        }
+        make = kinds[choice.kernel]
         kernel, spec, args, units, height = make(choice)
         bias = aligned_array(units * height + 64, self.target.dtype)
         if self.node.bias is not None:
@@ -113,6 +130,14 @@ class VectorProblem:
         units = len(args["rows"]) // lanes
         return vector.SELL, vector.VectorSpec(self.target, self.fused.activation), args, units, lanes
 
+    def _halves(self, choice: Choice) -> tuple[Kernel, Any, dict[str, Any], int, int]:
+        lanes = self.target.lanes
+        parts = ((*np.divmod(position, self.terms), values) for position, values in nonzeros(self.weight))
+        counts = row_counts(self.weight)
+        args = vector.pack_sell(counts, parts, lanes, lambda size: aligned_array(max(1, size), np.dtype(np.float16)))
+        spec = vector.VectorSpec(self.target, self.fused.activation, weights="fp16")
+        return vector.SELL, spec, args, len(args["rows"]) // lanes, lanes
+
     def _levels(self, choice: Choice) -> tuple[Kernel, Any, dict[str, Any], int, int]:
         assert self.levels is not None
         lanes, (found, scales) = self.target.lanes, self.levels
@@ -124,7 +149,7 @@ class VectorProblem:
         each = aligned_array(units * lanes + 64, np.dtype(np.float32))
         each[: self.outputs] = scales
         each[: units * lanes] = each[args["rows"]]
-        spec = vector.VectorSpec(self.target, self.fused.activation, levels=True)
+        spec = vector.VectorSpec(self.target, self.fused.activation, weights="int8")
         return vector.SELL, spec, {**args, "scales": each}, units, lanes
 
     def _shared(self, choice: Choice) -> tuple[Kernel, Any, dict[str, Any], int, int]:
