@@ -281,6 +281,7 @@ def test_an_interrupted_comparison_ends_cleanly_and_goes_on_where_it_stopped(tmp
     assert same(out / "gmp-0.9-0", tmp_path / "whole")
 
 
+@pytest.mark.long
 def test_a_killed_comparison_holds_its_folder_until_then_and_goes_on_as_if_nothing_had_been(tmp_path, capsys):
     out = tmp_path / "c"
     grid = ["compare", "--methods", "gmp", "--sparsity", "0.9", "--seeds", "1", "--workers", "1"]

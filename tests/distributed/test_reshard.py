@@ -70,6 +70,7 @@ def same(found, wanted):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.long
 def test_any_number_of_processes_goes_on_from_any_other(tmp_path):
     torch.set_num_threads(1)
     for name, base in CASES:

@@ -71,6 +71,7 @@ def trees_of(folder, name):
     return json.loads((folder / name / "distributions.json").read_text())["layers"]
 
 
+@pytest.mark.long
 def test_two_processes_give_the_run_of_one_and_go_on_with_another_number(tmp_path):
     (tmp_path / "net.py").write_text(NET)
     for name in CASES:

@@ -38,7 +38,7 @@ if __name__ == "__main__":
 from storage_forge import one  # noqa: E402
 
 import mirrormask as mm  # noqa: E402
-from mirrormask.storage import reader  # noqa: E402
+from mirrormask.storage import contents, reader  # noqa: E402
 from mirrormask.storage.dtypes import BYTES  # noqa: E402
 from mirrormask.storage.torch_types import to_bits  # noqa: E402
 
@@ -72,14 +72,24 @@ def sound_file() -> bytes:
 
 SOUND = sound_file()
 PLAIN = plain_reader()
-_EMPTY = torch.empty
 
 
-def _measured_empty(size, **options):
-    """``torch.empty`` of the reader, which is where all tensors come from."""
-    global LARGEST
-    LARGEST += size
-    return _EMPTY(size, **options)
+class _Measured:
+    """NumPy as the reader has it, which is where all tensors come from."""
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+    def empty(self, size, dtype):
+        return self._counted(np.empty(size, dtype))
+
+    def zeros(self, size, dtype):
+        return self._counted(np.zeros(size, dtype))
+
+    def _counted(self, made):
+        global LARGEST
+        LARGEST += made.nbytes
+        return made
 
 
 def forged(data: bytes) -> bytes:
@@ -133,7 +143,7 @@ def check(data: bytes) -> str:
     kind, rest = (data[0] % 4, data[1:]) if data else (0, b"")
     file = rest if kind == 0 else changed(rest) if kind == 1 else forged(rest)
     LARGEST = 0
-    torch.empty = _measured_empty
+    contents.np = _Measured()
     try:
         state = reader.read_state(io.BytesIO(file), len(file))
     except mm.FormatError as error:
@@ -144,7 +154,7 @@ def check(data: bytes) -> str:
         if kind != 0:
             _compare(file, state)
     finally:
-        torch.empty = _EMPTY
+        contents.np = np
     assert 8 * 255 * (8 * len(file) + 1) >= LARGEST, f"{LARGEST} bytes for a file of {len(file)}"
     return outcome
 

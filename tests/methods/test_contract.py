@@ -378,7 +378,7 @@ def starved():
 
 
 def test_an_emptied_layer_is_an_error_a_warning_or_nothing_as_asked():
-    method = mm.methods.magnitude(0.9, at=0.1)
+    method = mm.methods.magnitude(0.9, at=0.1, floor=0.0)
     with pytest.raises(ValueError, match=r"leaves nothing of 2\.weight; leave the layer out"):
         model = starved()
         train(model, wrap(method, model, on_empty="error"), 10)

@@ -54,7 +54,8 @@ def published(alpha=200.0, beta=1e-3):
 def test_acdc_ham_takes_the_published_step_on_a_convolutional_network():
     model = network()
     base = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9)
-    optimizer = mm.sparsify(model, base, mm.methods.acdc_ham(SPARSITY, a=200.0, clip=5.0), steps=STEPS)
+    method = mm.methods.acdc_ham(SPARSITY, a=200.0, clip=5.0, floor=0.0)  # as published
+    optimizer = mm.sparsify(model, base, method, steps=STEPS)
     for step, wanted in enumerate(published()):
         gradients(model, step)
         optimizer.step()

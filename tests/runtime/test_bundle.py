@@ -1,5 +1,6 @@
 """A compiled model as a file: the same bits without torch, and what cannot be saved is refused by name."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -17,6 +18,8 @@ from torch import nn
 
 import mirrormask as mm
 from mirrormask.runtime.bundle import read
+from mirrormask.runtime.graph import sound
+from mirrormask.runtime.graph.capture import capture
 from mirrormask.storage import read_contents
 
 SOURCE = str(Path(mm.__path__[0]).parent)
@@ -381,3 +384,47 @@ def test_no_forged_model_breaks_the_process(kind, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     refused, ran = map(int, done.stdout.split())
     assert refused > 5 and refused + ran > 10
+
+
+class Tokens(nn.Module):
+    """A class token and positions before attention: stored maps, maps put together, and numbers in other places."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.kind = nn.Conv2d(3, 16, 4, 4), nn.Parameter(torch.randn(1, 1, 16))
+        self.places, self.norm = nn.Parameter(torch.randn(1, 10, 16)), nn.LayerNorm(16)
+        self.attention, self.head = nn.MultiheadAttention(16, 2, batch_first=True), nn.Linear(16, 5)
+
+    def forward(self, x):
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.kind.expand(x.shape[0], -1, -1), tokens], 1) + self.places
+        mixed = self.norm(tokens)
+        return self.head((tokens + self.attention(mixed, mixed, mixed, need_weights=False)[0])[:, 0])
+
+
+def test_tokens_of_maps_are_in_the_file_and_what_they_read_is_checked(tmp_path):
+    fast = mm.compile(pruned(Tokens(), 0.5), torch.randn(2, 3, 12, 12), tune=False, force=True)
+    path = tmp_path / "tokens.mirror"
+    fast.save(path)
+    loaded = mm.runtime.load(path, tune=False)
+    for batch in (1, 2, 5):
+        x = torch.randn(batch, 3, 12, 12)
+        assert np.array_equal(loaded(x.numpy()), fast(x).numpy())
+
+
+@pytest.mark.parametrize(
+    ("op", "change", "fault"),
+    [
+        ("arrange", {"span": (10**6, 0)}, "come from|not there"),
+        ("stored", {"gain": np.zeros((1, 1), np.float32)}, "stores other numbers"),
+        ("join", {"span": (7,)}, "joins along"),
+        ("attend", {"span": (10**6,) * 6}, "a head that is not there"),
+    ],
+)
+def test_a_graph_of_tokens_that_reads_elsewhere_is_refused(op, change, fault):
+    captured = capture(pruned(Tokens(), 0.5), (torch.randn(2, 3, 12, 12),))
+    (graph,) = captured.regions.values()
+    nodes = [dataclasses.replace(node, **change) if node.op == op else node for node in graph.nodes]
+    assert op in {node.op for node in graph.nodes}
+    with pytest.raises(sound.Unsound, match=fault):
+        sound.check(dataclasses.replace(graph, nodes=nodes))

@@ -266,7 +266,8 @@ def in_place_on_the_input(m, x):
 def test_operations_in_place(forward):
     model = convolutions(forward)
     fast = compiled(model, torch.randn(2, 6, 9, 9))
-    assert fast.report.compiled
+    shared = any("changes in place" in reason for _, reason in fast.report.left)
+    assert fast.report.compiled or shared, "it is native, or left in PyTorch for this reason"
     for batch in (1, 2, 3):
         agree(fast, model, torch.randn(batch, 6, 9, 9))
 

@@ -138,7 +138,7 @@ def test_linear_layers_over_tokens(target, tokens):
 def test_linear_layers_on_one_row(target, features, sparsity):
     model = nn.Sequential(nn.Linear(*features), nn.ReLU())
     kernels = check(model, torch.randn(1, features[0]), target, sparsity)
-    assert kernels == {"panel", "shared" if target.name.startswith("avx512") else "sell"}
+    assert kernels - {"levels"} == {"panel", "shared" if target.name.startswith("avx512") else "sell"}
 
 
 @pytest.mark.parametrize("target", EVERY, ids=lambda target: target.name)

@@ -28,7 +28,7 @@ def vit() -> nn.Module:
         ("vit", vit, 32, True),
     ],
 )
-@pytest.mark.cases(2)
+@pytest.mark.cases(1)
 def test_networks(name, make, size, whole):
     model = make().eval()
     for m in model.modules():

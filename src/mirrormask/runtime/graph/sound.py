@@ -32,12 +32,17 @@ def check(graph: Graph) -> None:
     for node in graph.nodes:
         _require(node.name not in seen, node, "is there twice")
         _require(all(name in seen for name in node.inputs), node, "reads what was not made before it")
-        _require((node.op == "input") == (not node.inputs), node, "has inputs where it should have none, or none")
+        made_of_none = node.op in ("input", "stored")
+        _require(made_of_none == (not node.inputs), node, "has inputs where it should have none, or none")
         mask = node.op == "input" and node.kind == "mask"
         dimensions = (0,) if mask else (1,) if graph.rows else (1, 3)
         sizes = all(1 <= size < MOST for size in node.shape) and math.prod(node.shape) < MOST
         _require(len(node.shape) in dimensions and sizes, node, f"has the shape {node.shape}")
-        if node.op != "input":
+        if node.op == "stored":
+            _require(
+                node.gain is not None and node.gain.shape == _plane(node), node, "stores other numbers than it gives"
+            )
+        elif node.op != "input":
             _operation(node, [seen[name] for name in node.inputs])
         seen[node.name] = node
     inputs = [node.name for node in graph.nodes if node.op == "input"]
@@ -69,7 +74,7 @@ def _operation(node: Node, sources: list[Node]) -> None:
     _require(all(n >= 1 for n in windows) and all(n >= 0 for n in node.padding), node, f"has the settings {windows}")
     most = SETTINGS.get(node.op, MOST)
     _require(max(*node.kernel, *node.padding, *node.dilation) <= most, node, f"has a window of {node.kernel}")
-    for numbers in (node.bias, node.gain):
+    for numbers in (node.bias, None if node.op == "attend" else node.gain):
         _require(numbers is None or numbers.shape == node.shape[:1], node, "has another number of biases than outputs")
     _require((weight is None) == (node.op not in ("conv", "linear")), node, "lacks a weight, or has one")
     shapes = [source.shape for source in sources]
@@ -90,9 +95,44 @@ def _operation(node: Node, sources: list[Node]) -> None:
     elif node.op == "gather":
         fits = all(0 <= channel < shapes[0][0] for channel in node.span)
         _require(fits and len(node.span) == node.shape[0], node, "takes channels that are not there")
+    elif node.op == "arrange":
+        channels, count = _plane(node)
+        first, second = node.span[:channels], node.span[channels:]
+        _require(len(first) == channels and len(second) == count, node, "does not say where its numbers come from")
+        there = [place for place in second if place >= 0]
+        fits = bool(there) and min(first) >= 0 and max(first) + max(there) < math.prod(shapes[0])
+        _require(fits, node, "takes numbers that are not there")
+    elif node.op == "join":
+        _require(
+            node.span in ((0,), (1,)) and all(len(shape) == 3 for shape in shapes), node, f"joins along {node.span}"
+        )
+    elif node.op == "attend":
+        _attention_of_maps(node, shapes)
     if node.op == "attention":
         fits = len(sources) in (3, 4) and len(node.span) == 3 * node.groups
         made: tuple[int, ...] = (node.groups * node.kernel[1],) if fits else ()
     else:
         made = shape_made(node, shapes)
     _require(made == node.shape, node, f"makes {made} of {shapes}, not {node.shape}")
+
+
+def _plane(node: Node) -> tuple[int, int]:
+    """The channels of a map, and the numbers of each."""
+    return node.shape[0], math.prod(node.shape[1:])
+
+
+def _attention_of_maps(node: Node, shapes: list[tuple[int, ...]]) -> None:
+    maps = [(*shape, *[1] * (3 - len(shape))) for shape in (*shapes, node.shape)]
+    fits = len(shapes) == 3 and len(node.span) == 3 * node.groups
+    _require(fits, node, f"is no attention of {node.groups} heads")
+    query, key, value, made = maps
+    fits = query[1] == key[1] == value[1] == made[1] and query[2] == made[2] and key[2] == value[2]
+    _require(fits and made[0] == node.groups * node.kernel[1], node, f"makes {node.shape} of {shapes}")
+    widths = (node.kernel[0], *node.kernel)
+    for i, (shape, width) in enumerate(zip(maps, widths, strict=False)):
+        starts = node.span[i * node.groups : (i + 1) * node.groups]
+        _require(all(0 <= start <= shape[0] - width for start in starts), node, "has a head that is not there")
+    if node.gain is not None:
+        rows, heads = node.stride
+        fits = rows in (1, made[1]) and heads in (1, node.groups)
+        _require(fits and node.gain.size == rows * heads * query[2] * key[2], node, "has a bias of another size")
