@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from mirrormask.machine.timing import SPINNING, in_turns
-from mirrormask.runtime.bench import ENGINES, prepare_engines
+from mirrormask.runtime.benchmark import ENGINES, prepare_engines
 
 __all__ = ["CLOCKS", "ENGINES", "STATISTICS", "race"]
 
