@@ -217,3 +217,30 @@ def test_copies_and_pickles_watch_their_own_weights():
         written = other[0].weight.detach().clone()
         still(other, own)
         torch.testing.assert_close(other[0].weight.detach(), written, rtol=1e-4, atol=1e-6)
+
+
+class Doubled(torch.optim.SGD):
+    """A user's optimizer, whose step calls that of the class that it extends."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.grad.mul_(2)
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("method", [mm.methods.mirror(0.5), mm.methods.gmp(0.5), mm.methods.mirror(0.5, factors=False)])
+def test_a_base_whose_step_calls_its_parent_s_is_stepped(method):
+    model = torch.nn.Linear(12, 8)
+    start = model.bias.detach().clone()
+    optimizer = mm.sparsify(model, Doubled(model.parameters(), lr=0.05), method, steps=5)
+    for _ in range(5):
+        optimizer.zero_grad()
+        model(torch.ones(2, 12)).square().mean().backward()
+        optimizer.step()
+    optimizer.finalize()
+    assert mm.sparsity(model).nonzeros == 48
+    assert (model.bias != start).all()
+    with pytest.raises(RuntimeError, match="was given to mm.sparsify"):
+        optimizer.base.step()

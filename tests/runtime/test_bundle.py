@@ -1,6 +1,7 @@
 """A compiled model as a file: the same bits without torch, and what cannot be saved is refused by name."""
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -412,6 +413,12 @@ def test_tokens_of_maps_are_in_the_file_and_what_they_read_is_checked(tmp_path):
         assert np.array_equal(loaded(x.numpy()), fast(x).numpy())
 
 
+@functools.cache
+def tokens_graph():
+    (graph,) = capture(pruned(Tokens(), 0.5), (torch.randn(2, 3, 12, 12),)).regions.values()
+    return graph
+
+
 @pytest.mark.parametrize(
     ("op", "change", "fault"),
     [
@@ -422,8 +429,7 @@ def test_tokens_of_maps_are_in_the_file_and_what_they_read_is_checked(tmp_path):
     ],
 )
 def test_a_graph_of_tokens_that_reads_elsewhere_is_refused(op, change, fault):
-    captured = capture(pruned(Tokens(), 0.5), (torch.randn(2, 3, 12, 12),))
-    (graph,) = captured.regions.values()
+    graph = tokens_graph()
     nodes = [dataclasses.replace(node, **change) if node.op == op else node for node in graph.nodes]
     assert op in {node.op for node in graph.nodes}
     with pytest.raises(sound.Unsound, match=fault):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,6 +66,15 @@ class _Guard:
     def __init__(self) -> None:
         self.open = False
 
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Let it step; one whose ``step`` calls that of its parent class comes here again in between."""
+        self.open = True
+        try:
+            yield
+        finally:
+            self.open = False
+
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not self.open:
             _refuse(optimizer, "step")
@@ -119,6 +128,7 @@ class BaseOptimizer:
         held = [start.clone().requires_grad_() for start in starts]
         trial: Optimizer = object.__new__(type(self.torch))
         trial.__dict__.update(self.torch.__dict__)
+        trial._optimizer_step_pre_hooks, trial._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
         trial.state = defaultdict(dict)
         trial.param_groups = [{**self.torch.param_groups[0], "params": held}]
         try:
@@ -274,6 +284,7 @@ class BaseOptimizer:
         """What the state of a tensor looks like after a first step, on zeros: its keys and shapes are what counts."""
         trial: Optimizer = object.__new__(type(self.torch))
         trial.__dict__.update(self.torch.__dict__)
+        trial._optimizer_step_pre_hooks, trial._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
         stand_in = torch.zeros_like(held).requires_grad_()
         stand_in.grad = torch.zeros_like(held)
         trial.state = defaultdict(dict)
@@ -294,15 +305,13 @@ class BaseOptimizer:
         """One step of the base, its own hooks included; those that torch calls for every optimizer have been called."""
         own = self.torch
         if "step" in own.__dict__:  # somebody has put a function of theirs in its place
-            self._guard.open = True
-            try:
+            with self._guard.opened():
                 own.step()
-            finally:
-                self._guard.open = False
             return
         for hook in self._pre_hooks:
             hook(own, (), {})
-        _bare_step(type(own))(own)
+        with self._guard.opened():
+            _bare_step(type(own))(own)
         for hook in list(own._optimizer_step_post_hooks.values()):
             hook(own, (), {})
 
