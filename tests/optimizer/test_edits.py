@@ -242,5 +242,5 @@ def test_a_base_whose_step_calls_its_parent_s_is_stepped(method):
     optimizer.finalize()
     assert mm.sparsity(model).nonzeros == 48
     assert (model.bias != start).all()
-    with pytest.raises(RuntimeError, match="was given to mm.sparsify"):
+    with pytest.raises(RuntimeError, match=r"was given to mm\.sparsify"):
         optimizer.base.step()
