@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from mirrormask.runtime.graph.aten import argument
-from mirrormask.runtime.graph.chains import is_move, sizes
+from mirrormask.runtime.graph.chains import is_move, root_of, sizes
 from mirrormask.runtime.graph.convert import CONVERTERS, writes_in_place
 from mirrormask.runtime.graph.functions import (
     arrange,
@@ -29,7 +29,7 @@ from mirrormask.runtime.graph.functions import (
 )
 from mirrormask.runtime.graph.pointwise import ACTIVATIONS, ARITHMETIC
 from mirrormask.runtime.graph.scores import Scores, scores_of
-from mirrormask.runtime.graph.traces import Ints, Spread, Traced, root_of, spread, stored_index, trace
+from mirrormask.runtime.graph.traces import Ints, Spread, Traced, spread, stored_index, trace
 
 __all__ = ["CONVOLUTIONS", "tokens_as_maps"]
 

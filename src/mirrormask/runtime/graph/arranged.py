@@ -10,6 +10,7 @@ from mirrormask.runtime.graph.aten import Context, Unsupported, item_shape, sour
 from mirrormask.runtime.graph.functions import arrange, attend_maps, per_channel, stored
 from mirrormask.runtime.graph.ir import Node, Origin
 from mirrormask.runtime.graph.pointwise import PER_CHANNEL, Converter
+from mirrormask.runtime.graph.rowwise import heads
 
 __all__ = ["ARRANGED"]
 
@@ -50,23 +51,16 @@ def _attend(context: Context, node: fx.Node) -> Node:
     _maps_only(context)
     query, key, value, bias, starts, width, scale, causal = node.args
     name, shape = context.constant(bias)
-    found: Any = starts
-    widths: Any = width
     parts = [part for part in (query, key, value) if isinstance(part, fx.Node)]
     return Node(
         "attend",
         node.name,
         [part.name for part in parts],
         item_shape(context, node),
-        layer=node.name,
-        groups=len(found[0]),
-        kernel=tuple(widths),
-        kind="causal" if causal else "",
-        values=(float(scale),),  # type: ignore[arg-type]
-        span=tuple(start for part in found for start in part),
         captured=item_shape(context, parts[0])[1:],
         stride=(shape[0], shape[1]) if shape else (1, 1),
         origin=Origin(name),
+        **heads(node, starts, width, scale, causal),
     )
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "concrete",
     "is_move",
     "moved",
+    "root_of",
     "sizes",
     "sources",
     "steps_from",
@@ -100,6 +101,15 @@ def is_move(node: Any) -> bool:
     if node.target is operator.getitem:
         return is_move(node.args[0])
     return node.target in MOVES
+
+
+def root_of(node: fx.Node) -> fx.Node:
+    """What a chain of views begins with."""
+    while is_move(node):
+        before = node.args[0]
+        assert isinstance(before, fx.Node)
+        node = before
+    return node
 
 
 def sources(node: fx.Node) -> Iterator[fx.Node]:

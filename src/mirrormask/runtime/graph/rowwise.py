@@ -12,7 +12,7 @@ from mirrormask.runtime.graph.functions import attend, channel_norm
 from mirrormask.runtime.graph.ir import Node, Origin
 from mirrormask.runtime.graph.pointwise import Converter
 
-__all__ = ["ROWWISE"]
+__all__ = ["ROWWISE", "heads"]
 
 aten = torch.ops.aten
 #: What ``rms_norm`` takes for no ``eps``.
@@ -70,20 +70,19 @@ def _attention(context: Context, node: fx.Node) -> Node:
     if not context.rows:
         raise Unsupported("it is attention over maps")
     names = [part.name for part in (query, key, value, mask) if isinstance(part, fx.Node)]
-    found: Any = starts
-    widths: Any = width
-    return Node(
-        "attention",
-        node.name,
-        names,
-        item_shape(context, node),
-        layer=node.name,
-        groups=len(found[0]),
-        kernel=tuple(widths),
-        kind="causal" if causal else "",
-        values=(float(scale),),  # type: ignore[arg-type]
-        span=tuple(start for part in found for start in part),
-    )
+    return Node("attention", node.name, names, item_shape(context, node), **heads(node, starts, width, scale, causal))
+
+
+def heads(node: fx.Node, starts: Any, width: Any, scale: Any, causal: Any) -> dict[str, Any]:
+    """What a node says of attention, whatever its tokens lie in."""
+    return {
+        "layer": node.name,
+        "groups": len(starts[0]),
+        "kernel": tuple(width),
+        "kind": "causal" if causal else "",
+        "values": (float(scale),),
+        "span": tuple(start for part in starts for start in part),
+    }
 
 
 ROWWISE: dict[Any, Converter] = {

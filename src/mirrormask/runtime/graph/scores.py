@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from mirrormask.runtime.graph.aten import argument
-from mirrormask.runtime.graph.chains import MOVES, concrete, is_move, moved, sizes, steps_from, symbols
+from mirrormask.runtime.graph.chains import MOVES, concrete, is_move, moved, root_of, sizes, steps_from, symbols
 
 __all__ = ["Scores", "scores_of"]
 
@@ -63,9 +63,9 @@ class Scores:
         rows, heads, queries, keys = shape
         whole = torch.zeros(*lead, queries, keys)
         if self.mask is not None:
-            steps = steps_from(self.mask, _root(self.mask))
+            steps = steps_from(self.mask, root_of(self.mask))
             try:
-                mask = moved(steps, _root(self.mask).meta["val"], dict.fromkeys(symbols(*steps), 1))
+                mask = moved(steps, root_of(self.mask).meta["val"], dict.fromkeys(symbols(*steps), 1))
                 if mask.dtype == torch.bool:
                     mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
                 found = whole + mask
@@ -146,7 +146,7 @@ def _by_name(node: fx.Node) -> Scores | None:
         return None
     if scale is not None and not isinstance(scale, (int, float)):
         return None
-    if mask is not None and (not isinstance(mask, fx.Node) or _root(mask).op != "get_attr"):
+    if mask is not None and (not isinstance(mask, fx.Node) or root_of(mask).op != "get_attr"):
         return None
     query, key, value = parts
     return Scores(query, key, value, False, scale, bool(given.get("is_causal", False)), mask=mask)  # type: ignore[arg-type]
@@ -194,18 +194,10 @@ def _stream(node: fx.Node) -> Any:
     """What an operation on scores reads of them: what is no stored tensor."""
     if is_move(node):
         return node.args[0]
-    streams = [arg for arg in node.args[:2] if isinstance(arg, fx.Node) and _root(arg).op != "get_attr"]
+    streams = [arg for arg in node.args[:2] if isinstance(arg, fx.Node) and root_of(arg).op != "get_attr"]
     if len(streams) != 1 or (node.target is aten.sub.Tensor and streams[0] is not node.args[0]) or node.kwargs:
         return None
     return streams[0]
-
-
-def _root(node: fx.Node) -> fx.Node:
-    while is_move(node):
-        before = node.args[0]
-        assert isinstance(before, fx.Node)
-        node = before
-    return node
 
 
 def _tried(steps: tuple[fx.Node, ...], first: fx.Node, whole: Tensor) -> Tensor | None:

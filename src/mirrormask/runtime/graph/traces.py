@@ -21,14 +21,14 @@ from mirrormask.runtime.graph.chains import (
     came_from,
     chain_key,
     concrete,
-    is_move,
     moved,
+    root_of,
     sizes,
     steps_from,
     symbols,
 )
 
-__all__ = ["Spread", "Traced", "root_of", "spread", "stored_index", "trace"]
+__all__ = ["Spread", "Traced", "spread", "stored_index", "trace"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -81,15 +81,6 @@ class Spread:
     def is_all(self, traced: Traced) -> bool:
         """Whether it is the root as it is."""
         return self.keeps_channels(traced) and np.array_equal(self.second, np.arange(math.prod(traced.size)))
-
-
-def root_of(node: fx.Node) -> fx.Node:
-    """What a chain of views begins with."""
-    while is_move(node):
-        before = node.args[0]
-        assert isinstance(before, fx.Node)
-        node = before
-    return node
 
 
 def item_sizes(node: fx.Node) -> tuple[int, tuple[int, int]] | None:
