@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from mirrormask.masks import Magnitudes, exchange, keys, lamp, largest, magnitudes, select_lamp
+from mirrormask.masks import Magnitudes, exchange, few, keys, lamp, largest, magnitudes, select_lamp
+from mirrormask.masks.few import few_largest
 from mirrormask.masks.shards import Layer, largest_of_each
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -18,8 +19,9 @@ def ways(request, monkeypatch):
         monkeypatch.setattr(keys, "CHUNK", 77)
         monkeypatch.setattr(lamp, "SMALL", 300)
         monkeypatch.setattr(lamp, "SAMPLE", 5)
+        monkeypatch.setattr(few, "SAMPLE", 5)
     if request.param == "torch alone":
-        for module in (magnitudes, lamp):
+        for module in (few, magnitudes, lamp):
             monkeypatch.setattr(module, "by_numpy", lambda tensor: False)
 
 
@@ -141,3 +143,30 @@ def test_the_bits_of_numbers_that_differ_in_their_last_one():
         [1, 1, 0, 1, 0, 0],
         [1, 1, 1, 1, 1, 0],
     ]
+
+
+@pytest.mark.parametrize("kind", ["usual", "levels", "zeros", "infinities", "integers", "sorted"])
+@pytest.mark.parametrize("sparse", [False, True], ids=["one in SAMPLE", "one in SPARSER"])
+def test_few_are_those_of_a_sort(kind, sparse, monkeypatch):
+    monkeypatch.setattr(keys, "CHUNK", 500)
+    monkeypatch.setattr(few, "SAMPLE", 7)
+    monkeypatch.setattr(few, "SPARSER", 11)
+    monkeypatch.setattr(few, "LARGE", 0 if sparse else 10**9)
+    x = torch.randn(83, 97)
+    x = {"usual": x, "levels": (2 * x).round(), "zeros": x.relu(), "sorted": x.sort().values,
+         "infinities": torch.where(x > 1.5, math.inf, x), "integers": (9 * x).round().int()}[kind]  # fmt: skip
+    for scores in (x, x.t()):
+        order = scores.reshape(-1).sort(descending=True, stable=True).indices
+        for k in (1, 3, 100, 900):
+            expected = torch.zeros(x.numel(), dtype=torch.bool)
+            expected[order[:k]] = True
+            found = few_largest(scores, k)
+            assert found is not None or kind != "usual"
+            assert found is None or torch.equal(found.reshape(-1), expected)
+
+
+def test_many_are_left_to_others():
+    x = torch.randn(keys.CHUNK)
+    assert few_largest(x, 0) is None and few_largest(x, keys.CHUNK // 4) is None
+    assert few_largest(torch.zeros(keys.CHUNK), 5) is None  # all are near the last that stays
+    assert few_largest(torch.randn(100), 5) is None

@@ -10,6 +10,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from mirrormask.masked import keep_only
 from mirrormask.progress import Clock
 
 __all__ = ["Geometry", "Held", "Latents", "mean", "steps_like"]
@@ -122,7 +123,7 @@ class Geometry(ABC):
     def prune(self, latents: Mapping[str, Tensor], mask: Tensor) -> None:
         """Bring the latents of the weights that ``mask`` (True = lives) removes to a point with x = 0, in place."""
         for latent in latents.values():
-            latent.masked_fill_(~mask, 0.0)
+            keep_only(latent, mask)
 
     def revive(self, latents: Mapping[str, Tensor], alive: Tensor, new: Tensor, values: Tensor | None = None) -> None:
         """Give the weights in ``new`` latents that can move again, in place.

@@ -13,6 +13,7 @@ from mirrormask.checks import check_number
 from mirrormask.geometry import hypentropy
 from mirrormask.geometry.base import Geometry, Latents, mean
 from mirrormask.geometry.hadamard import balance, check_beta_and_gain, chosen_gain
+from mirrormask.masked import keep_only
 
 __all__ = ["MirrorDescent"]
 
@@ -131,7 +132,7 @@ class MirrorDescent(Geometry):
 
     def prune(self, latents: Mapping[str, Tensor], mask: Tensor) -> None:
         """``u = 0`` where the mask is False."""
-        latents["u"].masked_fill_(~mask, 0.0)
+        keep_only(latents["u"], mask)
 
     def revive(self, latents: Mapping[str, Tensor], alive: Tensor, new: Tensor, values: Tensor | None = None) -> None:
         """``u = arcsinh(v / a)``: a weight at 0 moves with the metric ``a``."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mirrormask.checks import check_number
 from mirrormask.geometry.base import Geometry, Latents
+from mirrormask.masked import keep_only
 from mirrormask.progress import Clock
 
 __all__ = ["SigmoidMask"]
@@ -101,7 +102,7 @@ class SigmoidMask(Geometry):
 
     def prune(self, latents: Mapping[str, Tensor], mask: Tensor) -> None:
         """``w = 0`` where the mask is False; the logit stays."""
-        latents["w"].masked_fill_(~mask, 0.0)
+        keep_only(latents["w"], mask)
 
     def revive(self, latents: Mapping[str, Tensor], alive: Tensor, new: Tensor, values: Tensor | None = None) -> None:
         """An undecided logit, ``s = 0``, and ``w = 2 v``; once settled, an open gate and ``w = v``."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mirrormask.checks import check_number
 from mirrormask.geometry.base import Geometry, Latents
+from mirrormask.masked import keep_only
 
 __all__ = ["SoftThreshold"]
 
@@ -91,7 +92,7 @@ class SoftThreshold(Geometry):
 
     def prune(self, latents: Mapping[str, Tensor], mask: Tensor) -> None:
         """``w = 0`` where the mask is False; the threshold stays."""
-        latents["w"].masked_fill_(~mask, 0.0)
+        keep_only(latents["w"], mask)
 
     def revive(self, latents: Mapping[str, Tensor], alive: Tensor, new: Tensor, values: Tensor | None = None) -> None:
         """``w = sign(v) (|v| + g)``; for v = 0 a little above g, where it has a gradient."""

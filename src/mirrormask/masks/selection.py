@@ -18,8 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mirrormask.masked import count_true
 from mirrormask.masks import keys
 from mirrormask.masks.allocations import allocate, floors, keep_count
+from mirrormask.masks.few import few_largest
 from mirrormask.masks.keys import Scores, all_chunks, by_numpy, chunks, common, equal_places, over_layers
 from mirrormask.masks.radix import Reduce, by_sample, kth_largest, kth_score, together
 
@@ -124,7 +126,8 @@ def largest(scores: Scores, k: int) -> Tensor:
         >>> largest(torch.tensor([[3.0, 1.0], [1.0, 2.0]]), 3).int().tolist()
         [[1, 1], [0, 1]]
     """
-    return _largest([scores], k)[0]
+    mask = few_largest(scores, k)
+    return _largest([scores], k)[0] if mask is None else mask
 
 
 def _largest(scores: Sequence[Scores], k: int) -> list[Tensor]:
@@ -133,11 +136,12 @@ def _largest(scores: Sequence[Scores], k: int) -> list[Tensor]:
     return over_layers(cut.mask, scores, indices)
 
 
-def select(scores: Sequence[Tensor], sparsity: float, allocation: str = "global", floor: float = 0.0) -> list[Tensor]:
+def select(scores: Sequence[Scores], sparsity: float, allocation: str = "global", floor: float = 0.0) -> list[Tensor]:
     """The masks that keep the largest scores: exactly ``round((1 - sparsity) · N)`` True over all layers together.
 
     Args:
-        scores: one tensor a layer, on any devices; no NaN. Scores of several dtypes are compared as numbers.
+        scores: one tensor a layer, on any devices; no NaN. Scores of several dtypes are compared as numbers. Without
+            a floor also :class:`mirrormask.masks.magnitudes.Magnitudes`, all of as many bits.
         sparsity: the fraction of zeros, in [0, 1).
         allocation: ``"global"``, ``"uniform"`` or ``"erk"``.
         floor: under ``"global"``, the share of its ERK count that every layer keeps in any case, in [0, 1]: its largest
@@ -161,10 +165,12 @@ def select(scores: Sequence[Tensor], sparsity: float, allocation: str = "global"
         return over_layers(largest, scores, counts)
     keep = keep_count(sum(score.numel() for score in scores), sparsity)
     masks, least = _largest(scores, keep), floors(shapes, sparsity, floor)
-    if all(int(mask.count_nonzero()) >= k for mask, k in zip(masks, least, strict=True)):
+    if all(count_true(mask) >= k for mask, k in zip(masks, least, strict=True)):
         return masks
-    first = over_layers(largest, scores, least)
-    return _largest(put_first(scores, first), keep)
+    tensors = [score for score in scores if isinstance(score, Tensor)]
+    assert len(tensors) == len(scores), "a floor asks for scores that are there"
+    first = over_layers(largest, tensors, least)
+    return _largest(put_first(tensors, first), keep)
 
 
 def put_first(scores: Sequence[Tensor], masks: Sequence[Tensor]) -> list[Tensor]:

@@ -149,8 +149,9 @@ def _kth_of_each(
         for histogram, parts, low in zip(histograms, problems, lows, strict=True):
             for part in parts():
                 if shift < bits - DIGIT:  # the others differ in a higher digit
-                    part = part[(part >> (shift + DIGIT)) == (low >> DIGIT)]
-                histogram += torch.bincount(((part >> shift) - low).long(), minlength=2**DIGIT).cpu()
+                    part = part.index_select(0, equal_places(part >> (shift + DIGIT), low >> DIGIT))
+                if len(part):
+                    histogram += torch.bincount((part >> shift).sub_(low), minlength=2**DIGIT).cpu()
         for i, histogram in enumerate(reduce(histograms)):
             from_top = histogram.flip(0).cumsum(0)
             place = int(torch.searchsorted(from_top, left[i]))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mirrormask.checks import callers_level, few
+from mirrormask.masked import count_true, keep_only
 from mirrormask.masks import Regrow, floors
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
 from mirrormask.optimizer.mask_choice import MaskChoice
@@ -66,7 +67,7 @@ class MaskChanges(MaskChoice):
         lows, highs, living = [], [], []
         for score, mask in zip(scores, self.choose(sparsity, clock), strict=True):
             assert score is not None
-            living.append(int(mask.sum()))
+            living.append(count_true(mask))
             kept, dropped = score[mask], score[~mask]
             lows.append(float(dropped.max()) if dropped.numel() else -math.inf)
             highs.append(-float(kept.min()) if kept.numel() else -math.inf)
@@ -104,11 +105,11 @@ class MaskChanges(MaskChoice):
         own, shards = list(self.weights.values()), self.weights.shards
         empty = [
             name
-            for name, living in zip(self.weights, shards.count([int(mask.any()) for mask in masks], own), strict=True)
+            for name, living in zip(self.weights, shards.count([count_true(mask) for mask in masks], own), strict=True)
             if not living
         ]
         if empty:
-            lived = shards.count([int(old is None or bool(old.any())) for old in befores], own)
+            lived = shards.count([int(old is None or count_true(old) > 0) for old in befores], own)
             empty = [name for name, before in zip(self.weights, lived, strict=True) if name in empty and before]
         self._check_rows(masks)
         report_empty(empty, self.on_empty)  # before anything changes
@@ -118,7 +119,7 @@ class MaskChanges(MaskChoice):
             self.kill(x, mask if new is None else mask & ~new)
             if new is not None and self.weights.geometry.latents and bool(new.any()):
                 self.weights.push([x], clock)
-                x.masked_fill_(~mask, 0.0)
+                keep_only(x, mask)
 
     def _check_rows(self, masks: Sequence[Tensor]) -> None:
         """Weight norm divides a row by its norm: refuse a mask that leaves nothing of one, before it is NaN."""
@@ -159,8 +160,8 @@ class MaskChanges(MaskChoice):
         for held in latents.values() if latents else (x,):
             for tensor in self.base.elementwise(held):
                 if tensor.shape == keep.shape:
-                    tensor.masked_fill_(~keep, 0.0)
-        x.masked_fill_(~mask, 0.0)
+                    keep_only(tensor, keep)
+        keep_only(x, mask)
 
     @torch.no_grad()
     def exchange(self, fraction: float, grads: Sequence[Tensor | None], clock: Clock) -> None:
@@ -175,7 +176,7 @@ class MaskChanges(MaskChoice):
         assert isinstance(rule, Regrow)
         generators = [self._generator(clock, index) for index in range(len(own))]
         alive = [self.weights.state(x)["mask"] for x in own]
-        counts = shards.count([int(mask.sum()) for mask in alive], own)
+        counts = shards.count([count_true(mask) for mask in alive], own)
         dropped = [min(round(fraction * n), shards.size(x) - n) for n, x in zip(counts, own, strict=True)]
         if rule.grow == "random":
             wishes = [drawn(torch.rand, x, g, shards) for x, g in zip(own, generators, strict=True)]
@@ -233,7 +234,7 @@ class MaskChanges(MaskChoice):
         for x, mask in zip(own, masks, strict=True):
             self.kill(x, mask)
         found = self.weights.shards.count([int(x.count_nonzero()) for x in own], own)
-        wanted = self.weights.shards.count([int(mask.sum()) for mask in masks], own)
+        wanted = self.weights.shards.count([count_true(mask) for mask in masks], own)
         short = [name for name, n, all_ in zip(self.weights, found, wanted, strict=True) if n < all_]
         if short:
             warnings.warn(

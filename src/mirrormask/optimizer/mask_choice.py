@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mirrormask.masked import count_true
 from mirrormask.masks import Magnitudes, allocate, exchange, floors, keep_count, protect, select, select_lamp
-from mirrormask.masks.keys import Scores, over_layers
+from mirrormask.masks.keys import Scores, common, over_layers
 from mirrormask.masks.selection import put_first
 from mirrormask.masks.shards import Layer, largest_of_all, largest_of_each
 from mirrormask.methods import Method
@@ -40,35 +41,47 @@ class MaskChoice:
     def choose(self, sparsity: float, clock: Clock) -> list[Tensor]:
         """The masks for ``sparsity``; a weight that is dead stays dead, unless the method revives."""
         rule = self.method.mask
-        shards, shapes, share = self.weights.shards, self._shapes, self._floor
+        shards, share, own = self.weights.shards, self._floor, list(self.weights.values())
+        least = floors(self._shapes, sparsity, share)
+        dead = [None if rule.revives else self.weights.mask_of(x) for x in own]
         if self._is_lamp():
-            dead = [None if rule.revives else self.weights.mask_of(x) for x in self.weights.values()]
-            sizes = [Magnitudes(x, mask) for x, mask in zip(self.weights.values(), dead, strict=True)]
+            sizes = [Magnitudes(x, mask) for x, mask in zip(own, dead, strict=True)]
             masks = select_lamp(sizes, self.count(sparsity))
-            if self._reaches(masks, floors(shapes, sparsity, share)):
+            if self._reaches(masks, least):
                 return masks
-        scores = self._scores(clock)
-        for index, x in enumerate(self.weights.values()):
-            score, mask = scores[index], self.weights.mask_of(x)
-            if mask is not None and not rule.revives:
+        scores = self._known(clock)
+        if scores is None and self._is_by_magnitude():
+            masks = self._largest([Magnitudes(x, mask) for x, mask in zip(own, dead, strict=True)], sparsity)
+            if rule.allocation != "global" or self._reaches(masks, least):
+                return masks
+        scores = self._scored(clock) if scores is None else scores
+        for index, (score, mask) in enumerate(zip(scores, dead, strict=True)):
+            if mask is not None:
                 score.masked_fill_(~mask, -math.inf)
             if rule.pattern is not None and score.numel():
                 scores[index] = protect(score, rule.pattern)
         if not shards.spread:
             return select(scores, sparsity, rule.allocation, share)
+        masks = self._largest(scores, sparsity)
+        if rule.allocation != "global" or self._reaches(masks, least):
+            return masks
+        first = largest_of_each(self._layers(scores), least, shards.processes.sum)
+        return self._largest(put_first(scores, first), sparsity)
+
+    def _largest(self, scores: Sequence[Scores], sparsity: float) -> list[Tensor]:
+        """The masks that keep the largest scores, without a floor."""
+        rule, shards = self.method.mask, self.weights.shards
+        if not shards.spread:
+            return select(scores, sparsity, rule.allocation)
         layers, reduce = self._layers(scores), shards.processes.sum
-        counts = allocate(rule.allocation, shapes, sparsity)
+        counts = allocate(rule.allocation, self._shapes, sparsity)
         if counts is not None:
             return largest_of_each(layers, counts, reduce)
-        masks, least = largest_of_all(layers, self.count(sparsity), reduce), floors(shapes, sparsity, share)
-        if self._reaches(masks, least):
-            return masks
-        first = largest_of_each(layers, least, reduce)
-        return largest_of_all(self._layers(put_first(scores, first)), self.count(sparsity), reduce)
+        return largest_of_all(layers, self.count(sparsity), reduce)
 
     def _reaches(self, masks: Sequence[Tensor], least: Sequence[int]) -> bool:
         """Whether every weight keeps at least as many as asked, over all processes."""
-        living = self.weights.shards.count([int(mask.sum()) for mask in masks], list(self.weights.values()))
+        living = self.weights.shards.count([count_true(mask) for mask in masks], list(self.weights.values()))
         return all(left >= k for left, k in zip(living, least, strict=True))
 
     @property
@@ -85,8 +98,13 @@ class MaskChoice:
         rule, geometry = self.method.mask, self.weights.geometry
         return rule.score == "lamp" and rule.allocation == "global" and rule.pattern is None and not geometry.sparsifies
 
-    def _scores(self, clock: Clock) -> list[Tensor]:
-        """New tensors: what the geometry says, what was measured, or the mask's own score."""
+    def _is_by_magnitude(self) -> bool:
+        """Whether magnitudes rank the weights, and can be made as they are read: all of as many bits compare."""
+        rule, widths = self.method.mask, {common([x.dtype]) for x in self.weights.values()}
+        return rule.score == "magnitude" and rule.pattern is None and len(widths) == 1
+
+    def _known(self, clock: Clock) -> list[Tensor] | None:
+        """New tensors: what the geometry says, or what was measured; None where the mask's own score decides."""
         geometry, own = self.weights.geometry.at(clock), list(self.weights.values())
         scores: list[Tensor | None] = [geometry.importance(self.weights.latents_of(x)) for x in own]
         if geometry.sparsifies and self.weights.shards.all(all(score is not None for score in scores)):
@@ -94,6 +112,11 @@ class MaskChoice:
         measured = [self.weights.state(x).get("score") for x in own]
         if all(score is not None for score in measured):
             return [score.clone() for score in measured if score is not None]
+        return None
+
+    def _scored(self, clock: Clock) -> list[Tensor]:
+        """The mask's own score of each weight, in new tensors."""
+        own = list(self.weights.values())
         generators = [self._generator(clock, index) for index in range(len(own))]
         grown = self.decay.state.get("grown", 0.0)
         return scores_of(self.method.mask.score, own, generators, self.weights.shards, grown)
@@ -108,7 +131,7 @@ class MaskChoice:
     def is_reached(self, sparsity: float) -> bool:
         """Whether the masks have exactly this sparsity already."""
         masks = [self.weights.mask_of(x) for x in self.weights.values()]
-        living = [int(mask.sum()) for mask in masks if mask is not None]
+        living = [count_true(mask) for mask in masks if mask is not None]
         if len(living) != len(masks):
             return False
         return sum(self.weights.shards.count(living, list(self.weights.values()))) == self.count(sparsity)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from mirrormask.masked import keep_only
 from mirrormask.optimizer.arguments import unwrapped
 from mirrormask.optimizer.shards import Shards, is_sharded, shard_of
 from mirrormask.optimizer.sparse_optimizer import SparseOptimizer
@@ -63,7 +64,7 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     for p, mask in work:
         shards = Shards([p])
         own = shards.local(p)
-        own.masked_fill_(~shards.unwrap(own, mask).to(own.device), 0.0)
+        keep_only(own, shards.unwrap(own, mask).to(own.device))
 
 
 def keep_zeros(model: nn.Module, optimizer: Optimizer, *, weights: Weights | None = None) -> RemovableHandle:
@@ -116,7 +117,7 @@ def keep_zeros(model: nn.Module, optimizer: Optimizer, *, weights: Weights | Non
     def fill(*_: Any) -> None:
         for p, mask in alive.items():
             own = shard_of(p.detach())
-            own.masked_fill_(~mask.to(own.device), 0.0)
+            keep_only(own, mask.to(own.device))
 
     handle: RemovableHandle = own.register_step_post_hook(fill)
     return handle

@@ -15,6 +15,7 @@ from mirrormask.calibration.inverse import DAMPING, is_singular
 from mirrormask.calibration.layers import check_values
 from mirrormask.calibration.moments import Stage
 from mirrormask.checks import callers_level, check_known, check_number, few
+from mirrormask.masked import count_true
 from mirrormask.masks import AtStart, allocate, select
 from mirrormask.masks.calibrated import MOMENT_SCORES
 from mirrormask.pruning.choice import choose
@@ -152,7 +153,7 @@ def _prune_layer(
     layer.weight.copy_(layer.weight_of(made))
     removed = relative_error(matrix, matrix * mask, moment.matrix)
     error = relative_error(matrix, layer.matrix().to(matrix.dtype), moment.matrix)
-    return PrunedLayer(layer.name, tuple(layer.weight.shape), matrix.numel(), int(mask.sum()), removed, error)
+    return PrunedLayer(layer.name, tuple(layer.weight.shape), matrix.numel(), count_true(mask), removed, error)
 
 
 def _counts(
@@ -174,7 +175,7 @@ def _counts(
             moment = moment_of(model, stage, batches, forward)
             for layer in stage.layers:
                 scores[layer.name] = MOMENT_SCORES[method](layer.matrix().to(moment.matrix.dtype), moment)
-        counts = [int(mask.sum()) for mask in select([scores[name] for name in names], rule.sparsity)]
+        counts = [count_true(mask) for mask in select([scores[name] for name in names], rule.sparsity)]
     return dict(zip(names, counts, strict=True))
 
 

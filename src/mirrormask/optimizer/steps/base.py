@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mirrormask.masked import keep_only
 from mirrormask.methods import Method
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
 from mirrormask.optimizer.shards import Shards
@@ -90,5 +91,5 @@ def all_finite(grads: Sequence[Tensor], shards: Shards) -> bool | Tensor:
     if shards.spread:
         good = shards.processes.max((~good).int()) == 0
     for grad in grads:
-        grad.masked_fill_(~good.to(grad.device), 0.0)
+        keep_only(grad, good.to(grad.device))
     return good
