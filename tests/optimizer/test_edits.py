@@ -146,6 +146,23 @@ def test_a_scheduler_on_the_base_is_refused_at_the_next_step():
         train(model, optimizer, 1)
 
 
+@pytest.mark.parametrize("change", ["rate", "decay", "group"])
+@pytest.mark.parametrize("name", ["mirror", "gmp"])
+def test_groups_of_the_base_are_not_changed_by_hand(name, change):
+    model, optimizer = build(name)
+    train(model, optimizer, 2)
+    before = copy.deepcopy(optimizer.base.param_groups)
+    if change == "group":
+        optimizer.base.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    else:
+        optimizer.base.param_groups[0][{"rate": "lr", "decay": "weight_decay"}[change]] = 0.03
+    with pytest.raises(RuntimeError, match=r"param_groups\[0\]|groups and has"):
+        train(model, optimizer, 1)
+    if change != "group":  # and where it is what it was, training goes on
+        optimizer.base.param_groups[0].update({k: v for k, v in before[0].items() if k != "params"})
+        train(model, optimizer, 2)
+
+
 def test_a_cycled_momentum_in_rounds_resumes_bit_for_bit():
     def run(stop):
         model, optimizer = build("lth", steps=24)

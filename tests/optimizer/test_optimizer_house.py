@@ -8,8 +8,8 @@ import mirrormask
 FOLDER = Path(mirrormask.__path__[0]) / "optimizer"
 #: From the ground up; files of one row know nothing of each other, but for the folder of steps.
 HOUSE = [
-    {"processes", "dtensors"},
-    {"shards", "agreement"},
+    {"processes", "dtensors", "base_groups"},
+    {"shards", "agreement", "base_trials"},
     {"weights", "scores"},
     {"base_optimizer", "decay_clock", "edits", "presence"},
     {"mask_choice"},

@@ -12,7 +12,8 @@ from mirrormask.checks import few
 from mirrormask.masks.patterns import check_pattern
 from mirrormask.matrices import EMBEDDINGS, inputs_elsewhere, output_axis
 from mirrormask.methods import Method
-from mirrormask.optimizer.base_optimizer import BaseOptimizer, Group
+from mirrormask.optimizer.base_groups import Group
+from mirrormask.optimizer.base_optimizer import BaseOptimizer
 from mirrormask.optimizer.processes import Processes
 from mirrormask.optimizer.scores import SPREAD_SCORES
 from mirrormask.optimizer.shards import is_sharded, shard_of

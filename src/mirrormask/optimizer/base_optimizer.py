@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mirrormask.optimizer import base_trials as trials
+from mirrormask.optimizer.base_groups import Group, GroupWatch, options_of, same_option
 from mirrormask.optimizer.shards import Shards
 from mirrormask.optimizer.weights import SparseWeights
 
-__all__ = ["ELEMENTWISE", "BaseOptimizer", "Link", "plain_options"]
-
-Group = dict[str, Any]
+__all__ = ["ELEMENTWISE", "BaseOptimizer", "Link"]
 
 #: Optimizers whose step is zero for an element that is zero, has a zero gradient and a zero state: under them pruned
 #: factors stay zero by themselves. Under any other (one that mixes elements, say) the mask is applied at every step.
@@ -86,6 +86,7 @@ class BaseOptimizer:
     Attributes:
         torch: the optimizer itself.
         links: what each of its groups is, in order.
+        watch: of its groups, between two steps.
         group_of: which of the SparseOptimizer's groups each parameter of the model is in (of a DTensor: its part).
     """
 
@@ -94,6 +95,7 @@ class BaseOptimizer:
         self.links: list[Link] = []
         self.group_of: dict[Tensor, int] = {}
         self._carried: list[Group] = []
+        self.watch = GroupWatch()
         self._guard = _Guard()
 
     @property
@@ -112,34 +114,8 @@ class BaseOptimizer:
 
         One that is not known is tried: two steps on random numbers, on a matrix and on its quarters.
         """
-        if type(self.torch) in (*ELEMENTWISE, torch.optim.ASGD, torch.optim.Rprop):
-            return True
-        generator = torch.Generator().manual_seed(0)
-        start, *grads = torch.randn((3, 8, 6), generator=generator)
-        whole = self._tried([start], [[grad] for grad in grads])
-        quarters = [_quarters(tensor) for tensor in (start, *grads)]
-        parts = self._tried(quarters[0], quarters[1:])
-        if whole is None or parts is None:
-            return False
-        return all(torch.allclose(a, b, rtol=1e-5) for a, b in zip(_quarters(whole[0]), parts, strict=True))
-
-    def _tried(self, starts: Sequence[Tensor], steps: Sequence[Sequence[Tensor]]) -> list[Tensor] | None:
-        """What becomes of tensors in steps with these gradients; None where it will not take them."""
-        held = [start.clone().requires_grad_() for start in starts]
-        trial: Optimizer = object.__new__(type(self.torch))
-        trial.__dict__.update(self.torch.__dict__)
-        trial._optimizer_step_pre_hooks, trial._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
-        trial.state = defaultdict(dict)
-        trial.param_groups = [{**self.torch.param_groups[0], "params": held}]
-        try:
-            with torch.random.fork_rng(devices=[]):
-                for grads in steps:
-                    for tensor, grad in zip(held, grads, strict=True):
-                        tensor.grad = grad.clone()
-                    _bare_step(type(self.torch))(trial)
-        except (RuntimeError, ValueError, TypeError, AssertionError):
-            return None
-        return [tensor.detach() for tensor in held]
+        known = type(self.torch) in (*ELEMENTWISE, torch.optim.ASGD, torch.optim.Rprop)
+        return known or trials.splits(self.torch)
 
     @property
     def has_hooks(self) -> bool:
@@ -158,7 +134,7 @@ class BaseOptimizer:
         geometry = weights.geometry
         stepped = geometry.latents if geometry.stepped is None else geometry.stepped
         inner: list[Group] = []
-        self.links, self._carried = [], [_options(group) for group in groups]
+        self.links, self._carried = [], [options_of(group) for group in groups]
         local = weights.shards.local
         self.group_of = {local(p): index for index, group in enumerate(groups) for p in group["params"]}
         for index, group in enumerate(groups):
@@ -170,10 +146,10 @@ class BaseOptimizer:
                         by_rate[weights.state(p)["rate"], name in geometry.weight_decayed].append((name, latent))
                 else:
                     plain.append(p)
-            inner.append({**_options(group), "params": plain})
+            inner.append({**options_of(group), "params": plain})
             self.links.append(Link(index, None, True, tuple(p for p in plain if weights.holds(p))))
             for (rate, decayed), members in by_rate.items():
-                inner.append({**_options(group), "params": [latent for _, latent in members]})
+                inner.append({**options_of(group), "params": [latent for _, latent in members]})
                 acted_on = tuple(latent for name, latent in members if name in stepped)
                 self.links.append(Link(index, rate, decayed, acted_on))
         self.torch.param_groups = inner
@@ -183,6 +159,7 @@ class BaseOptimizer:
             self.torch.zero_grad = lambda set_to_none=True: _refuse(self.torch, "call zero_grad() of")  # type: ignore[method-assign]
         for link, own in zip(self.links, inner, strict=True):
             _carry(link, own, self._carried[link.group])
+        self.watch.note(self.torch.param_groups)
 
     def _adopt(self, shards: Shards) -> Callable[[Tensor], Tensor]:
         """What stands for a parameter, with the state that the parameter had."""
@@ -198,24 +175,27 @@ class BaseOptimizer:
     def add_group(self, group: Group, weights: SparseWeights) -> None:
         """Train the parameters of one more group as they are."""
         own = [weights.shards.local(p) for p in group["params"]]
-        self.torch.add_param_group({**_options(group), "params": own})
+        self.torch.add_param_group({**options_of(group), "params": own})
         index = len(self._carried)
         self.links.append(Link(index, None, True))
         self.group_of |= dict.fromkeys(own, index)
-        self._carried.append(_options(group))
+        self._carried.append(options_of(group))
+        self.watch.note(self.torch.param_groups)
 
-    def check_unscheduled(self) -> None:
-        """Raise where a scheduler was built on the base: the rates that count are those of the SparseOptimizer."""
+    def check_untouched(self) -> None:
+        """Raise where somebody sets the base's rates: those that count are those of the SparseOptimizer."""
         if getattr(self.torch.__dict__.get("step"), "_wrapped_by_lr_sched", False):
             raise RuntimeError(
                 f"a scheduler is built on the {type(self.torch).__name__} that was given to mm.sparsify, where it sets "
                 "the rates of latents; build it on what mm.sparsify returned"
             )
+        self.watch.check(self.torch)
 
     def sync(self, groups: Sequence[Group]) -> None:
         """Carry what has changed in our groups (a scheduler may have done so) to the base's; the rest is its own."""
+        self.watch.forget()
         changes = [
-            {key: value for key, value in _options(group).items() if not _same(value, seen.get(key, seen))}
+            {key: value for key, value in options_of(group).items() if not same_option(value, seen.get(key, seen))}
             for group, seen in zip(groups, self._carried, strict=True)
         ]
         for link, own in zip(self.links, self.torch.param_groups, strict=True):
@@ -228,9 +208,10 @@ class BaseOptimizer:
         for link, own in zip(self.links, self.torch.param_groups, strict=True):
             if link.rate is None:
                 seen = self._carried[link.group]
-                for key, value in _options(own).items():
-                    if value is not seen.get(key, seen) and not _same(value, seen.get(key, seen)):
+                for key, value in options_of(own).items():
+                    if value is not seen.get(key, seen) and not same_option(value, seen.get(key, seen)):
                         seen[key] = groups[link.group][key] = value
+        self.watch.note(self.torch.param_groups)
 
     def options(self, group: int) -> Group:
         """The base's options for the plain parameters of one of our groups."""
@@ -282,22 +263,7 @@ class BaseOptimizer:
 
     def first_state(self, held: Tensor, group: Group) -> dict[str, Any]:
         """What the state of a tensor looks like after a first step, on zeros: its keys and shapes are what counts."""
-        trial: Optimizer = object.__new__(type(self.torch))
-        trial.__dict__.update(self.torch.__dict__)
-        trial._optimizer_step_pre_hooks, trial._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
-        stand_in = torch.zeros_like(held).requires_grad_()
-        stand_in.grad = torch.zeros_like(held)
-        trial.state = defaultdict(dict)
-        trial.param_groups = [{**group, "params": [stand_in]}]
-        # A fake tensor of a GPU may be of one that is not there.
-        on_gpu = held.is_cuda and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-        try:
-            # A base may draw random numbers: looking must not change what the next dropout draws.
-            with torch.random.fork_rng(devices=[held.device] if on_gpu else []):
-                _bare_step(type(self.torch))(trial)
-        except (RuntimeError, ValueError, TypeError, AssertionError):
-            return {}  # one that will not step on zeros, or on this tensor alone
-        return dict(trial.state[stand_in])
+        return trials.first_state(self.torch, held, group)
 
     # -- the step ------------------------------------------------------------------------------------------------
 
@@ -311,7 +277,7 @@ class BaseOptimizer:
         for hook in self._pre_hooks:
             hook(own, (), {})
         with self._guard.opened():
-            _bare_step(type(own))(own)
+            trials.bare_step(type(own))(own)
         for hook in list(own._optimizer_step_post_hooks.values()):
             hook(own, (), {})
 
@@ -339,23 +305,6 @@ class BaseOptimizer:
             self.torch.param_groups = groups
 
 
-def _bare_step(kind: type[Optimizer]) -> Callable[[Optimizer], Any]:
-    """``kind.step`` without the hooks of torch's wrapper, which have run in the SparseOptimizer's step already."""
-    step: Any = kind.step
-    while getattr(step, "hooked", False) and hasattr(step, "__wrapped__"):
-        step = step.__wrapped__
-    return step  # type: ignore[no-any-return]
-
-
-def _quarters(matrix: Tensor) -> list[Tensor]:
-    return [part for half in matrix.chunk(2) for part in half.chunk(2, dim=1)]
-
-
-def _options(group: Group) -> Group:
-    """A group without what it is a group of."""
-    return {key: value for key, value in group.items() if key not in ("params", "param_names")}
-
-
 def _carry(link: Link, own: Group, changed: Group) -> None:
     """Write options of one of our groups into a group of the base's, as they are meant there."""
     own.update(changed)
@@ -363,27 +312,3 @@ def _carry(link: Link, own: Group, changed: Group) -> None:
         own["lr"] = changed["lr"] * link.rate
     if not link.decayed and "weight_decay" in own:
         own["weight_decay"] = 0.0
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Whether an option is what it was; a tensor may have been written into."""
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return False
-    return a is b or (type(a) is type(b) and bool(a == b))
-
-
-def plain_options(group: Group) -> Group:
-    """The options of a group that JSON keeps: a base's counters and rates are among them."""
-    return {
-        key: _listed(value) for key, value in group.items() if key not in ("params", "param_names") and _fits(value)
-    }
-
-
-def _fits(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(map(_fits, value))
-    return value is None or isinstance(value, (bool, int, float, str))
-
-
-def _listed(value: Any) -> Any:
-    return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else value

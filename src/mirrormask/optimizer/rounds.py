@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mirrormask.masks import Mask
-from mirrormask.optimizer.base_optimizer import BaseOptimizer, Group
+from mirrormask.optimizer.base_groups import Group
+from mirrormask.optimizer.base_optimizer import BaseOptimizer
 from mirrormask.optimizer.decay_clock import DecayClock
 from mirrormask.optimizer.weights import SparseWeights
 from mirrormask.progress import Clock

@@ -19,7 +19,8 @@ from mirrormask.methods.description import describe
 from mirrormask.optimizer import diagnostics
 from mirrormask.optimizer.agreement import agree, fingerprint
 from mirrormask.optimizer.arguments import check_group, check_shards
-from mirrormask.optimizer.base_optimizer import BaseOptimizer, plain_options
+from mirrormask.optimizer.base_groups import plain_options
+from mirrormask.optimizer.base_optimizer import BaseOptimizer
 from mirrormask.optimizer.decay_clock import DecayClock
 from mirrormask.optimizer.edits import Edits
 from mirrormask.optimizer.mask_changes import MaskChanges
@@ -211,8 +212,8 @@ class SparseOptimizer(Optimizer):
 
         Raises:
             RuntimeError: the model holds other parameters than those that are trained, they are elsewhere, another
-                SparseOptimizer trains them since, a scheduler was built on the base optimizer, or processes may end one
-                after another (``model.join()`` of DDP).
+                SparseOptimizer trains them since, a scheduler was built on the base optimizer or its groups were
+                changed, or processes may end one after another (``model.join()`` of DDP).
         """
         loss = None
         if closure is not None:
@@ -232,7 +233,7 @@ class SparseOptimizer(Optimizer):
         parts.presence.check()
         if parts.weights.shards.processes.count > 1:
             parts.presence.check_joined()
-        parts.base.check_unscheduled()
+        parts.base.check_untouched()
         parts.edits.adopt(training.clock)
         if training.rounds is not None and not training.finalized:
             training.rounds.before_step(self.param_groups, self.method.mask, training.clock)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from mirrormask.methods import Method
 from mirrormask.methods.description import describe, differences, parse_repr
-from mirrormask.optimizer.base_optimizer import BaseOptimizer, Group, plain_options
+from mirrormask.optimizer.base_groups import Group, plain_options
+from mirrormask.optimizer.base_optimizer import BaseOptimizer
 from mirrormask.optimizer.diagnostics import pack_signs, unpack_signs
 from mirrormask.optimizer.edits import Edits
 from mirrormask.optimizer.rounds import KEPT, Rounds, everything, pack, unpack
@@ -287,6 +288,7 @@ class StateDict:
                 for key, value in options.items():
                     if key not in now or now[key] != value:
                         group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
+        self.base.watch.note(self.base.torch.param_groups)
 
     def _base_entry(self, p: Tensor, prefix: str, entry: Entry) -> Entry:
         """What a parameter's entry has of the base optimizer, for the latent of that prefix or for itself."""

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mirrormask.geometry import Hadamard
 from mirrormask.geometry.base import steps_like
-from mirrormask.optimizer.base_optimizer import Group, Link
+from mirrormask.optimizer.base_groups import Group
+from mirrormask.optimizer.base_optimizer import Link
 from mirrormask.optimizer.steps.base import Now, Step
 
 __all__ = ["MomentumSGD"]

@@ -1,0 +1,76 @@
+"""The groups of an optimizer: their options, those that JSON keeps, and who changes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = ["Group", "GroupWatch", "options_of", "plain_options", "same_option"]
+
+Group = dict[str, Any]
+
+
+class GroupWatch:
+    """Notices who writes into the groups of the base optimizer between two steps."""
+
+    def __init__(self) -> None:
+        self._noted: list[Group] | None = None
+
+    def note(self, groups: Sequence[Group]) -> None:
+        """These are as they shall be until the next step."""
+        self._noted = [options_of(group) for group in groups]
+
+    def forget(self) -> None:
+        """A step is on its way; one that fails in the middle leaves them unknown."""
+        self._noted = None
+
+    def check(self, optimizer: Optimizer) -> None:
+        """Raise where somebody has written into its groups, which hold latents at rates of their own."""
+        if self._noted is None:
+            return
+        kind, now = type(optimizer).__name__, [options_of(group) for group in optimizer.param_groups]
+        if len(now) != len(self._noted):
+            raise RuntimeError(
+                f"the {kind} that was given to mm.sparsify had {len(self._noted)} groups and has {len(now)}; add "
+                "parameters to what mm.sparsify returned"
+            )
+        for index, (own, noted) in enumerate(zip(now, self._noted, strict=True)):
+            for key in own.keys() | noted.keys():
+                if own.get(key, own) is not noted.get(key, noted) and not same_option(own.get(key), noted.get(key)):
+                    raise RuntimeError(
+                        f"param_groups[{index}][{key!r}] of the {kind} that was given to mm.sparsify was "
+                        f"{noted.get(key)!r} and is {own.get(key)!r}: it holds latents, not the model's weights; "
+                        "change the param_groups of what mm.sparsify returned"
+                    )
+
+
+def options_of(group: Group) -> Group:
+    """A group without what it is a group of."""
+    return {key: value for key, value in group.items() if key not in ("params", "param_names")}
+
+
+def same_option(a: Any, b: Any) -> bool:
+    """Whether an option is what it was; a tensor may have been written into."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return False
+    return a is b or (type(a) is type(b) and bool(a == b))
+
+
+def plain_options(group: Group) -> Group:
+    """The options of a group that JSON keeps: a base's counters and rates are among them."""
+    return {
+        key: _listed(value) for key, value in group.items() if key not in ("params", "param_names") and _fits(value)
+    }
+
+
+def _fits(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_fits, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else value
