@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,59 +10,29 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
-from mirrormask.checks import callers_level
 from mirrormask.matrices import normed_dims
 from mirrormask.methods import Method
-from mirrormask.methods.description import describe
 from mirrormask.optimizer import diagnostics
-from mirrormask.optimizer.agreement import agree, fingerprint
+from mirrormask.optimizer.agreement import fingerprint
 from mirrormask.optimizer.arguments import check_group, check_shards
-from mirrormask.optimizer.base_groups import plain_options
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
 from mirrormask.optimizer.decay_clock import DecayClock
+from mirrormask.optimizer.due import change_masks, gradients_for_growth, keep_if_due, observe, recur, watch
 from mirrormask.optimizer.edits import Edits
 from mirrormask.optimizer.mask_changes import MaskChanges
+from mirrormask.optimizer.outcome import finish, skip
+from mirrormask.optimizer.parts import Parts
 from mirrormask.optimizer.presence import Presence
 from mirrormask.optimizer.processes import Processes
 from mirrormask.optimizer.rounds import Rounds
 from mirrormask.optimizer.shards import Shards, is_sharded
 from mirrormask.optimizer.state_dict import StateDict
 from mirrormask.optimizer.steps import STEPS, Now, Step
+from mirrormask.optimizer.together import agree_on_state, begin_together
 from mirrormask.optimizer.training import Training
 from mirrormask.optimizer.weights import SparseWeights
 
-__all__ = ["Parts", "SparseOptimizer"]
-
-#: How many steps pass between two rounds of snapping, and so how long a denormal number can live; a step that
-#: snaps by itself needs no such round, which passes over memory as often as three steps.
-SNAP_EVERY = 64
-#: After so many skipped steps in a row a warning says so.
-WARN_AFTER = 10
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a SparseOptimizer is made of.
-
-    Attributes:
-        method: which one, under this base optimizer.
-        weights: the sparsifiable weights.
-        base: the base optimizer.
-        presence: whether the model still holds what is trained.
-        masks: what changes the masks.
-        training: what evolves.
-        edits: what others write into the weights.
-        fused: whether the fused step may serve.
-    """
-
-    method: Method
-    weights: SparseWeights
-    base: BaseOptimizer
-    presence: Presence
-    masks: MaskChanges
-    training: Training
-    edits: Edits
-    fused: bool
+__all__ = ["SparseOptimizer"]
 
 
 class SparseOptimizer(Optimizer):
@@ -112,7 +80,7 @@ class SparseOptimizer(Optimizer):
         """
         weights, base = self.parts.weights, self.parts.base
         check_shards(self.method, weights, base)
-        self._begin_together()
+        begin_together(self.parts, self.param_groups)
         processes = weights.shards.processes
         if scores is not None and processes.count > 1:
             scores = [processes.sum(score).div_(processes.count) for score in scores]
@@ -134,7 +102,7 @@ class SparseOptimizer(Optimizer):
             self._unpruned = [(value, self._written(x)) for value, x in zip(values, weights.values(), strict=True)]
             for x in weights.values():
                 self.state[x].pop("score", None)  # the mask says it all
-        self._keep_if_due()
+        keep_if_due(self.parts)
         self.parts.edits.note()
         self.parts.presence.claim()
 
@@ -239,25 +207,34 @@ class SparseOptimizer(Optimizer):
             training.rounds.before_step(self.param_groups, self.method.mask, training.clock)
         parts.base.sync(self.param_groups)
         if self._to_agree:
-            self._agree(latents=True)
+            self._to_agree = False
+            agree_on_state(parts, latents=True)
         if training.step == 0:
-            self._watch()  # only now: a trained network may have been loaded since this optimizer was made
+            watch(parts)  # only now: a trained network may have been loaded since this optimizer was made
         now = self._now()
         step = self._first_ready(now)
         good = step.finite()
         if isinstance(good, Tensor):
             training.count_on_device(good)
         elif not parts.weights.shards.all(good):
-            self._skip()
+            skip(parts, self.param_groups)
             return
         training.decay.take(now.increments)
-        dense = self._gradients_for_growth(now)
+        dense = gradients_for_growth(parts)
         step.run(now)
         parts.weights.push_unstepped(now.clock, zeros_stay=parts.base.zeros_stay)
         parts.base.reflect(self.param_groups)
         training.step += 1
         training.skipped_in_a_row = 0
-        self._after_step(dense, snapped=step.snaps)
+        if not training.finalized:
+            changed = change_masks(parts, dense)
+            if changed:
+                agree_on_state(parts)
+            if changed == "round":
+                self._steps = []
+            keep_if_due(parts)
+            observe(parts)
+        recur(parts, snapped=step.snaps)
         parts.edits.note()
 
     def _now(self) -> Now:
@@ -271,112 +248,6 @@ class SparseOptimizer(Optimizer):
             kinds = STEPS if self.parts.fused else STEPS[1:]
             self._steps = [kind(self.method, self.weights, self.parts.base) for kind in kinds]
         return next(step for step in self._steps if step.ready(now))
-
-    def _skip(self) -> None:
-        """A gradient is not finite: nothing happens, and after some such steps in a row it is said."""
-        training = self.parts.training
-        training.skipped += 1
-        training.skipped_in_a_row += 1
-        if training.skipped_in_a_row == WARN_AFTER:
-            grads = [(p, self.weights.shards.local(p).grad) for group in self.param_groups for p in group["params"]]
-            found = [p for p, grad in grads if grad is not None and not bool(grad.isfinite().all())]
-            bad = self.parts.presence.names(found) if found else "what another process holds"
-            warnings.warn(
-                f"{WARN_AFTER} steps in a row were skipped: the gradient is not finite in {bad}; lower the learning "
-                "rate, clip gradients, or look for the layer where the loss overflows",
-                stacklevel=callers_level(),
-            )
-
-    def _gradients_for_growth(self, now: Now) -> list[Tensor | None] | None:
-        """Copies of the weights' gradients if the mask regrows after this step: the base may overwrite gradients."""
-        mask = self.method.mask
-        if not mask.regrows or now.finalized or not mask.regrow_at(now.clock.next):
-            return None
-        return [None if x.grad is None else x.grad.clone() for x in self.weights.values()]
-
-    def _after_step(self, dense: list[Tensor | None] | None, *, snapped: bool) -> None:
-        """Change the mask, let the decay observe, snap: whatever does not happen at every step."""
-        parts, training = self.parts, self.parts.training
-        clock, mask = training.clock, self.method.mask
-        if not training.finalized:
-            target = mask.sparsity_at(clock)
-            if target is not None:
-                parts.masks.prune(target, clock)
-                self._agree()
-                if training.rounds is not None:
-                    training.rounds.start_again(parts.weights, parts.base, training.decay, clock)
-                    self._steps = []
-            elif dense is not None:
-                parts.masks.exchange(mask.regrow_at(clock), dense, clock)
-                self._agree()
-            self._keep_if_due()
-            observes = self.method.decay.observes
-            if observes and clock.step % max(round(observes * clock.steps), 1) == 0:
-                self._watch()
-                if self.method.decay.reads_rho:
-                    rho = parts.masks.removed_share(mask.sparsity_ahead(clock), clock)
-                    self.method.decay.observe(training.decay.state, clock, rho=rho)
-        if parts.weights.geometry.at(clock).refresh_due(clock):
-            parts.masks.refresh(clock)
-        if clock.step % SNAP_EVERY == 0 and not snapped:
-            parts.masks.snap(clock)
-
-    def _watch(self) -> None:
-        """Show the decay how large the weights are, if it wants to know."""
-        decay, training = self.method.decay, self.parts.training
-        if decay.watches:
-            own, shards = list(self.weights.values()), self.weights.shards
-            sizes = [diagnostics.log_size(x, shards.held([x])) for x in own]
-            decay.watch(training.decay.state, training.clock, sizes, [shards.size(x) for x in own])
-
-    def _keep_if_due(self) -> None:
-        parts, training = self.parts, self.parts.training
-        if training.rounds is not None and self.method.mask.keep_at(training.steps) == training.step:
-            training.rounds.keep(parts.weights, parts.base, training.decay)
-
-    # -- several processes ---------------------------------------------------------------------------------------
-
-    def _begin_together(self) -> None:
-        """All processes have one configuration, and of what each holds whole, the weights of the first."""
-        weights, shards = self.weights, self.weights.shards
-        if shards.processes.count == 1:
-            return
-        said = {
-            "method": describe(self.method),
-            "base": type(self.base).__name__,
-            "steps": self.steps,
-            "weights": {name: f"{tuple(shards.shape(x))} {x.dtype}" for name, x in weights.items()},
-            "groups": {str(i): plain_options(group) for i, group in enumerate(self.param_groups)},
-        }
-        agree(
-            said, shards.processes, "give mm.sparsify the same on every process, or the process_group= of those that do"
-        )
-        copies = [x for x in weights.values() if not is_sharded(shards.whole(x))]
-        if not shards.processes.same([fingerprint(x) for x in copies]):
-            for x in copies:  # as DistributedDataParallel does, which may come later: latents are made of these
-                shards.processes.copy_first(x)
-
-    def _agree(self, *, latents: bool = False) -> None:
-        """Raise unless all processes are at the same step, with the same masks and latents where each holds them."""
-        weights, shards, training = self.weights, self.weights.shards, self.parts.training
-        self._to_agree = False
-        if shards.processes.count == 1:
-            return
-        said: dict[str, Any] = {
-            "step": training.step,
-            "skipped steps": training.skipped,
-            "finalized": training.finalized,
-        }
-        for name, x in weights.items():
-            mask = weights.mask_of(x)
-            whole = not is_sharded(shards.whole(x))
-            if whole and mask is not None:
-                said[f"the mask of {name!r}"] = fingerprint(mask)
-            if whole and latents:
-                for key, latent in (weights.latents_of(x) or {"": x}).items():
-                    said[f"{key or 'the value'} of {name!r}"] = fingerprint(latent)
-        agree(said, shards.processes, "begin, load and step on every process alike, and let DistributedDataParallel "
-              "average the gradients")  # fmt: skip
 
     # -- the end -----------------------------------------------------------------------------------------------
 
@@ -394,36 +265,9 @@ class SparseOptimizer(Optimizer):
         """
         self.weights.shards.take_gradients()
         try:
-            self._finalize()
+            finish(self.parts)
         finally:
             self.weights.shards.drop_gradients()
-
-    def _finalize(self) -> None:
-        parts, training = self.parts, self.parts.training
-        parts.presence.check()
-        if training.settle_count() > training.step - (training.skipped if self._counts_on_device() else 0):
-            raise RuntimeError(
-                f"{training.skipped} steps were skipped and {training.step} taken: gradients were not finite, and the "
-                "model is hardly trained; lower the learning rate or clip gradients, and train again"
-            )
-        if not training.step and self.method.sparsity > 0:
-            warnings.warn(
-                "finalize() after no step: the weights are as mm.sparsify found them, but for what is pruned now; the "
-                "training loop has to call step() of what mm.sparsify returned",
-                stacklevel=callers_level(),
-            )
-        parts.presence.check_finite()
-        parts.edits.adopt(training.clock, everywhere=True)
-        if self.method.sparsity > 0:
-            if not parts.masks.is_reached(self.method.sparsity):
-                parts.masks.prune(self.method.sparsity, training.clock)
-            parts.masks.enforce(self.method.sparsity)
-        parts.edits.note()
-        training.finalized = True
-
-    def _counts_on_device(self) -> bool:
-        """Whether skipped steps are among those that were taken, with zeros for gradients."""
-        return any(x.device.type != "cpu" for x in self.weights.values())
 
     # -- what is going on --------------------------------------------------------------------------------------
 
