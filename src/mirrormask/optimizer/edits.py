@@ -19,6 +19,8 @@ from mirrormask.progress import Clock
 
 __all__ = ["Edits", "Sample"]
 
+Place = tuple[int, torch.Size, tuple[int, ...]] | None
+
 
 class Edits:
     """Notices what is not the training's own.
@@ -124,9 +126,11 @@ class Sample:
     def __init__(self) -> None:
         self._turn = 0
         self._taken: list[Tensor] = []
+        self._places: list[Place] = []
+        self._bytes: list[list[Tensor]] = [[], []]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_turn": self._turn, "_taken": []}
+        return {"_turn": self._turn, "_taken": [], "_places": [], "_bytes": [[], []]}
 
     def take(self, tensors: Sequence[Tensor]) -> None:
         """Remember what they are."""
@@ -138,7 +142,16 @@ class Sample:
         return bool(self._taken) and not all(map(torch.equal, self._taken, self._read(tensors)))
 
     def _read(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        small, large = [], []
+        places = [_place(x) for x in tensors]
+        if places != self._places:  # at every step they would cost as much as the reading
+            self._places, self._bytes = places, self._views(tensors)
+        small, pages = self._bytes
+        line = slice(self._turn * self.LINE, (self._turn + 1) * self.LINE)
+        return [torch.cat(found) for found in (small, [held[:, line] for held in pages]) if found]
+
+    def _views(self, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+        """The bytes of small tensors, and those of others as pages."""
+        small, pages = [], []
         for x in tensors:
             if not _is_readable(x):  # on an accelerator, looking would mean waiting for it
                 continue
@@ -146,14 +159,20 @@ class Sample:
             if len(held) <= self.WHOLE:
                 small.append(held)
             else:
-                pages = held[: len(held) // self.PAGE * self.PAGE].view(-1, self.PAGE)
-                large.append(pages[:, self._turn * self.LINE : (self._turn + 1) * self.LINE])
-        return [torch.cat(found) for found in (small, large) if found]
+                pages.append(held[: len(held) // self.PAGE * self.PAGE].view(-1, self.PAGE))
+        return [small, pages]
+
+
+def _place(x: Tensor) -> Place:
+    """Where in CPU memory it lies, and how; None where that cannot be looked at."""
+    if x.device.type != "cpu" or isinstance(x, torch._subclasses.FakeTensor):
+        return None
+    return x.data_ptr(), x.shape, x.stride()
 
 
 def _is_readable(x: Tensor) -> bool:
     """Whether it lies in CPU memory, without gaps, so that its bytes can be looked at."""
-    if x.device.type != "cpu" or isinstance(x, torch._subclasses.FakeTensor) or not x.numel():
+    if _place(x) is None or not x.numel():
         return False
     expected = 1
     for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
