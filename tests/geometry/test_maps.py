@@ -161,3 +161,15 @@ def test_factors_are_drawn_within_bounds_and_none_is_balanced(depth):
     assert speed.mean() / 100 < speed.min() < speed.max() < 12 * speed.mean()
     again, other = (DeepProduct(depth=depth, seed=seed).init(x)["f1"] for seed in (0, 1))
     assert torch.equal(again, factors[0]) and not torch.equal(other, factors[0])
+
+
+@pytest.mark.parametrize("name", [*MAPS, "ordinary"])
+def test_what_is_pruned_has_no_gradient_where_the_map_says_so(name):
+    """Masks are not applied at every step then: a map that is wrong here would let zeros come back."""
+    geometry = Power(power=1.0) if name == "ordinary" else MAPS[name]
+    x = weight()
+    latents, mask = geometry.init(x), torch.rand(x.shape) < 0.4
+    geometry.prune(latents, mask)
+    pulled = geometry.pullback([torch.randn_like(x)], [x * mask], {key: [v] for key, v in latents.items()})
+    quiet = all(not bool(grad[0][~mask].any()) for key, grad in pulled.items() if key not in geometry.shared)
+    assert quiet or not geometry.keeps_zeros

@@ -55,8 +55,9 @@ class Geometry(ABC):
     weight_decayed: ClassVar[tuple[str, ...]] = ()
     #: The latents on which a method's step after the optimizer's acts; None for all of them.
     stepped: ClassVar[tuple[str, ...] | None] = None
-    #: True if latents that ``prune`` left stay at x = 0 by themselves, under an elementwise optimizer.
-    keeps_zeros: ClassVar[bool] = True
+    #: True if latents that ``prune`` left have no gradient, whatever that of x is, and so stay at x = 0 by themselves
+    #: under an elementwise optimizer. One that does not say so has its zeros written at every step.
+    keeps_zeros: ClassVar[bool] = False
     #: The latents that are set to zero at every step where the mask is; empty to set x itself.
     masked: ClassVar[tuple[str, ...]] = ()
     #: Whether a decay may join the gradient of the latents (``coupled=True``).

@@ -105,6 +105,7 @@ class DeepProduct(Geometry):
     gain: float | str | None = "auto"
     seed: int = 0
 
+    keeps_zeros: ClassVar[bool] = True
     #: The draw is of whole tensors.
     shards: ClassVar[bool] = False
 

@@ -21,7 +21,6 @@ class Euclidean(Geometry):
         ()
     """
 
-    keeps_zeros: ClassVar[bool] = False
     shards: ClassVar[bool] = True
 
     def init(self, x: Tensor) -> dict[str, Tensor]:

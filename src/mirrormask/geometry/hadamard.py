@@ -120,6 +120,7 @@ class Hadamard(Geometry):
     gain: float | str | None = "auto"
 
     latents: ClassVar[tuple[str, ...]] = ("m", "w")
+    keeps_zeros: ClassVar[bool] = True
     rounding: ClassVar[float] = 4.0
     shards: ClassVar[bool] = True
 

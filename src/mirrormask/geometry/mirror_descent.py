@@ -61,7 +61,6 @@ class MirrorDescent(Geometry):
     latents: ClassVar[tuple[str, ...]] = ("u",)
     constants: ClassVar[tuple[str, ...]] = ("a",)
     masked: ClassVar[tuple[str, ...]] = ("u",)
-    keeps_zeros: ClassVar[bool] = False
     couples: ClassVar[bool] = False
     shards: ClassVar[bool] = True
 

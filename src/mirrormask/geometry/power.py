@@ -53,6 +53,11 @@ class Power(Geometry):
         if self.gain is not None:
             check_number("gain", self.gain, low=0.0, open_low=True)
 
+    @property
+    def keeps_zeros(self) -> bool:  # type: ignore[override]
+        """A power of 1 has a slope at 0."""
+        return self.power > 1
+
     def init(self, x: Tensor) -> dict[str, Tensor]:
         """``θ = sign(x) |x|^(1/p)``, in float32 at least."""
         x = x.detach()

@@ -56,7 +56,6 @@ class SigmoidMask(Geometry):
     stepped: ClassVar[tuple[str, ...] | None] = ("w",)
     sparsifies: ClassVar[bool] = True
     shards: ClassVar[bool] = True
-    keeps_zeros: ClassVar[bool] = False  # w has a gradient at w = 0
 
     def __post_init__(self) -> None:
         check_number("s_init", self.s_init)

@@ -56,6 +56,7 @@ class SoftThreshold(Geometry):
     latents: ClassVar[tuple[str, ...]] = ("w", "s")
     weight_decayed: ClassVar[tuple[str, ...]] = ("w",)
     stepped: ClassVar[tuple[str, ...] | None] = ("w",)
+    keeps_zeros: ClassVar[bool] = True
     sparsifies: ClassVar[bool] = True
     shared: ClassVar[tuple[str, ...]] = ("s",)
     shards: ClassVar[bool] = True

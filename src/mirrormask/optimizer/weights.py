@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mirrormask.geometry import Geometry
+from mirrormask.masked import keep_only
 from mirrormask.optimizer.shards import Shards
 from mirrormask.progress import Clock
 
@@ -154,7 +155,7 @@ class SparseWeights(Mapping[str, nn.Parameter]):
         for x, held in tensors.items():
             mask = self.mask_of(x)
             if mask is not None:
-                torch.where(mask, held, held.new_zeros(()), out=held)
+                keep_only(held, mask)
 
 
 def bare_name(name: str) -> str:
