@@ -48,6 +48,7 @@ OTHER = {
     "relative": False,
     "rewind_to": 0.2,
     "s_init": 0.5,
+    "strength": 0.125,
     "score": "lamp",
     "seed": 3,
     "shrink": 3.0,

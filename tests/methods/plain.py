@@ -202,6 +202,35 @@ class OneShot(Plain):
             self.prune(self.sparsity)
 
 
+class Elsa(OneShot):
+    at, gap, strength = 34, 4, 0.5
+
+    def begin(self):
+        self.z = [x.detach().clone() for x in self.x()]
+        self.u = [torch.zeros_like(z) for z in self.z]
+
+    def pull(self, step):
+        return 0.5 * self.strength * (1 - math.cos(math.pi * (step // self.gap * self.gap) / self.at))
+
+    def before(self, step):
+        if step < self.at:
+            for latents, z, u in zip(self.theta, self.z, self.u, strict=True):
+                latents["x"].grad += self.pull(step) * (latents["x"] - z + u)
+
+    def rank(self, x, index):
+        moment = self.base.state[self.theta[index]["x"]].get("exp_avg_sq", torch.ones_like(x))
+        return (x + self.u[index]) ** 2 * moment
+
+    def after(self, t):
+        super().after(t)
+        if t % self.gap == 0 and t < self.at:
+            xs = self.weights()
+            masks = top([self.rank(x, i) for i, x in enumerate(xs)], self.keep(self.sparsity))
+            for i, (x, mask) in enumerate(zip(xs, masks, strict=True)):
+                self.z[i] = (x + self.u[i]) * mask
+                self.u[i] = (self.u[i] + x - self.z[i]) * self.pull(t - 1) / self.pull(t)
+
+
 class Acdc(Plain):
     pruned, dense_again = (4, 8, 12, 16, 20, 24, 28, 34), (6, 10, 14, 18, 22, 26, 30)
 

@@ -11,6 +11,7 @@ import mirrormask as mm
 from mirrormask.corrections import Hyperbolic, Proximal
 from mirrormask.decay import ConstantDecay
 from mirrormask.geometry import (
+    Consensus,
     DeepProduct,
     Euclidean,
     Hadamard,
@@ -165,6 +166,7 @@ def test_pilot_with_weight_rewinding_takes_its_decay_back_too():
 GEOMETRIES = [
     Euclidean(),
     Hadamard(),
+    Consensus(),
     DeepProduct(),
     MirrorDescent(),
     Power(),

@@ -60,6 +60,7 @@ CASES = {
         {**DEEP, "depth": 4, "alpha": 2e-3},
         of(plain.Deep, alpha=2e-3, options={"least": 0.5, "seed": 5, "depth": 4}),
     ),
+    "elsa": ({"strength": 0.5, "every": 0.1, "at": 0.85}, plain.Elsa),
     "sparseopt": (REGROW, plain.Scaled),
     "pilot_init": ({"gain": 0.8}, plain.Hadamard),
     "pilot": (PILOT, plain.Pilot),

@@ -17,6 +17,7 @@ OLDER = "bbcac8652509"
         (lambda: Recipe(epochs=0), "epochs=0 is below 1"),
         (lambda: Recipe(batch_size=0), "batch_size=0 is below 1"),
         (lambda: Recipe(threads=0), "threads=0 is below 1"),
+        (lambda: Recipe(label_smoothing=1.0), r"label_smoothing=1.0 is outside \[0, 1\)"),
         (lambda: Recipe(precision="fp8"), "unknown precision 'fp8'.*Known: bf16, fp16, fp32"),
         (lambda: Data("digit"), "unknown data set 'digit'; did you mean 'digits'.*folder:PATH"),
         (lambda: Data("folder:"), "names no folder; write folder:PATH"),
@@ -54,6 +55,7 @@ def test_what_a_recipe_has_gained_leaves_the_fingerprints_of_older_runs():
     tree = Recipe(method=Method("pilot")).identity()
     assert "init" not in tree["model"]
     assert "device" not in tree
+    assert "label_smoothing" not in tree
     assert sorted(tree["schedule"]) == ["name", "warmup"]
     assert Recipe(method=Method("pilot")).fingerprint() == OLDER
     assert Recipe(model=Model(init="net.pt")).fingerprint() != Recipe().fingerprint()

@@ -360,3 +360,13 @@ def test_two_processes_give_the_run_of_one(tmp_path):
         next(r for r in log.read(f) if r["event"] == "step") for f in (tmp_path / "one", tmp_path / "two" / "mirror")
     ]
     assert first[0]["loss"] == pytest.approx(first[1]["loss"], rel=1e-4)
+
+
+def test_label_smoothing_is_in_the_loss_that_is_learned_from_and_not_in_that_of_the_test(tmp_path):
+    sharp, smooth = (Session(small(tmp_path / "r", label_smoothing=e)) for e in (0.0, 0.3))
+    x, y = next(iter(sharp.test.in_order()))
+    scores = sharp.model(x)
+    log_p = scores.log_softmax(1)
+    by_hand = -(0.7 * log_p[torch.arange(len(y)), y] + 0.3 * log_p.mean(1)).mean()
+    torch.testing.assert_close(smooth._loss(scores, x, y), by_hand)
+    assert smooth.evaluate(smooth.test) == sharp.evaluate(sharp.test)

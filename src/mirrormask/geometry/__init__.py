@@ -1,6 +1,7 @@
 """How a weight moves: one file a geometry."""
 
 from mirrormask.geometry.base import Geometry
+from mirrormask.geometry.consensus import Consensus
 from mirrormask.geometry.deep import DeepProduct
 from mirrormask.geometry.euclidean import Euclidean
 from mirrormask.geometry.hadamard import Hadamard, factorize
@@ -11,6 +12,7 @@ from mirrormask.geometry.sign_in import SignIn
 from mirrormask.geometry.soft_threshold import SoftThreshold
 
 __all__ = [
+    "Consensus",
     "DeepProduct",
     "Euclidean",
     "Geometry",

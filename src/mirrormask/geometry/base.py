@@ -49,7 +49,8 @@ class Geometry(ABC):
 
     #: The names of the latents, in the order in which the base optimizer holds them; empty if θ is x itself.
     latents: ClassVar[tuple[str, ...]] = ()
-    #: What the map needs beside the latents and no optimizer trains: one number a weight tensor, kept with them.
+    #: What the map needs beside the latents and no optimizer trains, kept with them: one number a weight tensor, or,
+    #: of a geometry that aims, tensors of the weight's shape.
     constants: ClassVar[tuple[str, ...]] = ()
     #: The latents on which the base optimizer's ``weight_decay`` acts as on an ordinary weight.
     weight_decayed: ClassVar[tuple[str, ...]] = ()
@@ -64,6 +65,9 @@ class Geometry(ABC):
     couples: ClassVar[bool] = True
     #: True if the geometry makes zeros of its own: ``importance`` says which, ``reach`` how many.
     sparsifies: ClassVar[bool] = False
+    #: True if the weights are drawn to a target that lies in the constants: ``wish`` ranks what shall live of it, and
+    #: ``aim`` sets it, after the steps at which ``refresh_due``.
+    aims: ClassVar[bool] = False
     #: The latents that are one number for a whole tensor.
     shared: ClassVar[tuple[str, ...]] = ()
     #: Whether all sums over a tensor go through ``held``, so that several processes may each hold a part of it. Of a
@@ -153,6 +157,19 @@ class Geometry(ABC):
     def importance(self, latents: Mapping[str, Tensor]) -> Tensor | None:
         """What ranks the weights, above 0 exactly where x lives; None where the mask's own score does."""
         return None
+
+    def wish(self, latents: Mapping[str, Tensor], moment: Tensor | None) -> Tensor:
+        """Of a geometry that aims: a new tensor that ranks the weights; it replaces a mask's score "magnitude".
+
+        Args:
+            latents: of one weight tensor.
+            moment: the second moment of the gradient that the base optimizer keeps; None where it keeps none.
+        """
+        raise TypeError(f"{type(self).__name__} has no target")
+
+    def aim(self, latents: Mapping[str, Tensor], living: Tensor, clock: Clock) -> None:
+        """Of a geometry that aims: a new target whose weights in ``living`` live, in place."""
+        return
 
     def reach(self, latents: Mapping[str, Tensor], shift: float) -> None:
         """Lower the importance of every weight of one tensor by ``shift``, in place."""

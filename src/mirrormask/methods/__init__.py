@@ -7,7 +7,7 @@ from mirrormask.methods.ham import acdc_ham, erk_ham, gmp_ham, ham, rigl_ham, st
 from mirrormask.methods.iterative import lrr, lth, wr
 from mirrormask.methods.magnitude import acdc, dense, gmp, magnitude
 from mirrormask.methods.mirror import mirror
-from mirrormask.methods.penalized import cs, l1, powerprop
+from mirrormask.methods.penalized import cs, elsa, l1, powerprop
 from mirrormask.methods.penalized import soft_threshold as str
 from mirrormask.methods.pilot import pilot, pilot_init, pilot_lrr, pilot_wr
 from mirrormask.methods.product import dwf, sign_in, spred
@@ -20,6 +20,7 @@ __all__ = [
     "cs",
     "dense",
     "dwf",
+    "elsa",
     "erk",
     "erk_ham",
     "get",

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from mirrormask.corrections import Proximal
 from mirrormask.decay import ConstantDecay
-from mirrormask.geometry import Euclidean, Power, SigmoidMask, SoftThreshold
+from mirrormask.geometry import Consensus, Euclidean, Power, SigmoidMask, SoftThreshold
 from mirrormask.masks import Gradual, OneShot
 from mirrormask.methods.base import Method, named
-from mirrormask.methods.groups import Allocation, At, Window
+from mirrormask.methods.groups import Allocation, At, Layers, Window
 from mirrormask.methods.options import reads
 
-__all__ = ["Thresholds", "cs", "l1", "powerprop", "soft_threshold"]
+__all__ = ["Thresholds", "cs", "elsa", "l1", "powerprop", "soft_threshold"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,3 +137,39 @@ def powerprop(options: _Power) -> Method:
     mask from ``at`` on, where the paper prunes at the end.
     """
     return Method(options.part(Power), options.part(ConstantDecay), options.part(OneShot), "powerprop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Elsa(Layers):
+    """The options of :func:`elsa`.
+
+    Args:
+        strength, every: as in :class:`mirrormask.geometry.Consensus`.
+        at: when to prune to the target and to fix the mask, a fraction of training in (0, 1]; 1.0 is the paper's.
+    """
+
+    strength: float = Consensus.strength
+    every: float = Consensus.every
+    at: float = Consensus.until
+
+
+@named("Lee et al. 2025, arXiv 2510.01650")
+@reads(_Elsa)
+def elsa(options: _Elsa) -> Method:
+    """ELSA: ADMM, which draws the weights to a sparse copy chosen by the Fisher information that Adam keeps.
+
+    The geometry :class:`mirrormask.geometry.Consensus` until ``at``; then the mask is fixed, and the rest of training
+    goes on without the penalty.
+
+    Example:
+        >>> elsa(0.9).geometry.until
+        0.9
+
+    Source: Lee, Jang, Lee, Alistarh and Lee 2025, arXiv 2510.01650; the authors' code.
+
+    Differs from the paper: sparsity is shared over all layers together, there each layer has the same; a tenth of
+    training follows the projection; under a base without second moments the projection is by magnitude.
+    """
+    return Method(
+        options.part(Consensus, until=options.at), ConstantDecay(), options.part(OneShot, at=options.at), "elsa"
+    )

@@ -32,6 +32,8 @@ ELEMENTWISE = (
     torch.optim.Adagrad,
     torch.optim.Adadelta,
 )
+#: Under which names they keep the mean square of a gradient.
+SECOND_MOMENTS = ("exp_avg_sq", "square_avg")
 #: Optimizers whose step is linear in the gradient, by the name of their class: other packages are not imported.
 LINEAR = ("SGD", "ASGD", "SGDW", "SGDScheduleFree", "SGDScheduleFreeReference")
 
@@ -245,6 +247,12 @@ class BaseOptimizer:
     def elementwise(self, held: Tensor) -> list[Tensor]:
         """Its state of one tensor, as far as it has a value for each element."""
         return [v for v in self.state(held).values() if isinstance(v, Tensor) and v.shape == held.shape]
+
+    def second_moment(self, held: Tensor) -> Tensor | None:
+        """The mean square of the gradients that it keeps of a tensor (Adam, RMSprop); None where it keeps none."""
+        state = self.state(held)
+        found = (state.get(name) for name in SECOND_MOMENTS)
+        return next((value for value in found if isinstance(value, Tensor) and value.shape == held.shape), None)
 
     def momentum(self, held: Tensor) -> Tensor:
         """The momentum that SGD keeps for a tensor; zeros give the first step that torch takes."""

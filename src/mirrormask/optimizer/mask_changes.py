@@ -57,6 +57,15 @@ class MaskChanges(MaskChoice):
             for x in self.weights.values():
                 geometry.settle(x, self.weights.latents_of(x))
 
+    def _known(self, clock: Clock) -> list[Tensor] | None:
+        """What an aiming geometry wishes for takes the place of magnitude, in its targets and in the final mask."""
+        geometry = self.weights.geometry
+        if not geometry.aims or self.method.mask.score != "magnitude":
+            return super()._known(clock)
+        own = list(self.weights.values())
+        moments = [self.base.second_moment(self.weights.state(x)[geometry.latents[0]]) for x in own]
+        return [geometry.wish(self.weights.latents_of(x), moment) for x, moment in zip(own, moments, strict=True)]
+
     def _reach(self, sparsity: float, clock: Clock) -> None:
         """Shift importances so that those above 0 are exactly the weights that ``sparsity`` keeps (up to ties)."""
         rule, geometry, shards = self.method.mask, self.weights.geometry.at(clock), self.weights.shards
@@ -209,6 +218,10 @@ class MaskChanges(MaskChoice):
         its momentum away, LeNet-300-100 lost a point in a short training (docs/methods.md).
         """
         geometry = self.weights.geometry.at(clock)
+        if geometry.aims:
+            for x, living in zip(self.weights.values(), self.choose(self.method.mask.sparsity, clock), strict=True):
+                geometry.aim(self.weights.latents_of(x), living, clock)
+            return  # x is where it was
         for x in self.weights.values():
             latents, mask = self.weights.latents_of(x), self.weights.mask_of(x)
             geometry.refresh(x, latents, mask)

@@ -27,7 +27,7 @@ from mirrormask.optimizer.processes import Processes
 from mirrormask.optimizer.rounds import Rounds
 from mirrormask.optimizer.shards import Shards, is_sharded
 from mirrormask.optimizer.state_dict import StateDict
-from mirrormask.optimizer.steps import STEPS, Now, Step
+from mirrormask.optimizer.steps import FUSED, STEPS, Now, Step
 from mirrormask.optimizer.together import agree_on_state, begin_together
 from mirrormask.optimizer.training import Training
 from mirrormask.optimizer.weights import SparseWeights
@@ -181,8 +181,10 @@ class SparseOptimizer(Optimizer):
         Raises:
             RuntimeError: the model holds other parameters than those that are trained, they are elsewhere, another
                 SparseOptimizer trains them since, a scheduler was built on the base optimizer or its groups were
-                changed, or processes may end one after another (``model.join()`` of DDP).
+                changed, processes may end one after another (``model.join()`` of DDP), or a CUDA graph is being
+                captured.
         """
+        self._check_not_captured()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -194,6 +196,15 @@ class SparseOptimizer(Optimizer):
         finally:
             shards.drop_gradients()
         return loss
+
+    def _check_not_captured(self) -> None:
+        """A graph would play the rates, decay and mask of one step again at every replay, and count none of them."""
+        started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        if started and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "step() while a CUDA graph is captured: its replays would repeat this step's learning rate, decay and "
+                "mask; capture forward and backward alone, and call step() after each replay()"
+            )
 
     def _take_step(self) -> None:
         parts, training = self.parts, self.parts.training
@@ -245,7 +256,7 @@ class SparseOptimizer(Optimizer):
 
     def _first_ready(self, now: Now) -> Step:
         if not self._steps:
-            kinds = STEPS if self.parts.fused else STEPS[1:]
+            kinds = [kind for kind in STEPS if self.parts.fused or kind not in FUSED]
             self._steps = [kind(self.method, self.weights, self.parts.base) for kind in kinds]
         return next(step for step in self._steps if step.ready(now))
 

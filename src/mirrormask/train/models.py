@@ -15,6 +15,7 @@ from torch import nn
 from mirrormask import checks
 from mirrormask.train import named
 from mirrormask.train.resnet import resnet20
+from mirrormask.train.resnet7 import resnet7
 
 __all__ = ["build", "names"]
 
@@ -47,6 +48,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
     "resnet18-cifar": resnet18_cifar,
     "resnet20": resnet20,
+    "resnet7": resnet7,
 }
 
 

@@ -23,7 +23,7 @@ SCHEDULES = ("constant", "cosine", "linear", "one-cycle", "step")
 GAINED: dict[str, dict[str, Any]] = {
     "model": {"init": None},
     "schedule": {"at": [0.5, 0.75], "factor": 0.1},
-    "": {"device": None},
+    "": {"device": None, "label_smoothing": 0.0},
 }
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 PRECISIONS = ("bf16", "fp16", "fp32")
@@ -99,8 +99,8 @@ class Model:
     """Which network to train.
 
     Args:
-        name: ``mlp``, ``lenet-300-100``, ``resnet20``, ``resnet18-cifar``, ``torchvision:NAME``, ``timm:NAME``,
-            ``FILE.py:NAME`` or ``PACKAGE.MODULE:NAME``.
+        name: ``mlp``, ``lenet-300-100``, ``resnet7``, ``resnet20``, ``resnet18-cifar``, ``torchvision:NAME``,
+            ``timm:NAME``, ``FILE.py:NAME`` or ``PACKAGE.MODULE:NAME``.
         options: keyword arguments of the model, for instance ``{"stem_stride": 2}`` of ``resnet20``.
         init: the weights to start from: a state dict (``.pt``, ``.pth``, ``.bin``), a ``.safetensors`` file, or
             ``pretrained`` for those of timm and torchvision; unset starts from random ones.
@@ -176,7 +176,8 @@ class Schedule:
 
     Args:
         name: ``cosine`` (to zero), ``linear`` (to zero), ``constant`` or ``step`` (times ``factor`` at each of ``at``),
-            after the warm-up; ``one-cycle`` rises by a cosine from 1/25 and falls by one to nothing.
+            after the warm-up, with which ``linear`` is a triangle; ``one-cycle`` rises by a cosine from 1/25 and falls
+            by one to nothing.
         warmup: the fraction of all steps over which the rate rises from zero; unset gives 0.3 for ``one-cycle`` and
             0.05 for the others.
         at: of ``step``: the fractions of all steps at which the rate falls, in rising order.
@@ -236,6 +237,8 @@ class Recipe:
         optimizer: the optimizer that the method wraps.
         schedule: its learning rate over time.
         teacher: a trained network to learn from beside the labels.
+        label_smoothing: ε in [0, 1): cross entropy is that with ``1 - ε`` on the label and ``ε`` spread over all
+            classes; what is logged of test images is without it.
         epochs: passes over the training images.
         batch_size: images a step, over all processes together; an incomplete last batch of an epoch is left out.
         seed: of the weights, the data order and everything else that is random.
@@ -271,6 +274,7 @@ class Recipe:
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
     teacher: Teacher = field(default_factory=Teacher)
+    label_smoothing: float = 0.0
     epochs: int = 40
     batch_size: int = 32
     seed: int = 0
@@ -290,6 +294,7 @@ class Recipe:
         checks.check_sparsity(self.sparsity)
         if self.method.name == "dense":
             object.__setattr__(self, "sparsity", 0.0)
+        checks.check_number("label_smoothing", self.label_smoothing, low=0.0, high=1.0, open_high=True)
         checks.check_int("epochs", self.epochs, low=1)
         checks.check_int("batch_size", self.batch_size, low=1)
         checks.check_int("seed", self.seed, low=0)

@@ -173,12 +173,14 @@ class Session:
 
     def _loss(self, scores: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """Cross entropy, and the teacher's share of the loss."""
-        share = self.recipe.teacher.weight
+        share, smoothing = self.recipe.teacher.weight, self.recipe.label_smoothing
         if self.taught is None:
-            return F.cross_entropy(scores, y)
+            return F.cross_entropy(scores, y, label_smoothing=smoothing)
         with self.accelerator.autocast():
             drawn = self.taught(scores, x)
-        return drawn if share == 1 else (1 - share) * F.cross_entropy(scores, y) + share * drawn
+        return (
+            drawn if share == 1 else share * drawn + (1 - share) * F.cross_entropy(scores, y, label_smoothing=smoothing)
+        )
 
     @torch.no_grad()
     def evaluate(self, batches: Batches, after_batch: Callable[[], None] | None = None) -> tuple[float, float]:

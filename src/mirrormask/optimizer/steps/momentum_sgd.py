@@ -1,8 +1,8 @@
 """Momentum SGD on factors by tensor operations alone, without temporaries: the pulled-back gradient is never stored.
 
 ``b ← μ b + ∂x ⊙ w`` is one ``addcmul`` into the momentum that exists anyway. This is the path of SGD where
-:mod:`mirrormask.optimizer.steps.fused_cpu` cannot serve (a GPU, float64, no llvmlite); it allocates nothing of a
-weight's size.
+:mod:`mirrormask.optimizer.steps.fused_cpu` and ``fused_gpu`` cannot serve (float64, no llvmlite, no Triton); it
+allocates nothing of a weight's size.
 """
 
 from __future__ import annotations
