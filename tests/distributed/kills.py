@@ -23,9 +23,11 @@ from pathlib import Path
 import torch
 
 sys.path.append(str(Path(__file__).parent.parent / "faults"))
-from faults import PHASES, kill_in, watched
+from phases import PHASES, kill_in, timed
+from small_runs import recipe
+
 from mirrormask.compare.runner import IMPORTS
-from mirrormask.train import Data, Method, Model, Recipe, RunFolder, log, loop
+from mirrormask.train import RunFolder, log, loop
 from mirrormask.train.parallel import LostProcess
 
 METHODS = ("gmp", "mirror", "rigl", "acdc")
@@ -36,22 +38,6 @@ NAMES = ("step", "mask", "checkpoint", "evaluation", "finish")
 MINUTE = 60.0
 #: The exit status of a process that ended with the right error.
 TOLD = 3
-
-
-def recipe(folder, method, parallel):
-    return Recipe(
-        data=Data(crop=1, flip=True),
-        model=Model("mlp", {"hidden": [32]}),
-        method=Method(method),
-        sparsity=0.8,
-        epochs=2,
-        threads=1,
-        log_every=10,
-        checkpoint_every="20steps",
-        figure=False,
-        parallel=parallel,
-        out=str(folder),
-    )
 
 
 def free_port():
@@ -119,11 +105,8 @@ def untouched(folder, method):
     """The run of one process; phase -> seconds of each call."""
 
     def work(_):
-        times = {phase: {} for phase in NAMES}
-        for phase in NAMES:
-            watched(phase, lambda at, s, phase=phase: s is not None and times[phase].setdefault(at, s))
-        loop.run(recipe(folder, method, None))
-        (folder / "times.json").write_text(json.dumps({phase: list(t.values()) for phase, t in times.items()}))
+        times = timed(lambda: loop.run(recipe(folder, method)))
+        (folder / "times.json").write_text(json.dumps(times))
 
     assert ended(started(1, work), 600) == [0]
     return json.loads((folder / "times.json").read_text()), curve(folder)
@@ -148,7 +131,7 @@ def kill(base, index, rng, wholes):
     def work(rank):
         if rank == victim:
             kill_in(phase, at, delay)
-        loop.run(recipe(folder, method, parallel))
+        loop.run(recipe(folder, method, parallel=parallel))
 
     children = started(size, work)
     (own,) = ended([children[victim]], 600)
@@ -163,7 +146,9 @@ def kill(base, index, rng, wholes):
     else:
         found = "told"
     if found in ("told", "outran the kill"):
-        statuses = ended(started(after, lambda _: loop.run(recipe(folder, method, parallel), resume=True)), 600)
+        statuses = ended(
+            started(after, lambda _: loop.run(recipe(folder, method, parallel=parallel), resume=True)), 600
+        )
         if set(statuses) != {0} or not RunFolder(folder).finished:
             found = f"lost: {statuses}"
         elif not alike(curve(folder), expected):
