@@ -119,6 +119,14 @@ OPERATIONS: dict[str, tuple[Callable[..., Tensor], int]] = {
     ),
     "from a channel": (lambda net, y, x: gate(net, y, F.relu) - y, CHANNELS),
     "map for all channels": (lambda net, y, x: y * torch.sigmoid(net.side(x)[:, :1]), CHANNELS),
+    "one number for all channels": (
+        lambda net, y, x: (
+            y * (p := y.mean((2, 3), keepdim=True)) / (net.squeeze(p)[:, :1].abs() + 1)
+            + (1 - net.squeeze(p)[:, :1] * p)
+        ),
+        CHANNELS,
+    ),
+    "channels of a mean turned around": (lambda net, y, x: y * y.mean((2, 3), keepdim=True).flip(1), CHANNELS),
     "stored numbers on a mean": (lambda net, y, x: y + net.numbers * F.adaptive_avg_pool2d(y, 1), CHANNELS),
 }
 

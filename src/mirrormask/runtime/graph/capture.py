@@ -25,6 +25,7 @@ from mirrormask.runtime.graph.functions import (
     attend,
     attend_maps,
     channel_norm,
+    features,
     pointwise,
     product,
     spaced,
@@ -56,6 +57,7 @@ NAMES = {
     product: "addmm",
     pointwise: "linear",
     channel_norm: "layer_norm",
+    features: "index",
     spaced_conv: "conv_transpose2d",
     spaced: "conv_transpose2d",
 }

@@ -160,7 +160,7 @@ ROW_OPERATIONS = {
     target
     for target, converter in CONVERTERS.items()
     if converter in (_linear, _product) or any(target in table for table in (SAME, ACTIVATIONS, ARITHMETIC, ROWWISE))
-}
+} | {aten.cat.default, aten.concat.default}
 
 
 def writes_in_place(node: fx.Node) -> bool:

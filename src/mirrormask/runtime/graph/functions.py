@@ -12,6 +12,7 @@ __all__ = [
     "attend",
     "attend_maps",
     "channel_norm",
+    "features",
     "per_channel",
     "pointwise",
     "product",
@@ -62,6 +63,12 @@ def attend(
     q, k, v = heads
     result = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
     return result.transpose(1, 2).flatten(2)
+
+
+def features(x: Tensor, order: tuple[int, ...], signs: tuple[float, ...]) -> Tensor:
+    """Some features of rows in another order, multiplied with 1 or -1 each if ``signs`` says which."""
+    taken = x[..., torch.tensor(order)]
+    return taken * torch.tensor(signs) if signs else taken
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

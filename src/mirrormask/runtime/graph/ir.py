@@ -119,7 +119,7 @@ class Node:
         kind: the activation, what ``combine`` does, ``"max"`` / ``"mean"`` for a pool, ``"layer"`` / ``"rms"`` for a
             norm, ``"softmax"`` / ``"log_softmax"``, ``"causal"`` or not, and ``"mask"`` for an input that is one.
         values: the activation's parameters; a norm's eps; the scale of attention; what a ``pad`` fills with; the
-            scales of a ``resample``, if it has any.
+            scales of a ``resample``, if it has any; what a ``gather`` multiplies each channel with, if anything.
         span: the first channel and past the last of a ``slice``; the channels of a ``gather`` in their new order;
             the first feature of each head of ``attention`` in query, key and value, one after the other;
             how much a ``pad`` adds left, right, above and below (to maps with zeros between, of one number in

@@ -17,6 +17,7 @@ from mirrormask.runtime.graph.attention import split_heads
 from mirrormask.runtime.graph.chains import Known, came_from, is_move, sizes, sources
 from mirrormask.runtime.graph.convert import writes_in_place
 from mirrormask.runtime.graph.functions import channel_norm, pointwise, product
+from mirrormask.runtime.graph.headwise import Heads
 from mirrormask.runtime.graph.pointwise import ACTIVATIONS, ARITHMETIC
 
 __all__ = ["views_last"]
@@ -50,6 +51,7 @@ def views_last(module: fx.GraphModule) -> None:
     if any(writes_in_place(node) for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)):
         return  # who shares memory with whom matters then
     known: Known = {}
+    heads = Heads(known)
     for node in list(graph.nodes):
         if node.target is aten.view.default:
             node.target = aten.reshape.default  # which takes its input however it lies by then
@@ -64,7 +66,7 @@ def views_last(module: fx.GraphModule) -> None:
                 node.replace_all_uses_with(same)
             else:
                 _straightened(node, known)
-        else:
+        elif not heads.on_rows(node):
             _sink(node)
     graph.eliminate_dead_code()
     graph.lint()

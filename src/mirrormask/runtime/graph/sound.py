@@ -94,6 +94,7 @@ def _operation(node: Node, sources: list[Node]) -> None:
         _require(fits and node.span[1] - node.span[0] == node.shape[0], node, f"takes the channels {node.span}")
     elif node.op == "gather":
         fits = all(0 <= channel < shapes[0][0] for channel in node.span)
+        fits = fits and len(node.values) in (0, len(node.span))
         _require(fits and len(node.span) == node.shape[0], node, "takes channels that are not there")
     elif node.op == "arrange":
         channels, count = _plane(node)

@@ -1,4 +1,4 @@
-"""Transposed convolutions as convolutions over maps with zeros between, and PReLU of what is known."""
+"""Transposed convolutions as convolutions over maps with zeros between; PReLU and stacks of what is known."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ aten = torch.ops.aten
 
 
 def turn(module: fx.GraphModule) -> None:
-    """Rewrite transposed convolutions and PReLU, in place."""
+    """Rewrite transposed convolutions, PReLU and stacks, in place."""
     for node in list(module.graph.nodes):
         made = None
         with module.graph.inserting_before(node):
@@ -26,6 +26,8 @@ def turn(module: fx.GraphModule) -> None:
                 made = _turned(node)
             elif node.target is aten.prelu.default:
                 made = _prelu(node)
+            elif node.target is aten.stack.default:
+                made = _stacked(node)
         if made is not None:
             made.meta |= {name: value for name, value in node.meta.items() if name != "val"}
             node.replace_all_uses_with(made)
@@ -64,6 +66,16 @@ def _prelu(node: fx.Node) -> fx.Node | None:
         return None
     below = _put(node, aten.relu.default, _put(node, aten.neg.default, x))
     return _put(node, aten.sub.Tensor, _put(node, aten.relu.default, x), _put(node, per_channel, below, slope, "mul"))
+
+
+def _stacked(node: fx.Node) -> fx.Node | None:
+    """Tensors along a new dimension, put together along it."""
+    parts: Any = node.args[0]
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.dtype != torch.float32:
+        return None
+    dim = int(argument(node, 1, "dim", 0)) % value.dim()
+    return _put(node, aten.cat.default, [_put(node, aten.unsqueeze.default, part, dim) for part in parts], dim)
 
 
 def _spaced(context: Context, node: fx.Node) -> Node:

@@ -205,7 +205,8 @@ def _result(node: Node, sources: list[Tensor]) -> Tensor:
     if node.op == "slice":
         return x[:, slice(*node.span)]
     if node.op == "gather":
-        return x[:, list(node.span)]
+        taken = x[:, list(node.span)]
+        return taken * torch.tensor(node.values).reshape(-1, *[1] * (x.dim() - 2)) if node.values else taken
     if node.op == "pool":
         return _pooled(node, x)
     if node.op in ("adaptive", "pad", "crop", "resample"):
