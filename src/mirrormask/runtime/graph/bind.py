@@ -44,7 +44,7 @@ def _filled(node: Node, tensors: dict[str, Tensor]) -> Node:
         return node
     weight: Floats
     bias: Floats | None
-    if node.op == "norm":
+    if node.op in ("norm", "group_norm"):
         gain, shift = (_array(tensors[name]).copy() if name else None for name in (origin.weight, origin.bias))
         return replace(node, gain=gain, bias=shift, origin=None)
     if node.op == "stored":

@@ -24,10 +24,13 @@ from mirrormask.runtime.graph.functions import (
     arrange,
     attend,
     attend_maps,
+    by_mean,
     channel_norm,
     features,
+    map_norm,
     pointwise,
     product,
+    response,
     spaced,
     spaced_conv,
 )
@@ -37,7 +40,7 @@ from mirrormask.runtime.graph.leading import views_last
 from mirrormask.runtime.graph.passes import out_of_place, without_identities, written
 from mirrormask.runtime.graph.program import Unstorable, module_of, program_of
 from mirrormask.runtime.graph.simplify import simplify
-from mirrormask.runtime.graph.turned import turn
+from mirrormask.runtime.graph.turned import respond, turn
 
 __all__ = ["Capture", "capture", "from_blueprint"]
 
@@ -58,6 +61,9 @@ NAMES = {
     pointwise: "linear",
     channel_norm: "layer_norm",
     features: "index",
+    map_norm: "linalg_vector_norm",
+    by_mean: "div",
+    response: "linalg_vector_norm",
     spaced_conv: "conv_transpose2d",
     spaced: "conv_transpose2d",
 }
@@ -155,6 +161,7 @@ def _cut(model: nn.Module, exported: Export, without: Mapping[str, str] | None, 
         turn(module)
         tokens_as_maps(module)
         views_last(module)
+        respond(module)
     constants, constant_names = _constants(module)
     tensors = {constant_names[node]: tensor for node, tensor in constants.items()}
     reasons: dict[str, str] = {}

@@ -13,7 +13,7 @@ from torch import fx
 from mirrormask.runtime.graph.aten import Context, Unsupported, argument, item_shape, shape_of, source_of
 from mirrormask.runtime.graph.ir import Node, Origin
 
-__all__ = ["ACTIVATIONS", "ARITHMETIC", "PER_CHANNEL", "Converter"]
+__all__ = ["ACTIVATIONS", "ARITHMETIC", "KINDS", "PER_CHANNEL", "Converter"]
 
 aten = torch.ops.aten
 
@@ -209,4 +209,11 @@ ARITHMETIC |= {
     aten.rsub.Scalar: _arithmetic("rsub"),
     aten.maximum.default: _arithmetic("max"),
     aten.minimum.default: _arithmetic("min"),
+}
+#: The same by name, but for those with a number alone.
+KINDS: dict[Any, str] = {
+    target: kind
+    for kind in ("add", "sub", "mul", "div")
+    for target in ARITHMETIC
+    if str(target).startswith((f"aten.{kind}.", f"aten.{kind}_."))
 }

@@ -107,6 +107,14 @@ def _operation(node: Node, sources: list[Node]) -> None:
         _require(
             node.span in ((0,), (1,)) and all(len(shape) == 3 for shape in shapes), node, f"joins along {node.span}"
         )
+    elif node.op == "group_norm":
+        fits = len(shapes[0]) == 3 and len(node.values) == 1 and shapes[0][0] % node.groups == 0
+        _require(fits, node, f"has {node.groups} groups of {shapes[0]}")
+    elif node.op == "norm":
+        fits = node.kind in ("layer", "rms", "mean") and len(node.values) == 1
+        _require(fits, node, f"is a norm of the kind {node.kind[:20]!r}")
+    elif node.op == "mean":
+        _require(node.kind in ("", "norm"), node, f"is a mean of the kind {node.kind[:20]!r}")
     elif node.op == "attend":
         _attention_of_maps(node, shapes)
     if node.op == "attention":
