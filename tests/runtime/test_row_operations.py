@@ -197,6 +197,8 @@ def apart(net: Network, y: Tensor, x: Tensor) -> Tensor:
 
 
 OPERATIONS |= {
+    "stored numbers": lambda net, y, x: (x + net.scale * net.norm(y) - net.scale) / net.scale,
+    "stored numbers behind a layer": lambda net, y, x: net.norm(net.scale * net.side(x) + net.scale[:1]),
     "features put together": lambda net, y, x: torch.cat([y, x, net.side(x)], -1),
     "halves exchanged": lambda net, y, x: net.side(torch.cat([y[..., 10:], -y[..., :10]], -1)),
     "heads put together": lambda net, y, x: (

@@ -18,12 +18,13 @@ from torch import Tensor, fx
 from mirrormask.runtime.graph.aten import argument
 from mirrormask.runtime.graph.chains import Known, came_from, is_move, sizes, sources
 from mirrormask.runtime.graph.convert import ROW_OPERATIONS
-from mirrormask.runtime.graph.functions import features
+from mirrormask.runtime.graph.functions import features, product
 from mirrormask.runtime.graph.pointwise import ACTIVATIONS, ARITHMETIC
 
 __all__ = ["Heads"]
 
 aten = torch.ops.aten
+LAYERS = {aten.linear.default, aten.matmul.default, product}
 #: How many features a head may be seen to have: their order is written down.
 MOST = 1 << 15
 
@@ -50,10 +51,12 @@ class Heads:
 
     Attributes:
         known: what is known of chains of views.
+        leading: the (batch, length) of layers: other rows are tables, or no rows at all.
     """
 
-    def __init__(self, known: Known) -> None:
+    def __init__(self, graph: fx.Graph, known: Known) -> None:
         self.known = known
+        self.leading = {sizes(node)[:-1] for node in graph.nodes if node.target in LAYERS and len(sizes(node)) == 3}
         self._tables: dict[tuple[fx.Node, tuple[int, int]], fx.Node] = {}
 
     def on_rows(self, node: fx.Node) -> bool:
@@ -66,7 +69,7 @@ class Heads:
         parts = [part for part in given if isinstance(part, fx.Node)] if isinstance(given, (list, tuple)) else []
         if not any(is_move(part) for part in parts) or value.dim() < 3:
             return False
-        seen = [_seen(part, self.known) for part in parts]
+        seen = [self._seen(part) if cat or sizes(part) == sizes(node) else None for part in parts]
         first = next((one for one in seen if one is not None), None)
         if first is None or any(one is not None and one.places != first.places for one in seen):
             return False
@@ -82,10 +85,35 @@ class Heads:
         node.replace_all_uses_with(last)
         return True
 
+    def _seen(self, node: fx.Node) -> Seen | None:
+        """A tensor as the rows that it is a view of; with a sign, where these are others with another sign."""
+        found = None
+        for source in (node, *sources(node)):
+            shape = sizes(source)
+            if source.target not in ROW_OPERATIONS and source.target is not features:
+                continue
+            if (
+                shape[:2] in self.leading
+                and len(shape) == 3
+                and shape[2].isdigit()
+                and source.meta["val"].dtype == torch.float32
+            ):
+                found = _places(node, source, self.known) or found
+        if found is None or found.order.size > MOST:
+            return None
+        rows = found.rows
+        if rows.target is aten.neg.default and isinstance(rows.args[0], fx.Node):
+            found = Seen(rows.args[0], found.places, found.order, -found.signs)
+            rows = found.rows
+        if rows.target is features:
+            taken, order, signs = rows.args
+            assert isinstance(taken, fx.Node)
+            whole = np.array(order), np.array(signs or [1.0] * len(order))  # type: ignore[arg-type]
+            found = Seen(taken, found.places, whole[0][found.order], whole[1][found.order] * found.signs)
+        return found
+
     def _each(self, node: fx.Node, parts: list[fx.Node], seen: list[Seen | None], first: Seen) -> fx.Node | None:
         """Number by number."""
-        if any(one is not None and sizes(part) != sizes(node) for one, part in zip(seen, parts, strict=True)):
-            return None
         args = list(node.args)
         for i, arg in enumerate(args[:2]):
             if isinstance(arg, fx.Node):
@@ -175,29 +203,6 @@ def _put(target: Any, *args: Any) -> fx.Node:
     made: fx.Node = first.graph.call_function(target, args)
     made.meta["val"] = target(*fx.map_arg(args, lambda arg: arg.meta["val"]))
     return made
-
-
-def _seen(node: fx.Node, known: Known) -> Seen | None:
-    """A tensor as the rows that it is a view of; with a sign, where these are others with another sign."""
-    found = None
-    for source in (node, *sources(node)):
-        shape = sizes(source)
-        if source.target not in ROW_OPERATIONS and source.target is not features:
-            continue
-        if len(shape) == 3 and shape[2].isdigit() and source.meta["val"].dtype == torch.float32:
-            found = _places(node, source, known) or found
-    if found is None or found.order.size > MOST:
-        return None
-    rows = found.rows
-    if rows.target is aten.neg.default and isinstance(rows.args[0], fx.Node):
-        found = Seen(rows.args[0], found.places, found.order, -found.signs)
-        rows = found.rows
-    if rows.target is features:
-        taken, order, signs = rows.args
-        assert isinstance(taken, fx.Node)
-        whole = np.array(order), np.array(signs or [1.0] * len(order))  # type: ignore[arg-type]
-        found = Seen(taken, found.places, whole[0][found.order], whole[1][found.order] * found.signs)
-    return found
 
 
 def _places(node: fx.Node, source: fx.Node, known: Known) -> Seen | None:

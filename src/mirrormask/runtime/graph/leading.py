@@ -51,7 +51,7 @@ def views_last(module: fx.GraphModule) -> None:
     if any(writes_in_place(node) for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)):
         return  # who shares memory with whom matters then
     known: Known = {}
-    heads = Heads(known)
+    heads = Heads(graph, known)
     for node in list(graph.nodes):
         if node.target is aten.view.default:
             node.target = aten.reshape.default  # which takes its input however it lies by then
