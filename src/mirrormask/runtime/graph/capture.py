@@ -37,7 +37,7 @@ from mirrormask.runtime.graph.functions import (
 from mirrormask.runtime.graph.guards import Guards
 from mirrormask.runtime.graph.ir import Graph
 from mirrormask.runtime.graph.leading import views_last
-from mirrormask.runtime.graph.passes import out_of_place, without_identities, written
+from mirrormask.runtime.graph.passes import once, out_of_place, without_identities, written
 from mirrormask.runtime.graph.program import Unstorable, module_of, program_of
 from mirrormask.runtime.graph.simplify import simplify
 from mirrormask.runtime.graph.turned import respond, turn
@@ -157,6 +157,7 @@ def _cut(model: nn.Module, exported: Export, without: Mapping[str, str] | None, 
     out_of_place(module.graph)
     without_identities(module.graph)
     if rewrite:
+        once(module.graph)
         simplify(module)
         turn(module)
         tokens_as_maps(module)

@@ -90,14 +90,9 @@ class Heads:
         found = None
         for source in (node, *sources(node)):
             shape = sizes(source)
-            if source.target not in ROW_OPERATIONS and source.target is not features:
+            if source.target not in ROW_OPERATIONS or source.meta["val"].dtype != torch.float32:
                 continue
-            if (
-                shape[:2] in self.leading
-                and len(shape) == 3
-                and shape[2].isdigit()
-                and source.meta["val"].dtype == torch.float32
-            ):
+            if len(shape) == 3 and shape[:2] in self.leading and shape[2].isdigit():
                 found = _places(node, source, self.known) or found
         if found is None or found.order.size > MOST:
             return None
