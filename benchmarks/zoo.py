@@ -12,7 +12,7 @@ is a row. The columns:
     sparse      the share of the model's products that is in the sparsified matrices
     regions     native regions; 1 with next to nothing outside is a network without a crossing
     error       the largest difference from eager over the largest output, on the example and on another input; in
-                brackets eager's own from float64, on the example
+                brackets how far this is from float64, and how far eager is, on the example
     outside     the share of a call's time that is spent outside the regions; all where the model runs as it was
     cold, warm  seconds of a build in a fresh process, imports included: with an empty cache, and from it; in brackets
                 processor seconds of the first
@@ -113,10 +113,10 @@ def error(got: Any, expected: Any) -> float:
     return worst
 
 
-def eager_error(model: nn.Module, x: Tensor, result: Any) -> float | None:
-    """How far eager PyTorch itself is from float64; None where the network has no such form."""
+def in_float64(model: nn.Module, x: Tensor) -> Any:
+    """The network's result in float64; None where it has no such form."""
     try:
-        return error(result, copy.deepcopy(model).double()(x.double() if x.is_floating_point() else x))
+        return copy.deepcopy(model).double()(x.double() if x.is_floating_point() else x)
     except RuntimeError:  # it makes float32 tensors as it goes
         return None
 
@@ -206,7 +206,7 @@ class Child:
         self.say(weights=weights, sparse=product_share(model, x, matrices))
         other = example(self.network, model, self.options.vocabulary)
         expected = [model(x), model(other)]
-        self.say(eager_error=eager_error(model, x, expected[0]))
+        exact = in_float64(model, x)
         if not all(t.isfinite().all() and t.std() > 0 for t in tensors(expected)):
             raise ArithmeticError("the network's own output is constant or not finite")
         self.enter("mm.compile")
@@ -236,6 +236,8 @@ class Child:
         self.enter("calling the compiled model")
         found = [error(fast(given), want) for given, want in zip((x, other), expected, strict=True)]
         self.say(error=max(report.error, *found))
+        if exact is not None:
+            self.say(our_error=error(fast(x), exact), eager_error=error(expected[0], exact))
         regions = fast.regions
         self.say(regions=report.regions, outside=outside(fast, x, regions))
 
@@ -332,7 +334,9 @@ def cells(row: Row) -> list[str]:
     times = [f"{1e3 * seconds[e]:.3g}" if e in seconds else "" for e in ("eager", *OTHERS, "mirrormask")]
     over, regions = ratio(row), cell("regions", "d")
     unplanned = "compiled" in row and not row["compiled"]
-    build, plan = "", ""
+    build, plan, distances = "", "", ""
+    if "our_error" in row:
+        distances = f" ({row['our_error']:.1e}, {row['eager_error']:.1e})"
     if "beside" in row:
         build = f"{row['beside'] / 1e6:.0f} ({row['beside'] / row['weights']:.1f})"
         plan = f"{row['plan'] / row['weights']:.2f}"
@@ -340,7 +344,7 @@ def cells(row: Row) -> list[str]:
         row["network"],
         cell("sparse", ".0f", 100) + "%" * ("sparse" in row),
         "none" if unplanned else regions,
-        cell("error", ".1e") + (f" ({row['eager_error']:.1e})" if row.get("eager_error") is not None else ""),
+        cell("error", ".1e") + distances,
         cell("outside", ".0f", 100) + "%" * ("outside" in row),
         cell("cold", ".1f") + (f" ({row['cpu']:.1f})" if "cpu" in row else ""),
         cell("warm", ".2f") + " (not cached)" * (row.get("cached") is False),

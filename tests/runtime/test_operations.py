@@ -70,6 +70,21 @@ def linear_gate(net: Network, y: Tensor) -> Tensor:
     return y * z.view(len(y), -1, 1, 1)
 
 
+def response(net: Network, y: Tensor) -> Tensor:
+    """timm's global response norm, channels first."""
+    g = y.norm(p=2, dim=(2, 3), keepdim=True)
+    n = g / (g.mean(dim=1, keepdim=True) + 1e-6)
+    return y + torch.addcmul(net.over.bias.view(1, -1, 1, 1), net.over.weight.view(1, -1, 1, 1), y * n)
+
+
+def response_last(net: Network, y: Tensor) -> Tensor:
+    """The authors' own, channels last, between linear layers."""
+    x = net.up(net.down(y.permute(0, 2, 3, 1)))
+    g = torch.linalg.vector_norm(x, ord=2, dim=(1, 2), keepdim=True)
+    n = g / (g.mean(dim=-1, keepdim=True) + 1e-6)
+    return net.up(net.down(net.over.weight * (x * n) + net.over.bias + x)).permute(0, 3, 1, 2)
+
+
 #: name -> (operation, channels of its result)
 OPERATIONS: dict[str, tuple[Callable[..., Tensor], int]] = {
     name: (lambda net, y, x, function=function: function(y), CHANNELS)
@@ -119,6 +134,19 @@ OPERATIONS: dict[str, tuple[Callable[..., Tensor], int]] = {
     ),
     "from a channel": (lambda net, y, x: gate(net, y, F.relu) - y, CHANNELS),
     "map for all channels": (lambda net, y, x: y * torch.sigmoid(net.side(x)[:, :1]), CHANNELS),
+    "one number for all channels": (
+        lambda net, y, x: (
+            y * ((p := y.mean((2, 3), keepdim=True)) / (1 + net.squeeze(p)[:, :1].abs())) - net.squeeze(p)[:, :1] * p
+        ),
+        CHANNELS,
+    ),
+    "channels of a mean turned around": (lambda net, y, x: y * y.mean((2, 3), keepdim=True).flip(1), CHANNELS),
+    "group norm": (lambda net, y, x: F.group_norm(y, 4, net.over.weight, net.over.bias), CHANNELS),
+    "group norm of all": (lambda net, y, x: F.group_norm(y + 3, 1, net.over.weight, None, 1e-3), CHANNELS),
+    "group norm without numbers": (lambda net, y, x: F.gelu(F.group_norm(y, 2)), CHANNELS),
+    "instance norm": (lambda net, y, x: F.instance_norm(y, weight=net.over.weight, bias=net.over.bias), CHANNELS),
+    "response norm": (lambda net, y, x: response(net, y), CHANNELS),
+    "response norm of channels at the end": (lambda net, y, x: response_last(net, y), CHANNELS),
     "stored numbers on a mean": (lambda net, y, x: y + net.numbers * F.adaptive_avg_pool2d(y, 1), CHANNELS),
 }
 

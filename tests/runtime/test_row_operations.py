@@ -151,6 +151,71 @@ MASKED: dict[str, Callable[..., Tensor]] = {
 }
 
 
+def angles(x: Tensor, width: int) -> Tensor:
+    """Of each place and pair of features."""
+    return torch.arange(x.shape[1])[:, None] * torch.linspace(1.0, 0.1, width // 2)
+
+
+def halves(z: Tensor, t: Tensor) -> Tensor:
+    """Hugging Face's Llama: a feature is turned with the one half a head away."""
+    t, half = torch.cat([t, t], -1), z.shape[-1] // 2
+    return z * t.cos()[None, None] + torch.cat([-z[..., half:], z[..., :half]], -1) * t.sin()[None, None]
+
+
+def pairs(z: Tensor, t: Tensor) -> Tensor:
+    """GPT-J: with its neighbour."""
+    t = t.repeat_interleave(2, -1)
+    return z * t.cos() + torch.stack((-z[..., 1::2], z[..., ::2]), -1).flatten(-2) * t.sin()
+
+
+def chunks(z: Tensor, t: Tensor) -> Tensor:
+    a, b = z.chunk(2, -1)
+    return torch.cat([a * t.cos() - b * t.sin(), b * t.cos() + a * t.sin()], -1)
+
+
+def partly(z: Tensor, t: Tensor) -> Tensor:
+    """GPT-NeoX: some features are left as they are."""
+    some = 2 * t.shape[1]
+    return torch.cat([halves(z[..., :some], t), z[..., some:]], -1)
+
+
+def rotary(net: Network, y: Tensor, turn: Callable[..., Tensor], count: int, part: int = 1) -> Tensor:
+    """The key is one head for all queries."""
+    width = FEATURES // count
+    t = angles(y, width // part)
+    q, k = turn(heads(y, count), t), turn(heads(net.three(y)[..., :width], 1), t)
+    return joined(F.scaled_dot_product_attention(q, k.expand(q.shape), heads(net.side(y), count)))
+
+
+def apart(net: Network, y: Tensor, x: Tensor) -> Tensor:
+    """Turned before heads change places with tokens, with tables for each item."""
+    t = angles(y, 2)[None].expand(len(y), -1, -1)
+    cos, sin = t.cos()[:, :, None], t.sin()[:, :, None]
+    a, b = y.view(*y.shape[:2], -1, 2).unbind(-1)
+    q = torch.stack([a * cos[..., 0] - b * sin[..., 0], a * sin[..., 0] + b * cos[..., 0]], -1).transpose(1, 2)
+    return joined(F.scaled_dot_product_attention(q, q, heads(net.side(x), FEATURES // 2)))
+
+
+OPERATIONS |= {
+    "stored numbers": lambda net, y, x: (x + net.scale * net.norm(y) - net.scale) / net.scale,
+    "stored numbers behind a layer": lambda net, y, x: net.norm(net.scale * net.side(x) + net.scale[:1]),
+    "features put together": lambda net, y, x: torch.cat([y, x, net.side(x)], -1),
+    "halves exchanged": lambda net, y, x: net.side(torch.cat([y[..., 10:], -y[..., :10]], -1)),
+    "heads put together": lambda net, y, x: (
+        torch.cat([heads(y), heads(net.side(x)).abs()], -1).transpose(1, 2).flatten(2)
+    ),
+}
+#: Their tables stay in PyTorch.
+MASKED |= {
+    "rotary embedding of halves": lambda net, y, x: rotary(net, y, halves, 11),
+    "rotary embedding of wide halves": lambda net, y, x: rotary(net, y, halves, 1),
+    "rotary embedding of pairs": lambda net, y, x: rotary(net, y, pairs, 1),
+    "rotary embedding of chunks": lambda net, y, x: rotary(net, y, chunks, 11),
+    "rotary embedding of some features": lambda net, y, x: rotary(net, y, partly, 1, part=2),
+    "rotary embedding before the heads": apart,
+}
+
+
 def network(row: str) -> nn.Module:
     torch.manual_seed(0)
     model = Network((OPERATIONS | MASKED)[row])
@@ -188,7 +253,7 @@ def test_an_operation_is_native_and_right(row, name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("row", MASKED)
 @pytest.mark.cases(3)
-def test_attention_with_a_mask_is_one_region(row, name):
+def test_attention_with_what_stays_in_pytorch_is_one_region(row, name):
     model = network(row)
     x = torch.randn(*LEADING[0], FEATURES)
     fast = mm.compile(model, x, instruction_set=name, tune=False, force=True)

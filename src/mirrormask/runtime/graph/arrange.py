@@ -24,10 +24,11 @@ from mirrormask.runtime.graph.functions import (
     channel_norm,
     per_channel,
     pointwise,
+    response,
     spaced_conv,
     stored,
 )
-from mirrormask.runtime.graph.pointwise import ACTIVATIONS, ARITHMETIC
+from mirrormask.runtime.graph.pointwise import ACTIVATIONS, KINDS
 from mirrormask.runtime.graph.scores import Scores, scores_of
 from mirrormask.runtime.graph.traces import Ints, Spread, Traced, spread, stored_index, trace
 
@@ -47,17 +48,12 @@ CONVOLUTIONS = {
 ON_MAPS = {
     *CONVOLUTIONS,
     aten.batch_norm.default,
+    aten.group_norm.default,
     aten.max_pool2d.default,
     aten.avg_pool2d.default,
     aten.adaptive_avg_pool2d.default,
     aten.upsample_nearest2d.vec,
     aten.upsample_bilinear2d.vec,
-}
-KINDS = {
-    target: kind
-    for kind in ("add", "sub", "mul", "div")
-    for target in ARITHMETIC
-    if str(target).startswith((f"aten.{kind}.", f"aten.{kind}_."))
 }
 REVERSED = {"sub": "rsub"}
 
@@ -113,6 +109,8 @@ class _Work:
             return self._on_maps(node)
         if target in ACTIVATIONS:
             return self._each(node)
+        if target is response and node.args[2]:
+            return self._response(node)
         if target in KINDS:
             return self._arithmetic(node)
         if target is aten.cat.default:
@@ -219,6 +217,13 @@ class _Work:
         else:
             made = self.put(channel_norm, (rows, weight, bias, eps), _item(rows), rows)
         self._named(made, node)
+        return self.back(made, node, node.args[0])
+
+    def _response(self, node: fx.Node) -> fx.Node | None:
+        rows = self.rows(node.args[0])
+        if rows is None or len(_item(rows)) != 3 or sizes(node.args[0])[0] != sizes(rows)[0]:  # type: ignore[arg-type]
+            return None
+        made = self.put(response, (rows, node.args[1], False), _item(rows), rows)
         return self.back(made, node, node.args[0])
 
     def _on_maps(self, node: fx.Node) -> fx.Node | None:

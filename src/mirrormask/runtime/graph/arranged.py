@@ -9,7 +9,7 @@ from torch import fx
 from mirrormask.runtime.graph.aten import Context, Unsupported, item_shape, source_of
 from mirrormask.runtime.graph.functions import arrange, attend_maps, per_channel, stored
 from mirrormask.runtime.graph.ir import Node, Origin
-from mirrormask.runtime.graph.pointwise import PER_CHANNEL, Converter
+from mirrormask.runtime.graph.pointwise import PER_CHANNEL, Converter, each_channel
 from mirrormask.runtime.graph.rowwise import heads
 
 __all__ = ["ARRANGED"]
@@ -44,7 +44,7 @@ def _per_channel(context: Context, node: fx.Node) -> Node:
     name, _ = context.constant(node.args[1])
     made, kind = item_shape(context, node), str(node.args[2])
     names, origin = [source_of(node).name], PER_CHANNEL[kind](name)
-    return Node("conv", node.name, names, made, name, origin=origin, groups=made[0], kind="batch_norm")
+    return each_channel(node.name, names, made, name, origin)
 
 
 def _attend(context: Context, node: fx.Node) -> Node:

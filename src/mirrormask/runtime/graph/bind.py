@@ -44,7 +44,7 @@ def _filled(node: Node, tensors: dict[str, Tensor]) -> Node:
         return node
     weight: Floats
     bias: Floats | None
-    if node.op == "norm":
+    if node.op in ("norm", "group_norm"):
         gain, shift = (_array(tensors[name]).copy() if name else None for name in (origin.weight, origin.bias))
         return replace(node, gain=gain, bias=shift, origin=None)
     if node.op == "stored":
@@ -63,7 +63,17 @@ def _filled(node: Node, tensors: dict[str, Tensor]) -> Node:
         if origin.transposed:
             weight = weight.T if node.op == "linear" else _turned(weight, node.groups)
         bias = _array(tensors[origin.bias]).copy() if origin.bias else None
+    if node.op == "linear" and node.kind == "batch_norm":
+        return replace(node, weight=_diagonal(weight.reshape(-1)), bias=bias, origin=None)
     return replace(node, weight=Weight.of(weight), bias=bias, origin=None)
+
+
+def _diagonal(values: Floats) -> Weight:
+    """A matrix with these numbers on its diagonal."""
+    step = values.size + 1
+    gaps = np.full(values.size, step, np.uint16 if step < 1 << 16 else np.uint32)
+    gaps[:1] = 0
+    return Weight((values.size, values.size), gaps, np.ascontiguousarray(values))
 
 
 def _turned(weight: Floats, groups: int) -> Floats:
@@ -110,10 +120,11 @@ def fold(graph: Graph) -> Graph:
     for node in graph.nodes:
         before = made.get(node.inputs[0]) if node.inputs else None
         single = before is not None and before.name not in graph.outputs and len(graph.users(before.name)) == 1
-        if node.kind == "batch_norm" and before is not None and before.op == "conv" and single and not before.kind:
+        alike = node.kind == "batch_norm" and before is not None and before.op == node.op and not before.kind
+        if alike and single and before is not None:
             assert node.weight is not None and node.bias is not None and before.weight is not None
-            scale = node.weight.dense().astype(np.float64).reshape(-1)
-            weight = before.weight.dense() * scale[:, None, None, None]
+            scale = (node.weight.values if node.op == "linear" else node.weight.dense()).astype(np.float64).reshape(-1)
+            weight = before.weight.dense() * scale.reshape(-1, *[1] * (len(before.weight.shape) - 1))
             bias = node.bias + (0 if before.bias is None else before.bias * scale)
             node = replace(
                 before, name=node.name, weight=Weight.of(weight.astype(np.float32)), bias=bias.astype(np.float32)

@@ -24,19 +24,23 @@ from mirrormask.runtime.graph.functions import (
     arrange,
     attend,
     attend_maps,
+    by_mean,
     channel_norm,
+    features,
+    map_norm,
     pointwise,
     product,
+    response,
     spaced,
     spaced_conv,
 )
 from mirrormask.runtime.graph.guards import Guards
 from mirrormask.runtime.graph.ir import Graph
 from mirrormask.runtime.graph.leading import views_last
-from mirrormask.runtime.graph.passes import out_of_place, without_identities, written
+from mirrormask.runtime.graph.passes import once, out_of_place, without_identities, written
 from mirrormask.runtime.graph.program import Unstorable, module_of, program_of
 from mirrormask.runtime.graph.simplify import simplify
-from mirrormask.runtime.graph.turned import turn
+from mirrormask.runtime.graph.turned import respond, turn
 
 __all__ = ["Capture", "capture", "from_blueprint"]
 
@@ -56,6 +60,10 @@ NAMES = {
     product: "addmm",
     pointwise: "linear",
     channel_norm: "layer_norm",
+    features: "index",
+    map_norm: "linalg_vector_norm",
+    by_mean: "div",
+    response: "linalg_vector_norm",
     spaced_conv: "conv_transpose2d",
     spaced: "conv_transpose2d",
 }
@@ -149,10 +157,12 @@ def _cut(model: nn.Module, exported: Export, without: Mapping[str, str] | None, 
     out_of_place(module.graph)
     without_identities(module.graph)
     if rewrite:
+        once(module.graph)
         simplify(module)
         turn(module)
         tokens_as_maps(module)
         views_last(module)
+        respond(module)
     constants, constant_names = _constants(module)
     tensors = {constant_names[node]: tensor for node, tensor in constants.items()}
     reasons: dict[str, str] = {}

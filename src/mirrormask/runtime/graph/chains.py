@@ -27,6 +27,7 @@ __all__ = [
     "sizes",
     "sources",
     "steps_from",
+    "stored_value",
     "symbols",
 ]
 
@@ -110,6 +111,14 @@ def root_of(node: fx.Node) -> fx.Node:
         assert isinstance(before, fx.Node)
         node = before
     return node
+
+
+def stored_value(node: fx.Node) -> Tensor:
+    """The tensor that a node fetches: what the program says of it may be without numbers."""
+    module, (owner, _, name) = node.graph.owning_module, str(node.target).rpartition(".")
+    assert module is not None
+    found: Tensor = getattr(module.get_submodule(owner), name)
+    return found.detach()
 
 
 def sources(node: fx.Node) -> Iterator[fx.Node]:

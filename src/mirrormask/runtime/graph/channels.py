@@ -18,14 +18,14 @@ aten = torch.ops.aten
 def _concat(context: Context, node: fx.Node) -> Node:
     parts = argument(node, 0, "tensors")
     shape = shape_of(node)
-    if context.rows or not isinstance(parts, (list, tuple)) or len(shape) < 2:
+    dim = int(argument(node, 1, "dim", 0)) % max(1, len(shape))
+    if not isinstance(parts, (list, tuple)) or len(shape) < 2 or (context.rows and dim != len(shape) - 1):
         raise Unsupported("it puts rows together")
-    dim = argument(node, 1, "dim", 0) % len(shape)
     if any(not isinstance(part, fx.Node) or len(shape_of(part)) != len(shape) for part in parts):
         raise Unsupported("it puts something together that is not maps")
     if dim == 0:
         raise Unsupported("it puts items together")
-    if dim > 1:
+    if dim > 1 and not context.rows:
         made = item_shape(context, node)
         span = (dim - 2 if len(shape) == 4 else 1,)
         return Node("join", node.name, [part.name for part in parts], made, layer=node.name, span=span)

@@ -22,7 +22,7 @@ from mirrormask.runtime.graph.aten import (
 from mirrormask.runtime.graph.channels import CHANNELS
 from mirrormask.runtime.graph.functions import attend, pointwise, product
 from mirrormask.runtime.graph.ir import Graph, Node, Origin
-from mirrormask.runtime.graph.pointwise import ACTIVATIONS, ARITHMETIC
+from mirrormask.runtime.graph.pointwise import ACTIVATIONS, ARITHMETIC, each_channel
 from mirrormask.runtime.graph.rowwise import ROWWISE
 from mirrormask.runtime.graph.spatial import SPATIAL, slice_
 from mirrormask.runtime.graph.turned import TURNED
@@ -109,23 +109,17 @@ def _product(context: Context, node: fx.Node) -> Node:
 
 
 def _batch_norm(context: Context, node: fx.Node) -> Node:
-    """A batch norm of its own is a 1x1 convolution with one weight per channel; binding merges it if it can."""
-    if context.rows or len(shape_of(node)) < 3:
-        raise Unsupported("it normalises rows, not maps")
+    """A batch norm of its own is a 1x1 convolution with one weight per channel, or over rows a diagonal matrix; binding
+    merges it with the layer before if it can."""  # fmt: skip
     shape = item_shape(context, node)
+    if context.rows and len(shape_of(node)) != 2:
+        raise Unsupported("it normalises otherwise than feature by feature")
     weight, bias, mean, variance = (context.constant(node.args[i])[0] for i in (1, 2, 3, 4))
     if argument(node, 5, "training") or not mean or not variance:
         raise Unsupported("it normalises by the batch's own statistics")
-    return Node(
-        "conv",
-        node.name,
-        [source_of(node).name],
-        shape,
-        layer=context.layer(node.args[1]) or node.name,
-        origin=Origin(weight, bias, mean, variance, float(argument(node, 7, "eps"))),
-        groups=shape[0],
-        kind="batch_norm",
-    )
+    layer, names = context.layer(node.args[1]) or node.name, [source_of(node).name]
+    origin = Origin(weight, bias, mean, variance, float(argument(node, 7, "eps")))
+    return each_channel(node.name, names, shape, layer, origin)
 
 
 CONVERTERS: dict[Any, Callable[[Context, fx.Node], Node]] = {
@@ -160,7 +154,7 @@ ROW_OPERATIONS = {
     target
     for target, converter in CONVERTERS.items()
     if converter in (_linear, _product) or any(target in table for table in (SAME, ACTIVATIONS, ARITHMETIC, ROWWISE))
-}
+} | {aten.cat.default, aten.concat.default, aten.batch_norm.default}
 
 
 def writes_in_place(node: fx.Node) -> bool:

@@ -11,10 +11,14 @@ __all__ = [
     "arrange",
     "attend",
     "attend_maps",
+    "by_mean",
     "channel_norm",
+    "features",
+    "map_norm",
     "per_channel",
     "pointwise",
     "product",
+    "response",
     "spaced",
     "spaced_conv",
     "stored",
@@ -64,6 +68,12 @@ def attend(
     return result.transpose(1, 2).flatten(2)
 
 
+def features(x: Tensor, order: tuple[int, ...], signs: tuple[float, ...]) -> Tensor:
+    """Some features of rows in another order, multiplied with 1 or -1 each if ``signs`` says which."""
+    taken = x[..., torch.tensor(order)]
+    return taken * torch.tensor(signs) if signs else taken
+
+
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A linear layer over the channels of ``[batch, channels, height, width]``."""
     return F.conv2d(x, weight[:, :, None, None], bias)
@@ -72,6 +82,24 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def channel_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """A layer norm over the channels of ``[batch, channels, height, width]``."""
     return F.layer_norm(x.movedim(1, -1), (x.shape[1],), weight, bias, eps).movedim(-1, 1)
+
+
+def map_norm(x: Tensor) -> Tensor:
+    """The root of the sum of all squares of a map, ``[batch, channels, 1, 1]``."""
+    made: Tensor = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)
+    return made
+
+
+def by_mean(x: Tensor, eps: float) -> Tensor:
+    """Each channel over the mean of all."""
+    return x / (x.mean(1, keepdim=True) + eps)
+
+
+def response(x: Tensor, eps: float, last: bool) -> Tensor:
+    """Maps times their :func:`map_norm` :func:`by_mean`, channels at the end if ``last``: arXiv 2301.00808."""
+    if last:
+        return response(x.movedim(-1, 1), eps, False).movedim(1, -1)
+    return x * by_mean(map_norm(x), eps)
 
 
 def arrange(x: Tensor, first: tuple[int, ...], second: tuple[int, ...], size: tuple[int, ...]) -> Tensor:

@@ -104,22 +104,23 @@ class Node:
 
     Attributes:
         op: ``input``, ``conv``, ``linear``, ``act``, ``add``, ``combine``, ``concat``, ``slice``, ``gather``, ``pool``,
-            ``adaptive``, ``mean``, ``pad``, ``crop``, ``resample``, ``flatten``, ``norm``, ``softmax``, ``attention``
-            (of rows), ``attend`` (of columns of maps), ``arrange``, ``stored`` or ``join``.
+            ``adaptive``, ``mean``, ``pad``, ``crop``, ``resample``, ``flatten``, ``norm``, ``group_norm``, ``softmax``,
+            ``attention`` (of rows), ``attend`` (of columns of maps), ``arrange``, ``stored`` or ``join``.
         name: of the value it makes.
         inputs: names of the values it reads.
         shape: of the value, per item: ``(channels, height, width)`` or ``(features,)``.
         layer: what the user calls it (the parameter's module), or the operation's name.
         stride, padding, dilation: per (row, column), for ``conv`` and ``pool``.
         kernel: the same; or the features of a head of the query and of the value.
-        groups: of a convolution; or heads.
+        groups: of a convolution or a ``group_norm``; or heads.
         gain: what a ``norm`` multiplies each feature with; ``bias`` is then added. The numbers of a ``stored`` map, as
             ``[channels, height * width]``; what ``attend`` adds to the scores, ``[rows or 1, heads or 1, queries,
             keys]``, of which ``stride`` holds the first two sizes.
-        kind: the activation, what ``combine`` does, ``"max"`` / ``"mean"`` for a pool, ``"layer"`` / ``"rms"`` for a
-            norm, ``"softmax"`` / ``"log_softmax"``, ``"causal"`` or not, and ``"mask"`` for an input that is one.
+        kind: the activation, what ``combine`` does, ``"max"`` / ``"mean"`` for a pool, ``"layer"`` / ``"rms"`` /
+            ``"mean"`` for a norm, ``"norm"`` for a ``mean`` that is the root of all squares instead, ``"softmax"`` /
+            ``"log_softmax"``, ``"causal"`` or not, and ``"mask"`` for an input that is one.
         values: the activation's parameters; a norm's eps; the scale of attention; what a ``pad`` fills with; the
-            scales of a ``resample``, if it has any.
+            scales of a ``resample``, if it has any; what a ``gather`` multiplies each channel with, if anything.
         span: the first channel and past the last of a ``slice``; the channels of a ``gather`` in their new order;
             the first feature of each head of ``attention`` in query, key and value, one after the other;
             how much a ``pad`` adds left, right, above and below (to maps with zeros between, of one number in

@@ -16,8 +16,9 @@ from torch import Tensor, fx
 from mirrormask.runtime.graph.attention import split_heads
 from mirrormask.runtime.graph.chains import Known, came_from, is_move, sizes, sources
 from mirrormask.runtime.graph.convert import writes_in_place
-from mirrormask.runtime.graph.functions import channel_norm, pointwise, product
-from mirrormask.runtime.graph.pointwise import ACTIVATIONS, ARITHMETIC
+from mirrormask.runtime.graph.functions import channel_norm, per_channel, pointwise, product, response
+from mirrormask.runtime.graph.headwise import Heads
+from mirrormask.runtime.graph.pointwise import ACTIVATIONS, ARITHMETIC, KINDS
 
 __all__ = ["views_last"]
 
@@ -41,7 +42,7 @@ MOST_AGAIN = 0.05
 
 
 #: What works on channels as well as on rows.
-CHANNELWISE = {aten.linear.default, aten.layer_norm.default, *ACTIVATIONS, *ARITHMETIC}
+CHANNELWISE = {aten.linear.default, aten.layer_norm.default, response, *ACTIVATIONS, *ARITHMETIC}
 
 
 def views_last(module: fx.GraphModule) -> None:
@@ -50,6 +51,7 @@ def views_last(module: fx.GraphModule) -> None:
     if any(writes_in_place(node) for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)):
         return  # who shares memory with whom matters then
     known: Known = {}
+    heads = Heads(graph, known)
     for node in list(graph.nodes):
         if node.target is aten.view.default:
             node.target = aten.reshape.default  # which takes its input however it lies by then
@@ -64,7 +66,7 @@ def views_last(module: fx.GraphModule) -> None:
                 node.replace_all_uses_with(same)
             else:
                 _straightened(node, known)
-        else:
+        elif not heads.on_rows(node):
             _sink(node)
     graph.eliminate_dead_code()
     graph.lint()
@@ -201,13 +203,15 @@ def _rows_of(node: fx.Node) -> list[fx.Node] | None:
         known = int(node.args[1]) % (last + 1) == last  # type: ignore[arg-type]
     elif target in ACTIVATIONS:
         known = True
+    elif target is response:
+        known = bool(node.args[2]) and all(_is_channels_last(arg) for arg in node.all_input_nodes)
     elif target in ARITHMETIC:
         known = all(len(sizes(arg)) <= 1 for arg in stored)
     else:
         return None
     rows = [node.args[i] for i in _places(node)]
     channels = any(isinstance(row, fx.Node) and _is_channels_last(row) for row in rows)
-    if channels and (target not in CHANNELWISE or (stored and target in ARITHMETIC)):
+    if channels and (target not in CHANNELWISE or (stored and not _by_channel(node, stored))):
         return None
     if target is aten.layer_norm.default and channels and len(node.args) < 5:
         return None
@@ -217,6 +221,15 @@ def _rows_of(node: fx.Node) -> list[fx.Node] | None:
     if isinstance(value.shape[-1], torch.SymInt) or any(sizes(row)[:-1] != sizes(node)[:-1] for row in found):
         return None
     return found
+
+
+def _by_channel(node: fx.Node, stored: list[fx.Node]) -> bool:
+    """Whether an operation with stored tensors is one with a stored number for each of the last dimension."""
+    if node.target not in ARITHMETIC:
+        return True
+    kind, last = KINDS.get(node.target), sizes(node)[-1]
+    first = isinstance(node.args[0], fx.Node) and node.args[0].op == "get_attr"
+    return kind is not None and len(stored) == 1 and sizes(stored[0]) == (last,) and not (first and kind == "div")
 
 
 def _moves_rows(view: fx.Node) -> bool:
@@ -269,6 +282,14 @@ def _of_channels(node: fx.Node, args: list[Any]) -> tuple[Any, list[Any], dict[s
         return pointwise, [*args[:2], args[2] if len(args) > 2 else None], {}
     if node.target is aten.layer_norm.default:
         return channel_norm, [args[0], *(args[i] if len(args) > i else None for i in (2, 3)), args[4]], {}
+    if node.target is response:
+        return response, [*args[:2], False], {}
+    numbers = [arg for arg in args[:2] if isinstance(arg, fx.Node) and arg.op == "get_attr"]
+    if node.target in ARITHMETIC and numbers:
+        kind = KINDS[node.target]
+        x = args[1] if args[0] is numbers[0] else args[0]
+        kind = "rsub" if kind == "sub" and x is args[1] else kind
+        return per_channel, [x, numbers[0], kind], {}
     return node.target, args, dict(node.kwargs)
 
 

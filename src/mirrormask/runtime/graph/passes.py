@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from mirrormask.runtime.graph.aten import argument, source_of
 from mirrormask.runtime.graph.convert import writes_in_place
 
-__all__ = ["out_of_place", "without_identities", "written"]
+__all__ = ["once", "out_of_place", "without_identities", "written"]
 
 aten = torch.ops.aten
 
@@ -138,6 +138,29 @@ def without_identities(graph: fx.Graph) -> None:
             continue
         node.replace_all_uses_with(source_of(node))
         graph.erase_node(node)
+
+
+def once(graph: fx.Graph) -> None:
+    """Compute once what several layers each compute of the same: masks, and tables of positions.
+
+    Not what is returned, as the caller may want each for itself; nor where anything is changed in place.
+    """
+    if any(_in_place(node) for node in graph.nodes):
+        return
+    found: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        target = node.target
+        if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
+            continue
+        if torch.Tag.nondeterministic_seeded in target.tags or target._schema.is_mutable:
+            continue
+        if any(user.op == "output" for user in node.users) or not isinstance(node.meta.get("val"), Tensor):
+            continue
+        key = repr((str(target), node.args, sorted(node.kwargs.items())))
+        first = found.setdefault(key, node)
+        if first is not node:
+            node.replace_all_uses_with(first)
+            graph.erase_node(node)
 
 
 def _in_place(node: fx.Node) -> bool:

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import fx
 
-__all__ = ["PATTERN_PARTS", "Found", "rms_norm", "tanh_gelu"]
+from mirrormask.runtime.graph.functions import response
+
+__all__ = ["PATTERN_PARTS", "Found", "response_norm", "rms_norm", "tanh_gelu"]
 
 aten = torch.ops.aten
 
@@ -24,6 +26,8 @@ PATTERN_PARTS = {
     aten.rsqrt.default,
     aten.tanh.default,
     aten.rms_norm.default,
+    aten.linalg_vector_norm.default,
+    aten.div.Tensor,
 }
 
 
@@ -90,6 +94,29 @@ def _root_mean_square(node: fx.Node, x: fx.Node) -> float | None:
         return None
     squared = _is(square, aten.square.default) or (_is(square, aten.pow.Tensor_Scalar) and square.args[1] == 2)
     return float(eps) if squared and square.args[0] is x else None
+
+
+def response_norm(node: fx.Node) -> Found:
+    """``x g / (mean(g) + eps)`` with the norms ``g`` of maps, their channels first or last."""
+    pair = _pair(node, aten.mul.Tensor)
+    for x, share in (pair, pair[::-1]) if pair else ():
+        parts = _pair(share, aten.div.Tensor)
+        shifted = _pair(parts[1], aten.add.Tensor) if parts else None
+        if parts is None or shifted is None or not isinstance(shifted[1], (int, float)):
+            continue
+        norm, mean = parts[0], shifted[0]
+        if not _is(norm, aten.linalg_vector_norm.default) or norm.args[0] is not x or len(_shape(x)) != 4:
+            continue
+        if not _is(mean, aten.mean.dim) or mean.args[0] is not norm or norm.kwargs or mean.kwargs:
+            continue
+        order, dims, kept = (*norm.args[1:], *[None] * 3)[:3]
+        over, kept_too = (*mean.args[1:], None)[:2]
+        if order != 2 or not kept or not kept_too or len(over) != 1 or not isinstance(dims, (list, tuple)):
+            continue
+        for channel, places in ((1, [2, 3]), (3, [1, 2])):
+            if sorted(dim % 4 for dim in dims) == places and over[0] % 4 == channel:
+                return response, (x, float(shifted[1]), channel == 3)
+    return None
 
 
 def tanh_gelu(node: fx.Node) -> Found:

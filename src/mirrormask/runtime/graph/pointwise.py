@@ -13,7 +13,7 @@ from torch import fx
 from mirrormask.runtime.graph.aten import Context, Unsupported, argument, item_shape, shape_of, source_of
 from mirrormask.runtime.graph.ir import Node, Origin
 
-__all__ = ["ACTIVATIONS", "ARITHMETIC", "PER_CHANNEL", "Converter"]
+__all__ = ["ACTIVATIONS", "ARITHMETIC", "KINDS", "PER_CHANNEL", "Converter", "each_channel"]
 
 aten = torch.ops.aten
 
@@ -163,24 +163,29 @@ PER_CHANNEL: dict[str, Callable[[str], Origin]] = {
 }
 
 
+def each_channel(name: str, inputs: list[str], shape: tuple[int, ...], layer: str, origin: Origin) -> Node:
+    """A multiplication and an addition for each channel of maps, or feature of rows: of one weight each."""
+    if len(shape) == 1:
+        return Node("linear", name, inputs, shape, layer=layer, origin=origin, kind="batch_norm")
+    return Node("conv", name, inputs, shape, layer=layer, origin=origin, groups=shape[0], kind="batch_norm")
+
+
 def _with_stored(context: Context, node: fx.Node, x: fx.Node, stored: fx.Node, kind: str) -> Node:
-    """With one stored number per channel: a 1x1 convolution of one weight per channel, as a batch norm is."""
+    """With one stored number per channel, as a batch norm is."""
     name, shape = context.constant(stored)
     given = shape_of(x)
-    if context.rows or x in context.constants:
+    if x in context.constants:
         raise Unsupported("it works with a stored tensor")
-    aligned = (1,) * (len(given) - len(shape)) + shape
-    if len(aligned) != len(given) or any(size != 1 for i, size in enumerate(aligned) if i != 1):
+    aligned, channel = (1,) * (len(given) - len(shape)) + shape, len(given) - 1 if context.rows else 1
+    if len(aligned) != len(given) or any(size != 1 for i, size in enumerate(aligned) if i != channel):
         raise Unsupported(f"it works with a stored tensor of shape {shape}, which is not one number per channel")
-    if aligned[1] not in (1, given[1]):
+    if aligned[channel] not in (1, given[channel]):
         raise Unsupported("it adds channels")
     if kind not in PER_CHANNEL:
         raise Unsupported("it works with a stored tensor")
     made = item_shape(context, node)
     layer = context.names[stored]
-    return Node(
-        "conv", node.name, [x.name], made, layer, origin=PER_CHANNEL[kind](name), groups=made[0], kind="batch_norm"
-    )
+    return each_channel(node.name, [x.name], made, layer, PER_CHANNEL[kind](name))
 
 
 def _with_value(context: Context, node: fx.Node, a: fx.Node, b: fx.Node, kind: str) -> Node:
@@ -209,4 +214,11 @@ ARITHMETIC |= {
     aten.rsub.Scalar: _arithmetic("rsub"),
     aten.maximum.default: _arithmetic("max"),
     aten.minimum.default: _arithmetic("min"),
+}
+#: The same by name, but for those with a number alone.
+KINDS: dict[Any, str] = {
+    target: kind
+    for kind in ("add", "sub", "mul", "div")
+    for target in ARITHMETIC
+    if str(target).startswith((f"aten.{kind}.", f"aten.{kind}_."))
 }

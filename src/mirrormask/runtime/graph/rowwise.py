@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from mirrormask.runtime.graph.aten import Context, Unsupported, argument, item_shape, shape_of, source_of
-from mirrormask.runtime.graph.functions import attend, channel_norm
+from mirrormask.runtime.graph.functions import attend, channel_norm, features
 from mirrormask.runtime.graph.ir import Node, Origin
 from mirrormask.runtime.graph.pointwise import Converter
 
@@ -73,6 +73,17 @@ def _attention(context: Context, node: fx.Node) -> Node:
     return Node("attention", node.name, names, item_shape(context, node), **heads(node, starts, width, scale, causal))
 
 
+def _features(context: Context, node: fx.Node) -> Node:
+    if not context.rows:
+        raise Unsupported("it works on rows")
+    order: Any = node.args[1]
+    signs: Any = node.args[2]
+    names, made = [source_of(node).name], item_shape(context, node)
+    if not signs and list(order) == list(range(order[0], order[0] + len(order))):
+        return Node("slice", node.name, names, made, layer=node.name, span=(order[0], order[-1] + 1))
+    return Node("gather", node.name, names, made, layer=node.name, span=tuple(order), values=tuple(signs))
+
+
 def heads(node: fx.Node, starts: Any, width: Any, scale: Any, causal: Any) -> dict[str, Any]:
     """What a node says of attention, whatever its tokens lie in."""
     return {
@@ -88,6 +99,7 @@ def heads(node: fx.Node, starts: Any, width: Any, scale: Any, causal: Any) -> di
 ROWWISE: dict[Any, Converter] = {
     attend: _attention,
     channel_norm: _channel_norm,
+    features: _features,
     aten.layer_norm.default: _norm("layer", (2, 3, 4), 1e-5),
     aten.rms_norm.default: _norm("rms", (2, 0, 3), LEAST),
     aten.softmax.int: _softmax("softmax"),

@@ -15,7 +15,17 @@ import torch
 from torch import Tensor, fx
 
 from mirrormask.runtime.graph.aten import argument
-from mirrormask.runtime.graph.chains import MOVES, concrete, is_move, moved, root_of, sizes, steps_from, symbols
+from mirrormask.runtime.graph.chains import (
+    MOVES,
+    concrete,
+    is_move,
+    moved,
+    root_of,
+    sizes,
+    steps_from,
+    stored_value,
+    symbols,
+)
 
 __all__ = ["Scores", "scores_of"]
 
@@ -65,7 +75,7 @@ class Scores:
         if self.mask is not None:
             steps = steps_from(self.mask, root_of(self.mask))
             try:
-                mask = moved(steps, root_of(self.mask).meta["val"], dict.fromkeys(symbols(*steps), 1))
+                mask = moved(steps, stored_value(root_of(self.mask)), dict.fromkeys(symbols(*steps), 1))
                 if mask.dtype == torch.bool:
                     mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
                 found = whole + mask
@@ -215,7 +225,7 @@ def _tried(steps: tuple[fx.Node, ...], first: fx.Node, whole: Tensor) -> Tensor 
             if arg in values:
                 return values[arg]
             if arg.op == "get_attr":
-                return arg.meta["val"]
+                return stored_value(arg)
             if isinstance(arg.meta.get("val"), torch.SymInt):
                 return concrete(arg, known)
             return run(arg)

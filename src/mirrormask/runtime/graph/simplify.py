@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mirrormask.runtime.graph.patterns import PATTERN_PARTS, Found, rms_norm, tanh_gelu
+from mirrormask.runtime.graph.patterns import PATTERN_PARTS, Found, response_norm, rms_norm, tanh_gelu
 
 __all__ = ["largest", "simplify"]
 
@@ -193,4 +193,5 @@ PATTERNS: tuple[Callable[[fx.Node], Found], ...] = (
     _largest,
     rms_norm,
     tanh_gelu,
+    response_norm,
 )

@@ -94,6 +94,7 @@ def _operation(node: Node, sources: list[Node]) -> None:
         _require(fits and node.span[1] - node.span[0] == node.shape[0], node, f"takes the channels {node.span}")
     elif node.op == "gather":
         fits = all(0 <= channel < shapes[0][0] for channel in node.span)
+        fits = fits and len(node.values) in (0, len(node.span))
         _require(fits and len(node.span) == node.shape[0], node, "takes channels that are not there")
     elif node.op == "arrange":
         channels, count = _plane(node)
@@ -106,6 +107,14 @@ def _operation(node: Node, sources: list[Node]) -> None:
         _require(
             node.span in ((0,), (1,)) and all(len(shape) == 3 for shape in shapes), node, f"joins along {node.span}"
         )
+    elif node.op == "group_norm":
+        fits = len(shapes[0]) == 3 and len(node.values) == 1 and shapes[0][0] % node.groups == 0
+        _require(fits, node, f"has {node.groups} groups of {shapes[0]}")
+    elif node.op == "norm":
+        fits = node.kind in ("layer", "rms", "mean") and len(node.values) == 1
+        _require(fits, node, f"is a norm of the kind {node.kind[:20]!r}")
+    elif node.op == "mean":
+        _require(node.kind in ("", "norm"), node, f"is a mean of the kind {node.kind[:20]!r}")
     elif node.op == "attend":
         _attention_of_maps(node, shapes)
     if node.op == "attention":

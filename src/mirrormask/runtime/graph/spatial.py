@@ -20,7 +20,8 @@ from mirrormask.runtime.graph.aten import (
     source_of,
 )
 from mirrormask.runtime.graph.channels import channel_slice
-from mirrormask.runtime.graph.ir import Node
+from mirrormask.runtime.graph.functions import by_mean, map_norm
+from mirrormask.runtime.graph.ir import Node, Origin
 from mirrormask.runtime.graph.simplify import largest
 
 __all__ = ["SPATIAL", "slice_"]
@@ -91,6 +92,37 @@ def _mean(context: Context, node: fx.Node) -> Node:
     return Node("mean", node.name, [source], shape, layer=node.name)
 
 
+def _map_norm(context: Context, node: fx.Node) -> Node:
+    if context.rows:
+        raise Unsupported("it works on maps")
+    return Node("mean", node.name, [source_of(node).name], item_shape(context, node), layer=node.name, kind="norm")
+
+
+def _by_mean(context: Context, node: fx.Node) -> Node:
+    shape = item_shape(context, node)
+    if context.rows or shape[1:] not in ((), (1, 1)):
+        raise Unsupported("it works on one number per channel")
+    eps: Any = node.args[1]
+    return Node("norm", node.name, [source_of(node).name], shape, layer=node.name, kind="mean", values=(float(eps),))
+
+
+def _group_norm(context: Context, node: fx.Node) -> Node:
+    one = "instance" in str(node.target)
+    source, shape = source_of(node), item_shape(context, node)
+    if context.rows or len(shape) != 3:
+        raise Unsupported("it normalises rows, not maps")
+    if one and not argument(node, 5, "use_input_stats"):
+        raise Unsupported("it normalises by stored statistics")
+    first = 1 if one else 2
+    weight, bias = (context.constant(argument(node, first + i, name)) for i, name in enumerate(("weight", "bias")))
+    groups: Any = shape[0] if one else node.args[1]
+    eps = argument(node, 7, "eps") if one else argument(node, 4, "eps", 1e-5)
+    layer, origin = context.layer(argument(node, first, "weight")) or node.name, Origin(weight[0], bias[0])
+    return Node(
+        "group_norm", node.name, [source.name], shape, layer, values=(float(eps),), groups=int(groups), origin=origin
+    )
+
+
 def _max(context: Context, node: fx.Node) -> Node:
     source, shape = _over_maps(context, node)
     return Node("adaptive", node.name, [source], shape, layer=node.name, kind="max")
@@ -159,6 +191,10 @@ SPATIAL: dict[Any, Callable[[Context, fx.Node], Node]] = {
     largest: _adaptive("max"),
     aten.mean.dim: _mean,
     aten.amax.default: _max,
+    map_norm: _map_norm,
+    by_mean: _by_mean,
+    aten.group_norm.default: _group_norm,
+    aten.instance_norm.default: _group_norm,
     aten.pad.default: _pad,
     aten.constant_pad_nd.default: _pad,
     aten.upsample_nearest2d.vec: _resample("nearest"),

@@ -1,4 +1,4 @@
-"""Transposed convolutions as convolutions over maps with zeros between, and PReLU of what is known."""
+"""Transposed convolutions as convolutions over maps with zeros between; PReLU and stacks of what is known."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, fx
 
 from mirrormask.runtime.graph.aten import Context, Unsupported, argument, item_shape, pair, source_of
-from mirrormask.runtime.graph.functions import per_channel, spaced, spaced_conv
+from mirrormask.runtime.graph.functions import by_mean, map_norm, per_channel, response, spaced, spaced_conv
 from mirrormask.runtime.graph.ir import Node, Origin
 from mirrormask.runtime.graph.pointwise import Converter
 
-__all__ = ["TURNED", "turn"]
+__all__ = ["TURNED", "respond", "turn"]
 
 aten = torch.ops.aten
 
 
 def turn(module: fx.GraphModule) -> None:
-    """Rewrite transposed convolutions and PReLU, in place."""
+    """Rewrite transposed convolutions, PReLU and stacks, in place."""
     for node in list(module.graph.nodes):
         made = None
         with module.graph.inserting_before(node):
@@ -26,8 +26,23 @@ def turn(module: fx.GraphModule) -> None:
                 made = _turned(node)
             elif node.target is aten.prelu.default:
                 made = _prelu(node)
+            elif node.target is aten.stack.default:
+                made = _stacked(node)
+            elif node.target is aten.addcmul.default:
+                made = _with_product(node)
         if made is not None:
             made.meta |= {name: value for name, value in node.meta.items() if name != "val"}
+            node.replace_all_uses_with(made)
+            module.graph.erase_node(node)
+
+
+def respond(module: fx.GraphModule) -> None:
+    """Write out, in place, the response norms of maps whose channels come first."""
+    for node in list(module.graph.nodes):
+        if node.target is response and not node.args[2]:
+            with module.graph.inserting_before(node):
+                share = _put(node, by_mean, _put(node, map_norm, node.args[0]), node.args[1])
+                made = _put(node, aten.mul.Tensor, node.args[0], share)
             node.replace_all_uses_with(made)
             module.graph.erase_node(node)
 
@@ -64,6 +79,23 @@ def _prelu(node: fx.Node) -> fx.Node | None:
         return None
     below = _put(node, aten.relu.default, _put(node, aten.neg.default, x))
     return _put(node, aten.sub.Tensor, _put(node, aten.relu.default, x), _put(node, per_channel, below, slope, "mul"))
+
+
+def _with_product(node: fx.Node) -> fx.Node | None:
+    """``a + value b c``."""
+    if argument(node, 3, "value", 1) != 1 or not all(isinstance(arg, fx.Node) for arg in node.args):
+        return None
+    return _put(node, aten.add.Tensor, _put(node, aten.mul.Tensor, *node.args[1:]), node.args[0])
+
+
+def _stacked(node: fx.Node) -> fx.Node | None:
+    """Tensors along a new dimension, put together along it."""
+    parts: Any = node.args[0]
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.dtype != torch.float32:
+        return None
+    dim = int(argument(node, 1, "dim", 0)) % value.dim()
+    return _put(node, aten.cat.default, [_put(node, aten.unsqueeze.default, part, dim) for part in parts], dim)
 
 
 def _spaced(context: Context, node: fx.Node) -> Node:

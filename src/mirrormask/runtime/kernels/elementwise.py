@@ -34,11 +34,16 @@ REVERSED = {"sub": "rsub", "rsub": "sub", "div": "rdiv", "rdiv": "div"}
 
 @dataclass(frozen=True)
 class ElementwiseSpec:
-    """``out = activation(combine(x, other))`` or, without a ``combine``, ``activation(x)``."""
+    """``out = activation(combine(x, other))`` or, without a ``combine``, ``activation(x)``.
+
+    Attributes:
+        single: whether ``other`` is one number for all.
+    """
 
     target: Target
     combine: str
     activation: Chain
+    single: bool = False
 
 
 def emit(spec: ElementwiseSpec, name: str) -> str:
@@ -46,11 +51,14 @@ def emit(spec: ElementwiseSpec, name: str) -> str:
     e = Emitter(spec.target, name, FIELDS)
     x, other, out = (e.buffer(n) for n in FIELDS[:3])
 
+    one = e.splat(e.load_float(other)) if spec.single else None
+
     def at_vector(i: Value, _: list[Value]) -> None:
         index = e.mul(i, e.lanes)
         value = e.load(e.at(x, index))
         if spec.combine:
-            value = COMBINE[spec.combine](e, value, e.load(e.at(other, index)))
+            second = e.load(e.at(other, index)) if one is None else one
+            value = COMBINE[spec.combine](e, value, second)
         e.store(activate(e, spec.activation, value), e.at(out, index))
 
     e.loop(e.low, e.high, at_vector)
@@ -60,7 +68,8 @@ def emit(spec: ElementwiseSpec, name: str) -> str:
 def check(op: Op, numbers: int) -> None:
     width = op.units * op.spec.target.lanes
     for name in ("x", "other", "out") if op.spec.combine else ("x", "out"):
-        inside(op, name, op.args[name], op.args[name] + width, numbers)
+        read = 1 if name == "other" and op.spec.single else width
+        inside(op, name, op.args[name], op.args[name] + read, numbers)
 
 
 ELEMENTWISE = Kernel("elementwise", FIELDS, emit, check)

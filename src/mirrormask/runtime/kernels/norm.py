@@ -1,4 +1,7 @@
-"""Norms over the features of each row: ``gain (x - mean) / sqrt(variance + eps) + shift``, or without the mean."""
+"""Norms over the features of each row: ``gain (x - mean) / sqrt(variance + eps) + shift``, or without the mean.
+
+Or ``x / (mean + eps)``, a feature's share in the mean.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,11 @@ class NormSpec(RowsSpec):
     """What the code depends on besides.
 
     Attributes:
-        centred: whether the mean is taken away: a layer norm, rather than an RMS norm.
+        kind: ``"layer"``, ``"rms"`` or ``"mean"``.
     """
 
     eps: float
-    centred: bool
+    kind: str
 
 
 def emit(spec: NormSpec, name: str) -> str:
@@ -36,7 +39,14 @@ def emit(spec: NormSpec, name: str) -> str:
     def at(rows: Across) -> None:
         with e.floats():
             share, eps = e.splat(1.0 / spec.features), e.splat(spec.eps)
-        mean = e.fmul(rows.total(), share) if spec.centred else None
+        mean = e.fmul(rows.total(), share) if spec.kind != "rms" else None
+
+        if spec.kind == "mean":
+            assert mean is not None
+            with e.floats():
+                part = e.fdiv(e.splat(1.0), e.fadd(mean, eps))
+            rows.write(lambda value, feature: e.fmul(value, part))
+            return
 
         def centred(value: Value) -> Value:
             return value if mean is None else e.b.fsub(value, mean)

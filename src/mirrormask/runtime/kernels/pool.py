@@ -239,10 +239,15 @@ def _shares(e: Emitter, spec: PoolSpec, rows_inside: Value, first: Value, chunk:
 
 @dataclass(frozen=True)
 class MeanSpec:
-    """What the code of the global average depends on."""
+    """What the code of the global average depends on.
+
+    Attributes:
+        root: whether it is the root of the sum of all squares instead.
+    """
 
     target: Target
     source: Layout
+    root: bool = False
 
 
 def emit_mean(spec: MeanSpec, name: str) -> str:
@@ -255,12 +260,14 @@ def emit_mean(spec: MeanSpec, name: str) -> str:
         plane = e.at(e.buffer("x"), e.add(e.mul(channel, source.plane), source.origin))
 
         def add(i: Value, sums: list[Value]) -> list[Value]:
-            return [e.fadd(sums[0], e.converted(e.load(e.at(plane, i), aligned=True), FLOAT))]
+            value = e.converted(e.load(e.at(plane, i), aligned=True), FLOAT)
+            return [e.fadd(sums[0], e.fmul(value, value) if spec.root else value)]
 
         with e.floats():
             zero, scale = e.zero(), e.real(1.0 / (source.height * source.width))
         (sums,) = e.loop(0, source.groups * source.pitch, add, [zero], step=lanes)
-        e.store_float(e.converted(e.fmul(e.total(sums), scale)), e.at(out, channel))
+        total = e.total(sums)
+        e.store_float(e.converted(e.root(total) if spec.root else e.fmul(total, scale)), e.at(out, channel))
 
     e.loop(e.low, e.high, at_channel)
     return e.finish()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mirrormask.runtime.graph.functions import arrange, attend, attend_maps, channel_norm, spaced
+from mirrormask.runtime.graph.functions import arrange, attend, attend_maps, channel_norm, map_norm, spaced
 from mirrormask.runtime.graph.ir import Graph, Node
 
 __all__ = ["LIMIT", "RangeFinder"]
@@ -182,8 +182,12 @@ def _result(node: Node, sources: list[Tensor]) -> Tensor:
         return ACTIVATIONS[node.kind](x, *node.values)
     if node.op in ("add", "combine"):
         return COMBINE[node.kind or "add"](x, sources[1])
-    if node.op == "norm":
+    if node.op == "norm" and node.kind == "mean":
+        return x / (x.mean(1, keepdim=True) + node.values[0])
+    if node.op in ("norm", "group_norm"):
         gain, bias = (None if part is None else torch.from_numpy(part) for part in (node.gain, node.bias))
+        if node.op == "group_norm":
+            return F.group_norm(x, node.groups, gain, bias, node.values[0])
         if len(node.shape) == 3:
             return channel_norm(x, gain, bias, node.values[0])
         if node.kind == "layer":
@@ -205,11 +209,14 @@ def _result(node: Node, sources: list[Tensor]) -> Tensor:
     if node.op == "slice":
         return x[:, slice(*node.span)]
     if node.op == "gather":
-        return x[:, list(node.span)]
+        taken = x[:, list(node.span)]
+        return taken * torch.tensor(node.values).reshape(-1, *[1] * (x.dim() - 2)) if node.values else taken
     if node.op == "pool":
         return _pooled(node, x)
     if node.op in ("adaptive", "pad", "crop", "resample"):
         return _resized(node, x)
+    if node.op == "mean" and node.kind:
+        return map_norm(x).reshape(len(x), *node.shape)
     if node.op == "mean":
         return x.mean((2, 3)).reshape(len(x), *node.shape)
     return x.reshape(len(x), *node.shape)

@@ -35,21 +35,24 @@ class Channels(Places):
             kind, x, other = REVERSED.get(kind, kind), other, x
         if self._shape(other) == self._shape(x):
             self._elementwise([x, other], kind, fused)
+        elif self._layout(x).flat:
+            self._elementwise([x, other], kind, fused, single=True)
         elif self._shape(other)[1:] == (1, 1):
             self._planes(x, self._in(other, flat_layout(self._shape(other)[0])), "numbers", kind, fused)
         else:
             self._planes(x, self._in(other, replace(self._layout(x), channels=1)), "map", kind, fused)
 
-    def _elementwise(self, names: list[str], kind: str, fused: Fused) -> None:
+    def _elementwise(self, names: list[str], kind: str, fused: Fused, *, single: bool = False) -> None:
         layout = self._layout(fused.out)
-        places = [self._in(name, layout) for name in names]
+        places = [self._in(names[0], layout)]
+        places += [self._in(name, flat_layout(1) if single else layout) for name in names[1:]]
         if not layout.flat and (moves_zero(fused.activation) or kind in ("div", "rdiv")):
             self._planes(names[0], places[-1], "maps", kind, fused)
             return
         _, place = self._new(fused.out)
         floats = layout.channels * layout.plane
         args = {"x": places[0], "other": places[-1], "out": place}
-        spec = ElementwiseSpec(self.target, kind, fused.activation)
+        spec = ElementwiseSpec(self.target, kind, fused.activation, single)
         self.ops.append(Op(ELEMENTWISE, spec, args, -(-floats // self.target.lanes), fused.out))
 
     def _planes(self, x: str, other: int, role: str, kind: str, fused: Fused) -> None:
@@ -72,6 +75,9 @@ class Channels(Places):
             if whole.flat:
                 held = self._in(name, flat_layout(step))
                 self._copy(plain_layout(1, 1, step), held, plain_layout(1, 1, step), place, node.name)
+            elif self._tokens_outside(value):  # rows there, columns here
+                source = self._map_layout(name)
+                self._copy(source, self._in(name, source), whole, place, node.name)
             elif value.places.get(replace(whole, channels=step)) != place:
                 source, held = self._source(value, shape)
                 self._copy(source, held, whole, place, node.name, outside=value.external is not None)
@@ -96,8 +102,11 @@ class Channels(Places):
         self.values[node.name] = replace(value, parent=self._resolve(node.inputs[0]))
 
     def _gather(self, node: Node, fused: Fused) -> None:
-        layout = self._map_layout(node.inputs[0])
+        layout = self._layout(node.inputs[0])
         held = self._in(node.inputs[0], layout)
         out, place = self._new(node.name, replace(layout, channels=len(node.span)))
         args = {"x": held, "out": place, "order": np.array(node.span, np.int32)}
-        self.ops.append(Op(GATHER, GatherSpec(self.target, one_channel(layout)), args, out.channels, node.name))
+        if node.values:
+            args["gains"] = np.array(node.values, self.target.dtype)
+        spec = GatherSpec(self.target, one_channel(layout), bool(node.values))
+        self.ops.append(Op(GATHER, spec, args, out.channels, node.name))

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from mirrormask.runtime.graph.ir import Node
 from mirrormask.runtime.kernels.attention import ATTENTION, AttentionSpec
 from mirrormask.runtime.kernels.base import Kernel, Op
+from mirrormask.runtime.kernels.group_norm import GROUP_NORM, GroupNormSpec
 from mirrormask.runtime.kernels.layout import Layout
 from mirrormask.runtime.kernels.norm import NORM, NormSpec
 from mirrormask.runtime.kernels.softmax import SOFTMAX, SoftmaxSpec
@@ -25,9 +26,20 @@ class Rowwise(Places):
     def _norm(self, node: Node, fused: Fused) -> None:
         features, layout = node.shape[0], one_channel(self._layout(node.name))
         maps = not self.graph.rows and not layout.flat
-        spec = NormSpec(self.target, layout, features, maps, node.values[0], node.kind == "layer")
+        spec = NormSpec(self.target, layout, features, maps, node.values[0], node.kind)
         args = {"gain": self._numbers(node.gain, 1.0, features), "shift": self._numbers(node.bias, 0.0, features)}
         self._across(node, NORM, spec, args)
+
+    def _group_norm(self, node: Node, fused: Fused) -> None:
+        layout = self._map_layout(node.name)
+        x = self._in(node.inputs[0], layout)
+        _, place = self._new(node.name, layout)
+        each = node.shape[0] // node.groups
+        spec = GroupNormSpec(self.target, one_channel(layout), each, node.values[0])
+        args = {"x": x, "out": place, "inside": _inside(layout)}
+        args |= {"gain": self._numbers(node.gain, 1.0, node.shape[0])}
+        args |= {"shift": self._numbers(node.bias, 0.0, node.shape[0])}
+        self.ops.append(Op(GROUP_NORM, spec, args, node.groups, node.name))
 
     def _softmax(self, node: Node, fused: Fused) -> None:
         layout = one_channel(self._layout(node.name))

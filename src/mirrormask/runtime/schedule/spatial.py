@@ -89,7 +89,7 @@ class Spatial(Places):
         source = self._map_layout(node.inputs[0])
         x = self._in(node.inputs[0], source)
         flat, place = self._new(node.name, flat_layout(node.shape[0]))
-        spec = MeanSpec(self.target, one_channel(source))
+        spec = MeanSpec(self.target, one_channel(source), node.kind == "norm")
         self.ops.append(Op(MEAN, spec, {"x": x, "out": place}, flat.channels, node.name))
 
     def _flatten(self, node: Node, fused: Fused) -> None:
