@@ -253,7 +253,7 @@ def test_kernels_constants_do_not_depend_on_the_parts(monkeypatch, sparsity):
         for shape in ((300, 270), (1000, 33), (7, 5)):
             node = Node("linear", "y", ["x"], shape[:1], weight=weight_of(shape, sparsity))
             for target in (TARGETS["avx512"], FP16, TARGETS["avx2"], TARGETS["scalar"]):
-                for choice in (Choice("panel"), Choice("sell"), Choice("shared", block=150)):
+                for choice in (Choice("panel"), Choice("sell"), Choice("tables"), Choice("shared", block=150)):
                     if choice.kernel != "shared" or target.name.startswith("avx512"):
                         op = VectorProblem(node, Fused("y"), target).op(choice, 64, 1024)
                         found += [value for value in op.args.values() if isinstance(value, np.ndarray)]
