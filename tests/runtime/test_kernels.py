@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import mirrormask as mm
 from mirrormask.machine.targets import EMULATED_FP16, TARGETS, Target, available_targets, best_target
 from mirrormask.runtime.graph.capture import capture
-from mirrormask.runtime.kernels import shared, winograd
+from mirrormask.runtime.kernels import shared, tables, winograd
 from mirrormask.runtime.schedule.lower import lower
 from mirrormask.runtime.schedule.problem import Choice, Problem
 from mirrormask.runtime.schedule.vectors import VectorProblem
@@ -37,11 +38,16 @@ LAYERS = [
 ]
 
 
+def single_row_kernels(target: Target) -> set[str]:
+    wide = target.name.startswith("avx512")
+    return {"panel", "shared" if wide else "sell"} | ({"tables"} if tables.serves(target) else set())
+
+
 def choices(problem: Problem) -> list[Choice]:
     """What the tuner would measure, and the same with blocks of one and three planes."""
     found = list(dict.fromkeys(problem.candidates()))
     if isinstance(problem, VectorProblem):
-        kernels = {"panel", "shared" if problem.target.name.startswith("avx512") else "sell"}
+        kernels = single_row_kernels(problem.target)
         missing = kernels - {choice.kernel for choice in found}
         return [*found, *(Choice(kernel, block=150) for kernel in missing)]
     sparse = [choice for choice in found if choice.kernel in ("aligned", "direct")]
@@ -138,7 +144,7 @@ def test_linear_layers_over_tokens(target, tokens):
 def test_linear_layers_on_one_row(target, features, sparsity):
     model = nn.Sequential(nn.Linear(*features), nn.ReLU())
     kernels = check(model, torch.randn(1, features[0]), target, sparsity)
-    assert kernels - {"levels"} == {"panel", "shared" if target.name.startswith("avx512") else "sell"}
+    assert {name for name in kernels if not name.endswith("levels")} == single_row_kernels(target)
 
 
 @pytest.mark.parametrize("target", EVERY, ids=lambda target: target.name)
@@ -156,6 +162,96 @@ def test_on_one_row_too_what_is_not_a_number_goes_where_weights_lead(target, val
     for choice, got in outputs(layer, x, target):
         if choice.kernel != "panel":  # which multiplies zeros, as PyTorch does
             torch.testing.assert_close(got, expected, rtol=0, atol=5e-3 if target.half else 2e-6, equal_nan=True)
+
+
+def layer_of(made: dict[str, np.ndarray], outputs: int, terms: int) -> np.ndarray:
+    """What the constants of :func:`tables.pack` multiply with, slot by slot."""
+    again = np.zeros((-(-outputs // 8) * 8, terms + 4))
+    weights, windows = made["weights"].reshape(-1, 4, 8), made["windows"].reshape(-1, 4, 2)
+    for group, first in enumerate(made["starts"][:-1]):
+        for number in range(first, made["starts"][group + 1]):
+            for s in range(4):
+                for lane in range(8):
+                    place = made["places"].reshape(-1, 8)[number, lane] >> 4 * s & 15
+                    column = windows[number, s, place // 4] + place % 4
+                    again[made["rows"][8 * group + lane], column] += weights[number, s, lane]
+    return again
+
+
+def test_tables_that_an_eye_can_check():
+    """Two rows in two slices: the windows that serve both rows come first, and the second window the row left over."""
+    row, column = np.array([0, 0, 1, 1]), np.array([1, 9, 8, 14])
+    value = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
+    made = tables.pack(np.array([2, 2]), lambda: [(row, column, value)], 16, lambda size: np.zeros(size, np.float32))
+    assert made["starts"].tolist() == [0, 1] and made["windows"].tolist()[:4] == [6, 0, 0, 11]
+    assert made["weights"].reshape(4, 8)[:, :2].tolist() == [[2, 3], [1, 4], [0, 0], [0, 0]]
+    assert made["places"].tolist()[:2] == [3 | 1 << 4, 2 | 7 << 4]  # 9 is place 3 from 6 on, 14 place 4 + 3 from 11 on
+
+
+def test_tables_hold_each_nonzero_once(monkeypatch):
+    generator = np.random.default_rng(0)
+    for outputs_, terms, sparsity in [(40, 90, 0.8), (130, 20, 0.5), (64, 33, 0.98), (9, 3, 0), (5, 1, 0), (8, 64, 1)]:
+        dense = generator.standard_normal((outputs_, terms)).astype(np.float32)
+        dense *= generator.random(dense.shape) >= sparsity
+        row, column = np.nonzero(dense)
+        half = np.searchsorted(row, outputs_ // 2)
+        cut = [(row[p], column[p], dense[row[p], column[p]]) for p in (slice(None, half), slice(half, None))]
+        counts, zeros = np.count_nonzero(dense, axis=1), lambda size: np.zeros(size, np.float32)
+        made = tables.pack(counts, lambda cut=cut: cut, terms, zeros)
+        again = layer_of(made, outputs_, terms)
+        assert np.array_equal(again[:outputs_, :terms], dense) and not again[outputs_:].any()
+        assert np.count_nonzero(made["weights"]) == len(row)
+        for name, value in (("_rows_in", tables._ROWS.take), ("PART", 1)):  # an older NumPy; a group at a time
+            monkeypatch.setattr(tables, name, value)
+            other = tables.pack(counts, lambda cut=cut: cut, terms, zeros)
+            assert all(np.array_equal(made[name], other[name]) for name in made)
+        monkeypatch.undo()
+
+
+def test_few_slots_of_tables_are_empty():
+    """What the kernel's time follows from; it is a little more than its docstring says, for the layer is smaller."""
+    generator = np.random.default_rng(0)
+    for sparsity, most in ((0.8, 1.4), (0.9, 1.7), (0.95, 2.2)):
+        row, column = np.nonzero(generator.random((256, 1024)) >= sparsity)
+        counts = np.bincount(row, minlength=256)
+        parts = [(row, column, np.ones(len(row), np.float32))]
+        made = tables.pack(counts, lambda parts=parts: parts, 1024, lambda size: np.zeros(size, np.float32))
+        assert made["weights"].size < most * len(row)
+
+
+@pytest.mark.skipif(not tables.serves(best_target()), reason="needs AVX2's permutation")
+@pytest.mark.parametrize("stored", ["int8", "fp16"])
+@pytest.mark.parametrize("kernel", ["tables ", ""])
+def test_narrow_weights_give_what_the_rounded_layer_gives(kernel, stored):
+    torch.manual_seed(0)
+    layer = nn.Linear(70, 45).eval()
+    layer.weight.data *= torch.rand_like(layer.weight) >= 0.8
+    layer.weight.data[7] = 0
+    mm.quantize(layer) if stored == "int8" else layer.half().float()
+    name = kernel + {"int8": "levels", "fp16": "halves"}[stored]
+    for x in (torch.randn(1, 70), torch.full((1, 70), float("inf"))):
+        with torch.no_grad():
+            used = layer.weight != 0
+            expected = torch.where(used, layer.weight * x, torch.zeros(())).sum(1) + layer.bias
+        found = {choice.kernel: got for choice, got in outputs(layer, x, best_target())}
+        torch.testing.assert_close(found[name][0], expected, rtol=0, atol=2e-6, equal_nan=True)
+
+
+@pytest.mark.skipif(not tables.serves(best_target()), reason="needs AVX2's permutation")
+def test_tables_give_the_same_bits_on_any_number_of_threads():
+    layer = nn.Linear(300, 1000).eval()
+    layer.weight.data *= torch.rand_like(layer.weight) >= 0.9
+    x = torch.randn(1, 300)
+    with torch.no_grad():
+        captured = capture(layer, (x,))
+    graph, results = captured.regions[captured.whole], []
+    for threads in (1, 2, 3):
+        plan = lower(graph, best_target(), threads, lambda _: Choice("tables"), 1)
+        out = torch.empty(1, 1000)
+        addresses = np.array([x.data_ptr(), out.data_ptr()], np.int64)
+        plan.run(addresses.ctypes.data, 1)
+        results.append(out)
+    assert all(torch.equal(results[0], out) for out in results[1:])
 
 
 def test_shared_windows_hold_each_nonzero_once():

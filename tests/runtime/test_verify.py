@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mirrormask.machine.targets import best_target
+from mirrormask.machine.targets import available_targets, best_target
 from mirrormask.runtime.graph.capture import capture
 from mirrormask.runtime.kernels.base import Op
 from mirrormask.runtime.schedule.lower import lower
@@ -99,6 +99,20 @@ def test_shared_windows():
     refuses(whole, spoiled(op, x=whole.floats - 40))
     refuses(whole, spoiled(op, out=whole.floats - 40))
     refuses(whole, spoiled(op, terms=2 * whole.floats))
+
+
+@pytest.mark.skipif("avx2" not in {target.name for target in available_targets()}, reason="needs AVX2")
+def test_tables():
+    whole, op = vector_op("avx2", 0.8)
+    assert op.kind == "vector_tables"
+    refuses(whole, spoiled(op, windows=changed(op.args["windows"], 0, 65535)))
+    refuses(whole, spoiled(op, rows=op.args["rows"] + np.int32(whole.floats)))
+    for name in ("windows", "places", "weights", "rows", "bias"):
+        refuses(whole, spoiled(op, **{name: op.args[name][: op.args[name].size // 4]}))
+    refuses(whole, spoiled(op, starts=op.args["starts"] - 1))
+    refuses(whole, spoiled(op, weights=op.args["weights"].astype(np.int8)))
+    refuses(whole, spoiled(op, terms=2 * whole.floats))
+    refuses(whole, spoiled(op, x=whole.floats))
 
 
 def test_sell():

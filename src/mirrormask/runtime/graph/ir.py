@@ -40,7 +40,7 @@ class Weight:
     def of(cls, dense: Floats) -> Weight:
         """Keep ``dense``: its nonzeros with their positions, or itself where that is no larger."""
         flat = np.ascontiguousarray(dense, np.float32).reshape(-1)
-        index = np.flatnonzero(flat)
+        index = np.flatnonzero(flat != 0)  # (of truth values it is many times faster)
         if 2 * len(index) >= flat.size:
             return cls(dense.shape, None, flat.copy())
         gaps = np.diff(index, prepend=0)

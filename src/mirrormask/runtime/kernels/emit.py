@@ -323,11 +323,28 @@ class Emitter:
         Lane by lane: what LLVM makes of its gather is extracted from vectors of addresses, or an instruction that on
         many processors is slower than the loads that it stands for.
         """
-        found = ir.Constant(self.vector_type(), ir.Undefined)
+        a_word = I64.width // kind.width  # indices of one load: loads are what this takes
+        places = []
         for lane in range(self.lanes):
-            place = self.load_int(indices, self.whole(lane), kind)
-            found = self.insert(found, self.load_float(self.at(base, place)), lane)
-        return found
+            if self.lanes % a_word:
+                places.append(self.load_int(indices, self.whole(lane), kind))
+                continue
+            if lane % a_word == 0:
+                word = self.b.load(self.at(indices, lane, kind), align=kind.width // 8, typ=I64)
+            shifted = self.b.lshr(word, self.whole(lane % a_word * kind.width))
+            places.append(self.b.zext(self.b.trunc(shifted, kind), I64))
+        # Four at a time: x86 has an instruction that loads a number into a lane of those.
+        size = min(4, self.lanes)
+        parts = []
+        for first in range(0, self.lanes, size):
+            part = ir.Constant(self.vector_type(size), ir.Undefined)
+            for lane in range(size):
+                part = self.insert(part, self.load_float(self.at(base, places[first + lane])), lane)
+            parts.append(part)
+        while len(parts) > 1:
+            size *= 2
+            parts = [self.shuffle(parts[i], parts[i + 1], range(size)) for i in range(0, len(parts), 2)]
+        return parts[0]
 
     def permuted(self, low: Value, high: Value, indices: Value) -> Value:
         """Lane ``i`` is element ``indices[i]`` of ``low`` followed by ``high``, higher bits ignored. AVX-512 alone."""
@@ -336,9 +353,14 @@ class Emitter:
         found = self.b.call(permute, [self.b.bitcast(low, kind), indices, self.b.bitcast(high, kind)])
         return self.b.bitcast(found, low.type)
 
+    def picked(self, table: Value, indices: Value) -> Value:
+        """Lane ``i`` is element ``indices[i]`` of a table of eight floats, higher bits ignored. AVX2 alone."""
+        permute = self._declare("llvm.x86.avx2.permps", table.type, [table.type, indices.type])
+        return self.b.call(permute, [table, indices])
+
     def scatter(self, value: Value, base: Value, indices: Value) -> None:
         """``base[indices[lane]] = value[lane]``; 32-bit indices in memory."""
-        for lane in range(self.lanes):
+        for lane in range(value.type.count):
             index = self.b.zext(self.b.load(self.at(indices, lane, I32), typ=I32), I64)
             self.store_float(self.extract(value, lane), self.at(base, index))
 

@@ -27,6 +27,7 @@ from mirrormask.machine.targets import Target
 from mirrormask.runtime.kernels.activation import Chain, activate
 from mirrormask.runtime.kernels.base import Kernel, Op, inside, pointers
 from mirrormask.runtime.kernels.emit import FLOAT, I16, I32, Emitter, Value
+from mirrormask.runtime.kernels.vector import holds_strange
 
 __all__ = ["FIELDS", "SHARED", "SharedSpec", "emit", "joined", "pack", "packed", "slices_of"]
 
@@ -193,7 +194,7 @@ def emit(spec: SharedSpec, name: str) -> str:
     with e.floats():
         scratch = e.scratch(height)
         zeros = [e.zero()] * spec.groups
-    strange = _holds_strange(e, x)
+    strange = holds_strange(e, x)
 
     def at_block(block: Value, _: list[Value]) -> None:
         with e.floats():
@@ -231,17 +232,6 @@ def emit(spec: SharedSpec, name: str) -> str:
 
     e.loop(e.low, e.high, at_block)
     return e.finish()
-
-
-def _holds_strange(e: Emitter, x: Value) -> Value:
-    """Whether the input (or the rest of its last vector) holds NaN or infinity: times zero, added up, that is NaN."""
-
-    def add(i: Value, sums: list[Value]) -> list[Value]:
-        return [e.fadd(sums[0], e.fmul(e.load(e.at(x, i)), e.zero()))]
-
-    (sums,) = e.loop(0, e.field("terms"), add, [e.zero()], step=e.lanes)
-    total = e.total(e.converted(sums, FLOAT))
-    return e.b.fcmp_unordered("uno", total, total)
 
 
 def _indices(e: Emitter, spec: SharedSpec, s: Value, group: int) -> Value:

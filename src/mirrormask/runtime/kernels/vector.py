@@ -30,14 +30,17 @@ __all__ = [
     "SELL",
     "SPARSE_FIELDS",
     "VectorSpec",
+    "check_stored",
     "emit_dense",
     "emit_sparse",
+    "holds_strange",
     "pack_sell",
+    "stored_factors",
 ]
 
 Ints = npt.NDArray[np.int64]
 
-SPARSE_FIELDS = ("x", "out", "bias", "weights", "indices", "starts", "rows", "scales", "flag")
+SPARSE_FIELDS = ("x", "out", "bias", "weights", "indices", "starts", "rows", "scales", "terms", "flag")
 DENSE_FIELDS = ("x", "out", "bias", "weights", "terms", "flag")
 
 
@@ -100,40 +103,62 @@ def _add_product(e: Emitter, a: Value, b: Value, total: Value) -> Value:
         return e.fma(e.converted(a), e.converted(b), total)
 
 
+def stored_factors(e: Emitter, stored: str, weights: Value, lanes: int) -> Callable[[Value], tuple[Value, Value]]:
+    """A function of a place among stored weights: the factors there as numbers, and which of them are not zero.
+
+    Args:
+        stored: ``"fp32"``, ``"int8"`` or ``"fp16"``, see :class:`VectorSpec`.
+        weights: the address of the first.
+        lanes: how many factors.
+    """
+    small = ir.VectorType(I8, lanes)
+
+    def levels_at(place: Value) -> tuple[Value, Value]:
+        found = e.b.load(e.at(weights, place, I8), align=1, typ=small)
+        return e.b.sitofp(found, e.vector_type(lanes)), e.b.icmp_signed("!=", found, ir.Constant(small, None))
+
+    def halves_at(place: Value) -> tuple[Value, Value]:
+        with e.numbers(HALF):
+            found = e.load(e.at(weights, place), lanes)
+        factors = e.converted(found)
+        return factors, e.b.fcmp_unordered("!=", factors, e.zero(lanes))
+
+    def weights_at(place: Value) -> tuple[Value, Value]:
+        found = e.load(e.at(weights, place), lanes, aligned=True)
+        return found, e.b.fcmp_unordered("!=", found, e.zero(lanes))
+
+    return {"int8": levels_at, "fp16": halves_at, "fp32": weights_at}[stored]
+
+
+def holds_strange(e: Emitter, x: Value) -> Value:
+    """Whether the input (or the rest of its last vector) holds NaN or infinity: times zero, added up, that is NaN."""
+
+    def add(i: Value, sums: list[Value]) -> list[Value]:
+        return [e.fadd(sums[0], e.fmul(e.load(e.at(x, i)), e.zero()))]
+
+    (sums,) = e.loop(0, e.field("terms"), add, [e.zero()], step=e.lanes)
+    total = e.total(e.converted(sums, FLOAT))
+    return e.b.fcmp_unordered("uno", total, total)
+
+
 def emit_sparse(spec: VectorSpec, name: str) -> str:
     """The SELL kernel's LLVM IR. Work unit: groups of ``lanes`` rows."""
     e = Emitter(spec.target, name, SPARSE_FIELDS)
     x, out = e.buffer("x"), e.buffer("out")
-    bias, weights, indices, starts, rows, scales = (e.constants(n) for n in SPARSE_FIELDS[2:-1])
-    small = ir.VectorType(I8, e.lanes)
-
-    def levels_at(place: Value) -> tuple[Value, Value]:
-        """The factors of a slice, and which of them are not zero."""
-        found = e.b.load(e.at(weights, place, I8), align=1, typ=small)
-        return e.b.sitofp(found, e.vector_type()), e.b.icmp_signed("!=", found, ir.Constant(small, None))
-
-    def halves_at(place: Value) -> tuple[Value, Value]:
-        with e.numbers(HALF):
-            found = e.load(e.at(weights, place))
-        factors = e.converted(found)
-        return factors, e.b.fcmp_unordered("!=", factors, e.zero())
-
-    def weights_at(place: Value) -> tuple[Value, Value]:
-        found = e.load(e.at(weights, place), aligned=True)
-        return found, e.b.fcmp_unordered("!=", found, e.zero())
-
-    factors_at = {"int8": levels_at, "fp16": halves_at, "fp32": weights_at}[spec.weights]
+    bias, weights, indices, starts, rows, scales = (e.constants(n) for n in SPARSE_FIELDS[2:8])
+    factors_at = stored_factors(e, spec.weights, weights, e.lanes)
     scaled = spec.weights == "int8"
 
-    def at_group(group: Value, _: list[Value]) -> None:
+    def at_group(careful: bool, group: Value) -> None:
         first = e.mul(group, e.lanes)
 
         def slice_(s: Value, sums: list[Value]) -> list[Value]:
             place = e.mul(s, e.lanes)
             factors, used = factors_at(place)
             value = e.gather(x, e.at(indices, place, I16), I16)
-            # Slots without a nonzero must not make NaN of an infinite input.
-            return [e.fma(factors, e.b.select(used, value, e.zero()), sums[0])]
+            if careful:
+                value = e.b.select(used, value, e.zero())
+            return [e.fma(factors, value, sums[0])]
 
         added = e.load(e.at(bias, first))
         start = e.zero() if scaled else added
@@ -142,7 +167,11 @@ def emit_sparse(spec: VectorSpec, name: str) -> str:
             sums = e.fma(sums, e.load(e.at(scales, first)), added)
         e.scatter(activate(e, spec.activation, sums), out, e.at(rows, first, I32))
 
-    e.loop(e.low, e.high, at_group)
+    def groups(careful: bool) -> list[Value]:
+        return e.loop(e.low, e.high, lambda group, _: at_group(careful, group))
+
+    # Slots without a nonzero must not make NaN of an infinite input.
+    e.either(holds_strange(e, x), lambda: groups(True), lambda: groups(False))
     return e.finish()
 
 
@@ -194,13 +223,20 @@ def check_sparse(op: Op, numbers: int) -> None:
     starts = pointers(op, "starts", args["weights"].size // lanes)
     if starts.size != op.units + 1 or args["rows"].size != op.units * lanes or args["bias"].size < op.units * lanes:
         raise IndexError(f"{op.node!r}: starts, rows and bias have sizes that do not belong together")
-    stored = {"int8": np.dtype(np.int8), "fp16": np.dtype(np.float16), "fp32": op.spec.target.dtype}[op.spec.weights]
-    if args["weights"].dtype != stored or (stored == np.int8 and args["scales"].size < op.units * lanes):
-        raise IndexError(f"{op.node!r}: weights are not {stored}, or scales are fewer than rows")
+    check_stored(op, lanes)
     highest = int(args["indices"].reshape(-1)[: int(starts[-1]) * lanes].max(initial=0))
-    inside(op, "x", args["x"], args["x"] + highest + 1, numbers)
+    read = max(highest + 1, -(-args["terms"] // lanes) * lanes)
+    inside(op, "x", args["x"], args["x"] + read, numbers)
     rows = args["rows"]
     inside(op, "out", args["out"] + int(rows.min()), args["out"] + int(rows.max()) + 1, numbers)
+
+
+def check_stored(op: Op, lanes: int) -> None:
+    """The type of the weights, and the scales that go with levels, of groups of ``lanes`` rows."""
+    args, found = op.args, {"int8": np.int8, "fp16": np.float16, "fp32": op.spec.target.dtype}
+    stored = np.dtype(found[op.spec.weights])
+    if args["weights"].dtype != stored or (stored == np.int8 and args["scales"].size < op.units * lanes):
+        raise IndexError(f"{op.node!r}: weights are not {stored}, or scales are fewer than rows")
 
 
 def check_dense(op: Op, numbers: int) -> None:

@@ -18,6 +18,11 @@ __all__ = ["Stream", "offsets_of", "pack", "share_out"]
 
 Ints = npt.NDArray[np.int64]
 
+#: Elements to each nonzero up to which looking through all of them orders the nonzeros faster than sorting.
+MOST_LOOKED_AT = 200
+#: Nonzeros of a layer that are gone through once and kept in between, 28 bytes each; of a larger one, twice.
+MOST_KEPT = 1 << 18
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -63,15 +68,6 @@ def _read(taps: Taps, ic: Ints, kh: Ints, kw: Ints) -> tuple[Ints, Ints, Ints]:
     return ic * len(taps.phases) + number[row_phase[kh], column_phase[kw]], row[kh], column[kw]
 
 
-def _taps_of(taps: Taps, weight: Weight, groups: int) -> Iterator[tuple[Ints, Ints, Ints, Ints, npt.NDArray[Any]]]:
-    """(output channel, input plane, row, column, value) of each nonzero, some output channels at a time."""
-    shape = weight.shape if len(weight.shape) == 4 else (*weight.shape, 1, 1)
-    for position, values in nonzeros(weight):
-        oc, ic, kh, kw = np.unravel_index(position, shape)
-        ic = ic + oc // (shape[0] // groups) * shape[1]
-        yield oc, *_read(taps, ic, kh, kw), values
-
-
 def share_out(counts: Ints, threads: int) -> tuple[Ints, tuple[int, ...]]:
     """Deal channels to threads so that each has nearly equal work: the thread of each channel, and the bounds.
 
@@ -89,28 +85,38 @@ def pack(
 ) -> Stream:
     """Pack ``weight`` for inputs that lie as ``x`` says, in blocks of ``block_planes`` planes.
 
-    Twice over the nonzeros, some rows at a time: to count them, and to put them where the counts say.
+    The nonzeros are gone through twice, some rows at a time: to count them, and to put them where the counts say.
     """
     outputs, blocks = weight.shape[0], max(1, -(-x.channels // block_planes))
     places = np.unique(taps.places[1][1]) if aligned else np.zeros(1, np.int64)
+    # Of each element of a row, in each group of channels: the block and column group, and the offset.
+    cells, reads = _cells(taps, weight, groups, x, places if aligned else None, block_planes)
+    row, height, each = cells.shape[1], outputs // groups, len(places) * blocks
+    by_place = np.argsort(cells * (int(reads.max(initial=0)) + 1) + reads, axis=1, kind="stable")
+    ranks = np.empty_like(by_place)
+    np.put_along_axis(ranks, by_place, np.broadcast_to(np.arange(row), by_place.shape), 1)
+    cells, reads = (np.take_along_axis(table, by_place, 1).reshape(-1) for table in (cells, reads))
+    ranks = ranks.reshape(-1)
 
-    def parts() -> Iterator[tuple[Ints, Ints, Ints, Ints, npt.NDArray[Any]]]:
-        """(output channel, block, column group, offset, value) of some nonzeros."""
-        for oc, plane, row, column, values in _taps_of(taps, weight, groups):
-            block = plane // block_planes
-            offset = (plane - block * block_planes) * x.plane + (row - taps.top) * x.pitch
-            if aligned:
-                yield oc, block, np.searchsorted(places, column), offset // x.lanes, values
-            else:
-                yield oc, block, np.zeros_like(column), offset + column - taps.left, values
+    def parts() -> Iterator[tuple[Ints, Ints, Ints, npt.NDArray[Any]]]:
+        """(output channel, cell, offset, value) of some nonzeros: for each channel in the order of use."""
+        for position, values in nonzeros(weight):
+            if not len(position):
+                continue
+            oc = position // row
+            first = (oc // height - oc) * row  # from a position to one in the tables
+            place = oc * row + ranks[position + first]
+            place, values = _in_order(place, values, int(oc[0]) * row, (int(oc[-1]) + 1) * row)
+            yield oc, cells[place + first], reads[place + first], values
 
-    counts, highest = np.zeros((blocks, outputs, len(places)), np.int64), 0
-    for oc, block, group, offset, _ in parts():
+    kept = list(parts()) if len(weight.values) <= MOST_KEPT else None
+    counts, highest = np.zeros((outputs, blocks, len(places)), np.int64), 0
+    for oc, cell, offset, _ in kept or parts():
         low, high = int(oc[0]), int(oc[-1]) + 1
-        key = (block * (high - low) + oc - low) * len(places) + group
-        found = np.bincount(key, minlength=blocks * (high - low) * len(places))
-        counts[:, low:high] += found.reshape(blocks, high - low, len(places))
+        found = np.bincount((oc - low) * each + cell, minlength=(high - low) * each)
+        counts[low:high] += found.reshape(high - low, blocks, len(places))
         highest = max(highest, int(offset.max()))
+    counts = counts.transpose(1, 0, 2)
     used = counts.any((0, 1)) if counts.any() else np.arange(len(places)) == 0
     columns = tuple(int(c) for c in places[used]) if counts.any() else (0,)
     counts, size = counts[:, :, used], len(columns)
@@ -122,16 +128,17 @@ def pack(
     starts = np.concatenate([[0], np.cumsum(ordered.reshape(-1))])
     weights = np.empty(int(starts[-1]), np.float32)
     offsets: Any = np.empty(len(weights), np.uint16 if highest < 1 << 16 else np.uint32)
-    renumbered = np.cumsum(used) - 1
-    for oc, block, group, offset, values in parts():
-        key = (block * outputs + place[block, oc]) * size + renumbered[group]
-        sequence = _sorted(((oc - oc[0]) * blocks + block) * size + renumbered[group], offset)
-        if sequence is not None:
-            key, offset, values = key[sequence], offset[sequence], values[sequence]
+    # Where the nonzeros of each output channel, block and column group begin.
+    each_begins = np.zeros((outputs, blocks, len(places)), np.int64)
+    first_of = (np.arange(blocks)[:, None] * outputs + place) * size
+    each_begins[:, :, used] = starts[first_of.T[:, :, None] + np.arange(size)]
+    begins = each_begins.reshape(-1)
+    for oc, cell, offset, values in kept or parts():
+        key = oc * each + cell
         # Equal keys follow each other, and all of a key are in this part.
         first = np.flatnonzero(np.diff(key, prepend=-1))
-        rank = np.arange(len(key)) - np.repeat(first, np.diff(first, append=len(key)))
-        to = starts[key] + rank
+        long = np.diff(first, append=len(key))
+        to = np.arange(len(key)) + np.repeat(begins[key[first]] - first, long)
         weights[to], offsets[to] = values, offset
     return Stream(
         weights,
@@ -146,10 +153,36 @@ def pack(
     )
 
 
-def _sorted(key: Ints, offset: Ints) -> Ints | None:
-    """The sequence by key and then offset; None where they are in it, as those of a linear layer are."""
-    whole = key * (int(offset.max()) + 1) + offset
-    return None if (whole[1:] >= whole[:-1]).all() else np.argsort(whole, kind="stable")
+def _cells(
+    taps: Taps, weight: Weight, groups: int, x: Layout, places: Ints | None, block_planes: int
+) -> tuple[Ints, Ints]:
+    """For each group of channels and element of a row: the block and the column group as one number, and the offset.
+
+    Args:
+        places: the columns of the column groups; without, the offset holds the column.
+    """
+    _, inputs, *kernel = weight.shape if len(weight.shape) == 4 else (*weight.shape, 1, 1)
+    ic, kh, kw = (n.reshape(-1) for n in np.indices((inputs, *kernel)))
+    plane, row, column = _read(taps, ic + np.arange(groups)[:, None] * inputs, kh, kw)
+    block = plane // block_planes
+    offset = (plane - block * block_planes) * x.plane + (row - taps.top) * x.pitch
+    if places is None:
+        return block, offset + column - taps.left
+    return block * len(places) + np.searchsorted(places, column), offset // x.lanes
+
+
+def _in_order(place: Ints, values: npt.NDArray[Any], low: int, high: int) -> tuple[Ints, npt.NDArray[Any]]:
+    """Different places in [``low``, ``high``) and what goes with them, by place."""
+    if (place[1:] > place[:-1]).all():  # as those of a linear layer are
+        return place, values
+    if high - low > MOST_LOOKED_AT * len(place):
+        sequence = np.argsort(place)
+        return place[sequence], values[sequence]
+    # Looking for marks is many times faster than sorting, unless there are few.
+    there, at = np.zeros(high - low, bool), np.empty(high - low, values.dtype)
+    there[place - low], at[place - low] = True, values
+    found = np.flatnonzero(there)
+    return found + low, at[found]
 
 
 def _similar_neighbours(counts: Ints, part: Ints) -> Ints:

@@ -25,7 +25,8 @@ class Choice:
 
     Attributes:
         kernel: ``aligned``, ``direct`` (sparse, unaligned loads), ``dense``, ``winograd`` (dense) or, for one vector,
-            ``shared``, ``sell``, ``levels`` (sell of 8 bits), ``halves`` (of 16) or ``panel`` (dense).
+            ``tables``, ``sell``, ``shared`` or ``panel`` (dense); ``levels`` is ``sell`` with weights of 8 bits,
+            ``halves`` of 16, ``tables levels`` and ``tables halves`` are ``tables`` with such.
         rows, vectors: the tile.
         block: input planes per block (sparse), output channels per group (``dense``, ``winograd``), or slices per
             nonzero of a row in percent (``shared``).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from mirrormask.machine.jit import host_features
 from mirrormask.machine.targets import Target, best_target
 from mirrormask.runtime.graph.ir import Node
 from mirrormask.runtime.graph.levels import are_halves, levels_of
-from mirrormask.runtime.kernels import shared, vector
+from mirrormask.runtime.kernels import shared, tables, vector
 from mirrormask.runtime.kernels.base import Kernel, Op
 from mirrormask.runtime.kernels.layout import flat_layout
 from mirrormask.runtime.schedule.memory import MARGIN, aligned_array
@@ -23,10 +23,14 @@ from mirrormask.runtime.schedule.problem import Alone, Choice, Fused, sampled
 
 __all__ = ["VectorProblem"]
 
+Ints = npt.NDArray[np.int64]
+
 #: Slices per nonzero of a row, in percent, that are tried for shared windows.
 SLICES = (120, 130, 150, 175, 200, 250, 300, 400)
 #: Groups of rows in a block with shared windows, and vectors of rows in a dense panel, at most.
 GROUPS = 8
+#: The sparsity from which on loading inputs one by one is a better guess than tables of them.
+FEW = 0.965
 #: Parts in which a layer with shared windows is packed.
 MOST_PARTS = 8
 
@@ -72,10 +76,15 @@ class VectorProblem:
             found = [*sparse, *found] if sparsity > 0.6 else [*found, *sparse]
             if sparsity > 0.85:
                 found.remove(Choice("panel"))
-            if self.levels is not None:
-                found.insert(0, Choice("levels"))
-            elif self.halves:
-                found.insert(0, Choice("halves"))
+            narrow = "levels" if self.levels is not None else "halves" if self.halves else ""
+            if narrow:
+                found.insert(0, Choice(narrow))
+            if tables.serves(self.target):
+                # Best where nonzeros lie close to each other; with AVX-512 (not measured) after windows of more inputs.
+                names = [f"tables {narrow}", "tables"] if narrow else ["tables"]
+                first = sparsity > 0.6 and (narrow or not avx512)
+                at = 0 if first and sparsity < FEW else 1 if first else len(found)
+                found[at:at] = [Choice(name) for name in names]
         yield from found
 
     def op(self, choice: Choice, x: int, out: int) -> Op:
@@ -83,8 +92,11 @@ class VectorProblem:
         kinds = {
             "panel": self._panel,
             "sell": self._sell,
-            "levels": self._levels,
-            "halves": self._halves,
+            "levels": self._sell,
+            "halves": self._sell,
+            "tables": self._tables,
+            "tables levels": self._tables,
+            "tables halves": self._tables,
             "shared": self._shared,
         }
         make = kinds[choice.kernel]
@@ -124,33 +136,42 @@ class VectorProblem:
         return vector.PANEL, spec, {"weights": weights, "terms": self.terms}, units, height
 
     def _sell(self, choice: Choice) -> tuple[Kernel, Any, dict[str, Any], int, int]:
-        lanes = self.target.lanes
-        parts = ((*np.divmod(position, self.terms), values) for position, values in nonzeros(self.weight))
-        args = vector.pack_sell(row_counts(self.weight), parts, lanes, self._array)
-        units = len(args["rows"]) // lanes
-        return vector.SELL, vector.VectorSpec(self.target, self.fused.activation), args, units, lanes
+        stored, lanes = _stored(choice), self.target.lanes
+        args = vector.pack_sell(row_counts(self.weight), self._parts(stored), lanes, partial(self._zeros, stored))
+        return self._in_groups(vector.SELL, stored, args, lanes)
 
-    def _halves(self, choice: Choice) -> tuple[Kernel, Any, dict[str, Any], int, int]:
-        lanes = self.target.lanes
-        parts = ((*np.divmod(position, self.terms), values) for position, values in nonzeros(self.weight))
-        counts = row_counts(self.weight)
-        args = vector.pack_sell(counts, parts, lanes, lambda size: aligned_array(max(1, size), np.dtype(np.float16)))
-        spec = vector.VectorSpec(self.target, self.fused.activation, weights="fp16")
-        return vector.SELL, spec, args, len(args["rows"]) // lanes, lanes
+    def _tables(self, choice: Choice) -> tuple[Kernel, Any, dict[str, Any], int, int]:
+        stored = _stored(choice)
+        parts, zeros = partial(self._parts, stored), partial(self._zeros, stored)
+        args = tables.pack(row_counts(self.weight), parts, self.terms, zeros)
+        return self._in_groups(tables.TABLES, stored, args, tables.LANES)
 
-    def _levels(self, choice: Choice) -> tuple[Kernel, Any, dict[str, Any], int, int]:
-        assert self.levels is not None
-        lanes, (found, scales) = self.target.lanes, self.levels
-        places = (np.divmod(position, self.terms) for position, _ in nonzeros(self.weight) if len(position))
-        parts = ((row, column, level) for (row, column), level in zip(places, found, strict=True))
-        counts = row_counts(self.weight)
-        args = vector.pack_sell(counts, parts, lanes, lambda size: aligned_array(max(1, size), np.dtype(np.int8)))
+    def _in_groups(
+        self, kernel: Kernel, stored: str, args: dict[str, Any], lanes: int
+    ) -> tuple[Kernel, Any, dict[str, Any], int, int]:
+        """What :meth:`op` wants of a kernel that takes so many sorted rows at a time."""
         units = len(args["rows"]) // lanes
-        each = aligned_array(units * lanes + 64, np.dtype(np.float32))
-        each[: self.outputs] = scales
-        each[: units * lanes] = each[args["rows"]]
-        spec = vector.VectorSpec(self.target, self.fused.activation, weights="int8")
-        return vector.SELL, spec, {**args, "scales": each}, units, lanes
+        args["terms"] = self.terms
+        if stored == "int8":
+            assert self.levels is not None
+            each = aligned_array(units * lanes + 64, np.dtype(np.float32))
+            each[: self.outputs] = self.levels[1]
+            each[: units * lanes] = each[args["rows"]]
+            args["scales"] = each
+        return kernel, vector.VectorSpec(self.target, self.fused.activation, weights=stored), args, units, lanes
+
+    def _parts(self, stored: str) -> Iterator[tuple[Ints, Ints, npt.NDArray[Any]]]:
+        """Row, column and value of the nonzeros, or their levels, a part at a time."""
+        found = iter(self.levels[0]) if stored == "int8" and self.levels is not None else None
+        for position, values in nonzeros(self.weight):
+            if len(position):
+                row, column = np.divmod(position, self.terms)
+                yield row, column, values if found is None else next(found)
+
+    def _zeros(self, stored: str, size: int) -> npt.NDArray[Any]:
+        """Room for so many weights."""
+        narrow: dict[str, np.dtype[Any]] = {"int8": np.dtype(np.int8), "fp16": np.dtype(np.float16)}
+        return aligned_array(max(1, size), narrow.get(stored, self.target.dtype))
 
     def _shared(self, choice: Choice) -> tuple[Kernel, Any, dict[str, Any], int, int]:
         lanes = self.target.lanes
@@ -180,3 +201,8 @@ class VectorProblem:
         """What is measured, see :func:`sampled`."""
         node = sampled(self.node)
         return self if node is self.node else VectorProblem(node, self.fused, self.target)
+
+
+def _stored(choice: Choice) -> str:
+    """What a choice's weights are stored as."""
+    return {"levels": "int8", "halves": "fp16"}.get(choice.kernel.rpartition(" ")[2], "fp32")
