@@ -22,6 +22,7 @@ from mirrormask.geometry import (
     SoftThreshold,
 )
 from mirrormask.masks import Alternating, AtStart, Gradual, Iterative, Regrow, floors, protect
+from mirrormask.optimizer.due import gradients_for_growth
 from mirrormask.progress import Clock
 
 
@@ -294,7 +295,7 @@ def test_the_ordinary_weight_pays_for_nothing_it_does_not_use():
     optimizer = mm.sparsify(model, sgd(model), mm.methods.gmp(0.5), steps=1000)
     train(model, optimizer, 3)
     assert optimizer.parts.training.rounds is None
-    assert optimizer._gradients_for_growth(optimizer._now()) is None
+    assert gradients_for_growth(optimizer.parts) is None
     states = [optimizer.state[x] for x in optimizer.weights.values()]
     assert all(set(state) == {"rate", "signs"} for state in states)
     assert all(set(state) <= {"momentum_buffer"} for state in optimizer.base.state.values())

@@ -71,7 +71,8 @@ def _filled(node: Node, tensors: dict[str, Tensor]) -> Node:
 def _diagonal(values: Floats) -> Weight:
     """A matrix with these numbers on its diagonal."""
     step = values.size + 1
-    gaps = np.full(values.size, step, np.uint16 if step < 1 << 16 else np.uint32)
+    wide = np.full(values.size, step, np.uint32)
+    gaps = wide.astype(np.uint16) if step < 1 << 16 else wide
     gaps[:1] = 0
     return Weight((values.size, values.size), gaps, np.ascontiguousarray(values))
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from mirrormask.geometry import Hadamard
 from mirrormask.geometry.base import steps_like
 from mirrormask.methods import Method
-from mirrormask.optimizer.base_optimizer import BaseOptimizer, Group, Link
+from mirrormask.optimizer.base_groups import Group
+from mirrormask.optimizer.base_optimizer import BaseOptimizer, Link
 from mirrormask.optimizer.steps.base import Now, Step
 from mirrormask.optimizer.weights import SparseWeights
 
