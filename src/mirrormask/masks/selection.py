@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mirrormask.flats import count_each, flats
 from mirrormask.masks import keys
 from mirrormask.masks.allocations import allocate, floors, keep_count
 from mirrormask.masks.keys import Scores, all_chunks, by_numpy, chunks, common, equal_places, over_layers
@@ -133,6 +134,20 @@ def _largest(scores: Sequence[Scores], k: int) -> list[Tensor]:
     return over_layers(cut.mask, scores, indices)
 
 
+def _largest_of_all(scores: Sequence[Tensor], k: int) -> list[Tensor]:
+    """As :func:`largest`, over all layers; small ones are read together."""
+    pieces = list(flats(scores))
+    masks: list[Tensor] = []
+    for (of, _), mask in zip(pieces, _largest([flat for _, flat in pieces], k), strict=True):
+        own = [scores[index] for index in of]
+        if len(own) == 1:
+            masks.append(mask.view(own[0].shape))
+        else:  # each in memory of its own: who keeps one does not keep all
+            parts = torch.split(mask, [score.numel() for score in own])
+            masks += [part.view(score.shape).clone() for part, score in zip(parts, own, strict=True)]
+    return masks
+
+
 def select(scores: Sequence[Tensor], sparsity: float, allocation: str = "global", floor: float = 0.0) -> list[Tensor]:
     """The masks that keep the largest scores: exactly ``round((1 - sparsity) · N)`` True over all layers together.
 
@@ -160,11 +175,11 @@ def select(scores: Sequence[Tensor], sparsity: float, allocation: str = "global"
     if counts is not None:
         return over_layers(largest, scores, counts)
     keep = keep_count(sum(score.numel() for score in scores), sparsity)
-    masks, least = _largest(scores, keep), floors(shapes, sparsity, floor)
-    if all(int(mask.count_nonzero()) >= k for mask, k in zip(masks, least, strict=True)):
+    masks, least = _largest_of_all(scores, keep), floors(shapes, sparsity, floor)
+    if all(living >= k for living, k in zip(count_each(masks), least, strict=True)):
         return masks
     first = over_layers(largest, scores, least)
-    return _largest(put_first(scores, first), keep)
+    return _largest_of_all(put_first(scores, first), keep)
 
 
 def put_first(scores: Sequence[Tensor], masks: Sequence[Tensor]) -> list[Tensor]:

@@ -55,7 +55,7 @@ class Edits:
             changed = self._changed(x, geometry)
             if changed is not None:
                 geometry.adopt(x.detach(), weights.latents_of(x), changed)
-        weights.hold_zeros({x: x for x in written})
+        weights.hold_zeros((x, x) for x in written)
 
     def adopted(self, clock: Clock) -> dict[Tensor, dict[str, Tensor]]:
         """What :meth:`adopt` would make of latents: copies, of the weights where it would make something else.
@@ -82,7 +82,7 @@ class Edits:
         for x in weights.values() if geometry.latents else ():
             if bool(_differs(x, weights.latents_of(x), geometry).any()):
                 weights.push([x], clock)
-        weights.hold_zeros({x: x for x in weights.values()})
+        weights.hold_zeros((x, x) for x in weights.values())
         self.note()
 
     def _written(self) -> list[nn.Parameter]:
@@ -99,7 +99,7 @@ class Edits:
         return changed if bool(changed.any()) else None
 
     def _versions(self) -> list[tuple[int, ...]]:
-        return [self._weights.shards.version(x) for x in self._weights.values()]
+        return self._weights.shards.versions(self._weights.values())
 
 
 def _differs(x: Tensor, latents: Mapping[str, Tensor], geometry: Geometry) -> Tensor:
@@ -138,23 +138,27 @@ class Sample:
         return bool(self._taken) and not all(map(torch.equal, self._taken, self._read(tensors)))
 
     def _read(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        small, large = [], []
+        small, large = dict[torch.dtype, list[Tensor]](), []
         for x in tensors:
             if not _is_readable(x):  # on an accelerator, looking would mean waiting for it
                 continue
-            held = torch.as_strided(x.detach(), (x.numel(),), (1,)).view(torch.uint8)
-            if len(held) <= self.WHOLE:
-                small.append(held)
+            if x.nbytes <= self.WHOLE:
+                flat = x.detach().view(-1) if x.is_contiguous() else torch.as_strided(x.detach(), (x.numel(),), (1,))
+                small.setdefault(x.dtype, []).append(flat)
             else:
+                held = torch.as_strided(x.detach(), (x.numel(),), (1,)).view(torch.uint8)
                 pages = held[: len(held) // self.PAGE * self.PAGE].view(-1, self.PAGE)
                 large.append(pages[:, self._turn * self.LINE : (self._turn + 1) * self.LINE])
-        return [torch.cat(found) for found in (small, large) if found]
+        read = [torch.cat(found).view(torch.uint8) for found in small.values()]
+        return [*read, torch.cat(large)] if large else read
 
 
 def _is_readable(x: Tensor) -> bool:
     """Whether it lies in CPU memory, without gaps, so that its bytes can be looked at."""
     if x.device.type != "cpu" or isinstance(x, torch._subclasses.FakeTensor) or not x.numel():
         return False
+    if x.is_contiguous():
+        return True
     expected = 1
     for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
         if size != 1:

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mirrormask.flats import count_each
 from mirrormask.masks import Magnitudes, allocate, exchange, floors, keep_count, protect, select, select_lamp
 from mirrormask.masks.keys import Scores, over_layers
+from mirrormask.masks.scores import DRAWING
 from mirrormask.masks.selection import put_first
 from mirrormask.masks.shards import Layer, largest_of_all, largest_of_each
 from mirrormask.methods import Method
@@ -68,7 +70,7 @@ class MaskChoice:
 
     def _reaches(self, masks: Sequence[Tensor], least: Sequence[int]) -> bool:
         """Whether every weight keeps at least as many as asked, over all processes."""
-        living = self.weights.shards.count([int(mask.sum()) for mask in masks], list(self.weights.values()))
+        living = self.weights.shards.count(count_each(masks), list(self.weights.values()))
         return all(left >= k for left, k in zip(living, least, strict=True))
 
     @property
@@ -94,9 +96,9 @@ class MaskChoice:
         measured = [self.weights.state(x).get("score") for x in own]
         if all(score is not None for score in measured):
             return [score.clone() for score in measured if score is not None]
-        generators = [self._generator(clock, index) for index in range(len(own))]
-        grown = self.decay.state.get("grown", 0.0)
-        return scores_of(self.method.mask.score, own, generators, self.weights.shards, grown)
+        grown, score = self.decay.state.get("grown", 0.0), self.method.mask.score
+        generators = self._generators(clock) if score in DRAWING else [torch.Generator()] * len(own)
+        return scores_of(score, own, generators, self.weights.shards, grown)
 
     def _layers(self, scores: Sequence[Scores]) -> list[Layer]:
         shards = self.weights.shards
@@ -108,10 +110,10 @@ class MaskChoice:
     def is_reached(self, sparsity: float) -> bool:
         """Whether the masks have exactly this sparsity already."""
         masks = [self.weights.mask_of(x) for x in self.weights.values()]
-        living = [int(mask.sum()) for mask in masks if mask is not None]
+        living = [mask for mask in masks if mask is not None]
         if len(living) != len(masks):
             return False
-        return sum(self.weights.shards.count(living, list(self.weights.values()))) == self.count(sparsity)
+        return sum(self.weights.shards.count(count_each(living), list(self.weights.values()))) == self.count(sparsity)
 
     def count(self, sparsity: float) -> int:
         """How many weights a sparsity leaves."""
@@ -146,8 +148,8 @@ class MaskChoice:
         noises = [drawn(torch.randn, x, g, shards) for x, g in zip(own, generators, strict=True)]
         return [(noise * rms * spread).to(x.dtype) for x, noise, rms in zip(own, noises, sizes, strict=True)]
 
-    def _generator(self, clock: Clock, index: int) -> torch.Generator:
-        """The random numbers of one weight at this step: a function of seed and step, so that no state is saved."""
-        words = [self.method.mask.seed, clock.step, index]
-        seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
-        return torch.Generator().manual_seed(seed)
+    def _generators(self, clock: Clock) -> list[torch.Generator]:
+        """The random numbers of each weight at this step: a function of seed and step, so that no state is saved."""
+        words = [(self.method.mask.seed, clock.step, index) for index in range(len(self.weights))]
+        seeds = [int(np.random.SeedSequence(own).generate_state(1, np.uint64)[0] >> 1) for own in words]
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
