@@ -6,9 +6,11 @@ learns is a row in ``MATRICES``.
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -134,32 +136,29 @@ def candidates(model: nn.Module) -> list[Candidate]:
     for module in model.modules():
         if isinstance(module, EMBEDDINGS):
             embeddings.update(id(parameter) for parameter in module.parameters())
-        is_matrix = _matrix_names(module)
+        is_matrix = _matrix_names(_class_of(module))
         for use in _trained(module):
-            uses.setdefault(id(use.parameter), []).append(use)
+            if use.role != "plain":
+                uses.setdefault(id(use.parameter), []).append(use)
             if use.role != "g" and is_matrix.fullmatch(use.tensor):
                 matrices.add(id(use.parameter))
     listed = []
     for key, places in found.items():
-        used = uses.get(key, [])
-        listed.append(
-            Candidate(
-                parameter=places[0][2],
-                names=tuple(name for name, _, _ in places),
-                owners=tuple(owner for _, owner, _ in places),
-                is_matrix=key in matrices,
-                is_embedding=key in embeddings,
-                is_scale=any(use.role == "g" for use in used),
-                is_normed=any(use.role == "v" for use in used),
-                barred=next((use.barred for use in used if use.barred), COMPLEX if places[0][2].is_complex() else ""),
-            )
-        )
+        names, owners, (parameter, *_) = zip(*places, strict=True)
+        roles, barred = "", COMPLEX if parameter.is_complex() else ""
+        if key in uses:  # of few: most parameters are what their module computes with
+            roles = "".join(use.role for use in uses[key] if use.role in "gv")
+            barred = next((use.barred for use in uses[key] if use.barred), barred)
+        own = key in matrices, key in embeddings, "g" in roles, "v" in roles
+        listed.append(Candidate(parameter, names, owners, *own, barred))
     return listed
 
 
 def normed_dims(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Each name of a tensor of weight norm -> the dimensions of what is divided by its norm, a row mostly."""
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
+    if not any(module._forward_pre_hooks or parametrize.is_parametrized(module) for module in model.modules()):
+        return found  # nobody has put a norm there, and to list all parameters takes a while
     for c in candidates(model):
         for name, owner in zip(c.names, c.owners, strict=True) if c.is_normed else ():
             leaf = name.rpartition(".")[2]
@@ -198,8 +197,7 @@ def made_from(model: nn.Module) -> dict[str, tuple[str, ...]]:
     return made
 
 
-@dataclass(frozen=True)
-class _Use:
+class _Use(NamedTuple):
     """How a module computes with a parameter: as its ``tensor``, or as what ``tensor`` is made of."""
 
     tensor: str
@@ -208,10 +206,12 @@ class _Use:
     barred: str = ""
 
 
-def _matrix_names(module: nn.Module) -> re.Pattern[str]:
-    """What the names of a module's matrices look like; a pattern that fits no name if it is no layer of the table."""
-    patterns = [pattern for kind, pattern in MATRICES.items() if isinstance(module, kind)]
-    patterns += [pattern for kind, pattern in MATRICES_ELSEWHERE.items() if _is_a(module, kind)]
+@functools.lru_cache(1024)
+def _matrix_names(module: Hashable) -> re.Pattern[str]:
+    """What the names of a layer's matrices look like; a pattern that fits no name if it is none of the table."""
+    assert isinstance(module, type)
+    patterns = [pattern for kind, pattern in MATRICES.items() if issubclass(module, kind)]
+    patterns += [pattern for kind, pattern in MATRICES_ELSEWHERE.items() if _is_kind(module, kind)]
     return re.compile("|".join(patterns) or "(?!)")
 
 
@@ -266,4 +266,14 @@ def _walk(module: nn.Module, prefix: str, above: frozenset[int]) -> Iterator[tup
 
 def _is_a(thing: object, kind: str) -> bool:
     """``isinstance`` by full name: for classes that are private, may go, or are in a package that is not imported."""
-    return any(re.fullmatch(kind, f"{known.__module__}.{known.__qualname__}") for known in type(thing).__mro__)
+    return _is_kind(_class_of(thing), kind)
+
+
+def _class_of(thing: Any) -> Any:
+    return type(thing)  # mypy does not know that a class can be hashed whose instances cannot
+
+
+@functools.lru_cache(1024)
+def _is_kind(own: Hashable, kind: str) -> bool:
+    assert isinstance(own, type)
+    return any(re.fullmatch(kind, f"{known.__module__}.{known.__qualname__}") for known in own.__mro__)

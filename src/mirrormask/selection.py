@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mirrormask import selection_notes as notes
 from mirrormask.checks import callers_level
+from mirrormask.flats import count_each
 from mirrormask.matrices import Candidate, candidates, defaults
 
 __all__ = ["LayerSparsity", "Sparsity", "Weights", "count_zeros", "select_weights", "sparsity"]
@@ -223,7 +224,7 @@ def _nonzeros(tensors: Sequence[Tensor]) -> list[int]:
             kinds.setdefault(None, []).append(index)
     counts = [0] * len(tensors)
     for kind, members in kinds.items():
-        here = [int(torch.count_nonzero(getattr(tensors[i], "_local_tensor", tensors[i]))) for i in members]
+        here = count_each([getattr(tensors[i], "_local_tensor", tensors[i]) for i in members])
         for i, count in zip(members, here if kind is None else _summed(here, *kind), strict=True):
             counts[i] = count
     return counts

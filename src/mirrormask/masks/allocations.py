@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -78,8 +79,13 @@ def floors(shapes: Sequence[tuple[int, ...]], sparsity: float, share: float) -> 
     if share == 0 or keep < sum(alive):
         return [0] * len(sizes)
     found = [max(math.floor(share * count), least) for count, least in zip(erk(shapes, sparsity), alive, strict=True)]
-    while sum(found) > keep:  # the ones that were rounded up to are too many: the largest give way
-        found[found.index(max(found))] -= 1
+    surplus = sum(found) - keep  # the ones that were rounded up to are too many: the largest give way
+    largest = [(-count, index) for index, count in enumerate(found)]
+    heapq.heapify(largest)
+    for _ in range(surplus):
+        count, index = largest[0]
+        heapq.heapreplace(largest, (count + 1, index))
+        found[index] -= 1
     return found
 
 
@@ -87,10 +93,12 @@ def _integers(wanted: Sequence[float], sizes: Sequence[int], total: int) -> list
     """Round ``wanted`` so that the sum is exactly ``total``, by largest remainders, within [0, size]."""
     counts = [min(math.floor(value), size) for value, size in zip(wanted, sizes, strict=True)]
     by_remainder = sorted(range(len(sizes)), key=lambda i: (counts[i] - wanted[i], i))
-    while sum(counts) < total:
+    missing = total - sum(counts)
+    while missing > 0:
         for i in by_remainder:
-            if sum(counts) < total and counts[i] < sizes[i]:
+            if missing > 0 and counts[i] < sizes[i]:
                 counts[i] += 1
+                missing -= 1
     return counts
 
 

@@ -11,7 +11,7 @@ from mirrormask.checks import check_known
 from mirrormask.masks.keys import CHUNK, by_numpy
 from mirrormask.masks.saliency import DATA_SCORES
 
-__all__ = ["SCORES", "balanced", "check_score", "lamp", "lamp_shares", "magnitude", "random", "sensitivity"]
+__all__ = ["DRAWING", "SCORES", "balanced", "check_score", "lamp", "lamp_shares", "magnitude", "random", "sensitivity"]
 
 
 def magnitude(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -144,6 +144,8 @@ def balanced(x: Tensor, generator: torch.Generator, grown: float = 0.0, full: Te
     return full.pow_(share).mul_(magnitude(x, generator).pow_(1 - share))
 
 
+#: The scores that read their generator.
+DRAWING = ("random",)
 #: Scores of a weight as it is, by name; those that need data are in :mod:`mirrormask.masks.saliency`.
 SCORES: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "balanced": balanced,

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mirrormask.masked import count_true
+from mirrormask.flats import count_each, flats
 from mirrormask.masks import keys
 from mirrormask.masks.allocations import allocate, floors, keep_count
 from mirrormask.masks.few import few_largest
@@ -136,6 +136,23 @@ def _largest(scores: Sequence[Scores], k: int) -> list[Tensor]:
     return over_layers(cut.mask, scores, indices)
 
 
+def _largest_of_all(scores: Sequence[Scores], k: int) -> list[Tensor]:
+    """As :func:`largest`, over all layers; small ones are read together."""
+    there = [score for score in scores if isinstance(score, Tensor)]
+    if len(there) < len(scores):
+        return _largest(scores, k)
+    pieces = list(flats(there))
+    masks: list[Tensor] = []
+    for (of, _), mask in zip(pieces, _largest([flat for _, flat in pieces], k), strict=True):
+        own = [there[index] for index in of]
+        if len(own) == 1:
+            masks.append(mask.view(own[0].shape))
+        else:  # each in memory of its own: who keeps one does not keep all
+            parts = torch.split(mask, [score.numel() for score in own])
+            masks += [part.view(score.shape).clone() for part, score in zip(parts, own, strict=True)]
+    return masks
+
+
 def select(scores: Sequence[Scores], sparsity: float, allocation: str = "global", floor: float = 0.0) -> list[Tensor]:
     """The masks that keep the largest scores: exactly ``round((1 - sparsity) · N)`` True over all layers together.
 
@@ -164,13 +181,13 @@ def select(scores: Sequence[Scores], sparsity: float, allocation: str = "global"
     if counts is not None:
         return over_layers(largest, scores, counts)
     keep = keep_count(sum(score.numel() for score in scores), sparsity)
-    masks, least = _largest(scores, keep), floors(shapes, sparsity, floor)
-    if all(count_true(mask) >= k for mask, k in zip(masks, least, strict=True)):
+    masks, least = _largest_of_all(scores, keep), floors(shapes, sparsity, floor)
+    if all(living >= k for living, k in zip(count_each(masks), least, strict=True)):
         return masks
     tensors = [score for score in scores if isinstance(score, Tensor)]
     assert len(tensors) == len(scores), "a floor asks for scores that are there"
     first = over_layers(largest, tensors, least)
-    return _largest(put_first(tensors, first), keep)
+    return _largest_of_all(put_first(tensors, first), keep)
 
 
 def put_first(scores: Sequence[Tensor], masks: Sequence[Tensor]) -> list[Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mirrormask.checks import few
+from mirrormask.flats import which_not_finite
 from mirrormask.masks.patterns import check_pattern
 from mirrormask.matrices import EMBEDDINGS, inputs_elsewhere, output_axis
 from mirrormask.methods import Method
@@ -114,7 +115,8 @@ def held_weights(
                 f"{name!r}, a {type(owner).__name__}; leave it out with weights="
             )
     own = {name: shard_of(p.detach()) for name, p in chosen.items()}
-    bad = [name for name, p in own.items() if _has_values(p) and not bool(p.isfinite().all())]
+    seen = {name: p for name, p in own.items() if _has_values(p)}
+    bad = [name for name, is_bad in zip(seen, which_not_finite(list(seen.values())), strict=True) if is_bad]
     if any(map(is_sharded, chosen.values())) and processes.count > 1:
         flags = processes.max(torch.tensor([name in bad for name in chosen], dtype=torch.int64))
         bad = [name for name, flag in zip(chosen, flags.tolist(), strict=True) if flag]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from mirrormask.flats import count_each
 from mirrormask.geometry.base import Geometry, Held, mean
 from mirrormask.masks.shards import kth_largest
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
@@ -48,6 +50,8 @@ def pack_signs(x: Tensor) -> Tensor:
         tensor([5], dtype=torch.uint8)
     """
     negative = (x.detach() < 0).reshape(-1)
+    if negative.device.type == "cpu" and not isinstance(negative, torch._subclasses.FakeTensor):
+        return torch.from_numpy(np.packbits(negative.numpy(), bitorder="little"))
     bits = torch.zeros((negative.numel() + 7) // 8, dtype=torch.uint8, device=x.device)
     for place in range(8):
         part = negative[place::8]
@@ -62,6 +66,9 @@ def unpack_signs(bits: Tensor, shape: torch.Size) -> Tensor:
         >>> unpack_signs(torch.tensor([5], dtype=torch.uint8), torch.Size([3])).tolist()
         [True, False, True]
     """
+    if bits.device.type == "cpu" and not isinstance(bits, torch._subclasses.FakeTensor):
+        found = np.unpackbits(bits.numpy(), count=math.prod(shape), bitorder="little")
+        return torch.from_numpy(found).view(torch.bool).view(shape)
     negative = torch.empty(shape, dtype=torch.bool, device=bits.device)
     flat = negative.view(-1)
     for place in range(8):
@@ -90,7 +97,7 @@ def diagnose(weights: SparseWeights, base: BaseOptimizer, decay: DecayClock, lrs
     lr = lrs[group]
     own, shards = list(weights.values()), weights.shards
     scales, below, flips, zeros, total = [], 0, 0, 0, sum(map(shards.size, own))
-    for x, mean_square in zip(own, _mean_squares(weights), strict=True):
+    for x, mean_square, nonzeros in zip(own, _mean_squares(weights), count_each(own), strict=True):
         if shards.spread and not shards.counts(x):
             continue
         scale, mask = weights.geometry.scale(weights.latents_of(x)), weights.mask_of(x)
@@ -99,7 +106,7 @@ def diagnose(weights: SparseWeights, base: BaseOptimizer, decay: DecayClock, lrs
         below += int((x.abs() < THRESHOLD * mean_square.sqrt()).sum())
         started_negative = unpack_signs(weights.state(x)["signs"], x.shape)
         flips += int((((x < 0) != started_negative) & (x != 0)).sum())
-        zeros += x.numel() - int(x.count_nonzero())
+        zeros += x.numel() - nonzeros
     below, flips, zeros = (int(n) for n in shards.sum([below, flips, zeros]))
     return {
         "alpha": decay.increments[group] / lr if lr else 0.0,

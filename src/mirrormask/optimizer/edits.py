@@ -57,7 +57,7 @@ class Edits:
             changed = self._changed(x, geometry)
             if changed is not None:
                 geometry.adopt(x.detach(), weights.latents_of(x), changed)
-        weights.hold_zeros({x: x for x in written})
+        weights.hold_zeros((x, x) for x in written)
 
     def adopted(self, clock: Clock) -> dict[Tensor, dict[str, Tensor]]:
         """What :meth:`adopt` would make of latents: copies, of the weights where it would make something else.
@@ -84,7 +84,7 @@ class Edits:
         for x in weights.values() if geometry.latents else ():
             if bool(_differs(x, weights.latents_of(x), geometry).any()):
                 weights.push([x], clock)
-        weights.hold_zeros({x: x for x in weights.values()})
+        weights.hold_zeros((x, x) for x in weights.values())
         self.note()
 
     def _written(self) -> list[nn.Parameter]:
@@ -101,7 +101,7 @@ class Edits:
         return changed if bool(changed.any()) else None
 
     def _versions(self) -> list[tuple[int, ...]]:
-        return [self._weights.shards.version(x) for x in self._weights.values()]
+        return self._weights.shards.versions(self._weights.values())
 
 
 def _differs(x: Tensor, latents: Mapping[str, Tensor], geometry: Geometry) -> Tensor:
@@ -127,10 +127,10 @@ class Sample:
         self._turn = 0
         self._taken: list[Tensor] = []
         self._places: list[Place] = []
-        self._bytes: list[list[Tensor]] = [[], []]
+        self._bytes: tuple[list[list[Tensor]], list[Tensor]] = ([], [])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_turn": self._turn, "_taken": [], "_places": [], "_bytes": [[], []]}
+        return {"_turn": self._turn, "_taken": [], "_places": [], "_bytes": ([], [])}
 
     def take(self, tensors: Sequence[Tensor]) -> None:
         """Remember what they are."""
@@ -147,20 +147,22 @@ class Sample:
             self._places, self._bytes = places, self._views(tensors)
         small, pages = self._bytes
         line = slice(self._turn * self.LINE, (self._turn + 1) * self.LINE)
-        return [torch.cat(found) for found in (small, [held[:, line] for held in pages]) if found]
+        read = [torch.cat(found).view(torch.uint8) for found in small]
+        return [*read, torch.cat([held[:, line] for held in pages])] if pages else read
 
-    def _views(self, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-        """The bytes of small tensors, and those of others as pages."""
-        small, pages = [], []
+    def _views(self, tensors: Sequence[Tensor]) -> tuple[list[list[Tensor]], list[Tensor]]:
+        """Small tensors by their dtypes, flat, and the bytes of others as pages."""
+        small, pages = dict[torch.dtype, list[Tensor]](), []
         for x in tensors:
             if not _is_readable(x):  # on an accelerator, looking would mean waiting for it
                 continue
-            held = torch.as_strided(x.detach(), (x.numel(),), (1,)).view(torch.uint8)
-            if len(held) <= self.WHOLE:
-                small.append(held)
+            if x.nbytes <= self.WHOLE:
+                flat = x.detach().view(-1) if x.is_contiguous() else torch.as_strided(x.detach(), (x.numel(),), (1,))
+                small.setdefault(x.dtype, []).append(flat)
             else:
+                held = torch.as_strided(x.detach(), (x.numel(),), (1,)).view(torch.uint8)
                 pages.append(held[: len(held) // self.PAGE * self.PAGE].view(-1, self.PAGE))
-        return [small, pages]
+        return list(small.values()), pages
 
 
 def _place(x: Tensor) -> Place:
@@ -174,6 +176,8 @@ def _is_readable(x: Tensor) -> bool:
     """Whether it lies in CPU memory, without gaps, so that its bytes can be looked at."""
     if _place(x) is None or not x.numel():
         return False
+    if x.is_contiguous():
+        return True
     expected = 1
     for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
         if size != 1:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mirrormask.checks import callers_level, few
+from mirrormask.flats import count_each
 from mirrormask.masked import count_true, keep_only
 from mirrormask.masks import Regrow, floors
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
@@ -112,14 +113,16 @@ class MaskChanges(MaskChoice):
         if not self.method.mask.revives:
             masks = [mask if old is None else mask & old for mask, old in zip(masks, befores, strict=True)]
         own, shards = list(self.weights.values()), self.weights.shards
-        empty = [
-            name
-            for name, living in zip(self.weights, shards.count([count_true(mask) for mask in masks], own), strict=True)
-            if not living
-        ]
-        if empty:
-            lived = shards.count([int(old is None or count_true(old) > 0) for old in befores], own)
-            empty = [name for name, before in zip(self.weights, lived, strict=True) if name in empty and before]
+        living = shards.count(count_each(masks), own)
+        empty = []
+        if not all(living):
+            olds = [mask if old is None else old for mask, old in zip(masks, befores, strict=True)]
+            lived = shards.count(count_each(olds), own)
+            empty = [
+                name
+                for name, now, before, old in zip(self.weights, living, lived, befores, strict=True)
+                if not now and (before or old is None)
+            ]
         self._check_rows(masks)
         report_empty(empty, self.on_empty)  # before anything changes
         for index, (x, mask) in enumerate(zip(self.weights.values(), masks, strict=True)):
@@ -183,9 +186,9 @@ class MaskChanges(MaskChoice):
         """
         rule, shards, own = self.method.mask, self.weights.shards, list(self.weights.values())
         assert isinstance(rule, Regrow)
-        generators = [self._generator(clock, index) for index in range(len(own))]
+        generators = self._generators(clock)
         alive = [self.weights.state(x)["mask"] for x in own]
-        counts = shards.count([count_true(mask) for mask in alive], own)
+        counts = shards.count(count_each(alive), own)
         dropped = [min(round(fraction * n), shards.size(x) - n) for n, x in zip(counts, own, strict=True)]
         if rule.grow == "random":
             wishes = [drawn(torch.rand, x, g, shards) for x, g in zip(own, generators, strict=True)]
@@ -246,8 +249,8 @@ class MaskChanges(MaskChoice):
         own, masks = list(self.weights.values()), [self.weights.state(x)["mask"] for x in self.weights.values()]
         for x, mask in zip(own, masks, strict=True):
             self.kill(x, mask)
-        found = self.weights.shards.count([int(x.count_nonzero()) for x in own], own)
-        wanted = self.weights.shards.count([count_true(mask) for mask in masks], own)
+        found = self.weights.shards.count(count_each(own), own)
+        wanted = self.weights.shards.count(count_each(masks), own)
         short = [name for name, n, all_ in zip(self.weights, found, wanted, strict=True) if n < all_]
         if short:
             warnings.warn(

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mirrormask.masked import count_true
+from mirrormask.flats import count_each
 from mirrormask.masks import Magnitudes, allocate, exchange, floors, keep_count, protect, select, select_lamp
 from mirrormask.masks.keys import Scores, common, over_layers
+from mirrormask.masks.scores import DRAWING
 from mirrormask.masks.selection import put_first
 from mirrormask.masks.shards import Layer, largest_of_all, largest_of_each
 from mirrormask.methods import Method
@@ -22,6 +23,9 @@ from mirrormask.optimizer.weights import SparseWeights
 from mirrormask.progress import Clock
 
 __all__ = ["MaskChoice"]
+
+#: Of more tensors than so many the calls would take longer than the work.
+MANY = 4096
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class MaskChoice:
 
     def _reaches(self, masks: Sequence[Tensor], least: Sequence[int]) -> bool:
         """Whether every weight keeps at least as many as asked, over all processes."""
-        living = self.weights.shards.count([count_true(mask) for mask in masks], list(self.weights.values()))
+        living = self.weights.shards.count(count_each(masks), list(self.weights.values()))
         return all(left >= k for left, k in zip(living, least, strict=True))
 
     @property
@@ -99,9 +103,15 @@ class MaskChoice:
         return rule.score == "lamp" and rule.allocation == "global" and rule.pattern is None and not geometry.sparsifies
 
     def _is_by_magnitude(self) -> bool:
-        """Whether magnitudes rank the weights, and can be made as they are read: all of as many bits compare."""
-        rule, widths = self.method.mask, {common([x.dtype]) for x in self.weights.values()}
-        return rule.score == "magnitude" and rule.pattern is None and len(widths) == 1
+        """Whether magnitudes rank the weights, and are made as they are read: all of as many bits compare.
+
+        Very many small tensors are rather read together, as scores that are there.
+        """
+        rule, own = self.method.mask, self.weights.values()
+        large = sum(x.numel() for x in own) >= SMALL * len(own)
+        return (
+            rule.score == "magnitude" and rule.pattern is None and large and len({common([x.dtype]) for x in own}) == 1
+        )
 
     def _known(self, clock: Clock) -> list[Tensor] | None:
         """New tensors: what the geometry says, or what was measured; None where the mask's own score decides."""
@@ -116,10 +126,9 @@ class MaskChoice:
 
     def _scored(self, clock: Clock) -> list[Tensor]:
         """The mask's own score of each weight, in new tensors."""
-        own = list(self.weights.values())
-        generators = [self._generator(clock, index) for index in range(len(own))]
-        grown = self.decay.state.get("grown", 0.0)
-        return scores_of(self.method.mask.score, own, generators, self.weights.shards, grown)
+        own, score = list(self.weights.values()), self.method.mask.score
+        generators = self._generators(clock) if score in DRAWING else [torch.Generator()] * len(own)
+        return scores_of(score, own, generators, self.weights.shards, self.decay.state.get("grown", 0.0))
 
     def _layers(self, scores: Sequence[Scores]) -> list[Layer]:
         shards = self.weights.shards
@@ -131,10 +140,10 @@ class MaskChoice:
     def is_reached(self, sparsity: float) -> bool:
         """Whether the masks have exactly this sparsity already."""
         masks = [self.weights.mask_of(x) for x in self.weights.values()]
-        living = [count_true(mask) for mask in masks if mask is not None]
+        living = [mask for mask in masks if mask is not None]
         if len(living) != len(masks):
             return False
-        return sum(self.weights.shards.count(living, list(self.weights.values()))) == self.count(sparsity)
+        return sum(self.weights.shards.count(count_each(living), list(self.weights.values()))) == self.count(sparsity)
 
     def count(self, sparsity: float) -> int:
         """How many weights a sparsity leaves."""
@@ -169,8 +178,8 @@ class MaskChoice:
         noises = [drawn(torch.randn, x, g, shards) for x, g in zip(own, generators, strict=True)]
         return [(noise * rms * spread).to(x.dtype) for x, noise, rms in zip(own, noises, sizes, strict=True)]
 
-    def _generator(self, clock: Clock, index: int) -> torch.Generator:
-        """The random numbers of one weight at this step: a function of seed and step, so that no state is saved."""
-        words = [self.method.mask.seed, clock.step, index]
-        seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
-        return torch.Generator().manual_seed(seed)
+    def _generators(self, clock: Clock) -> list[torch.Generator]:
+        """The random numbers of each weight at this step: a function of seed and step, so that no state is saved."""
+        words = [(self.method.mask.seed, clock.step, index) for index in range(len(self.weights))]
+        seeds = [int(np.random.SeedSequence(own).generate_state(1, np.uint64)[0] >> 1) for own in words]
+        return [torch.Generator().manual_seed(seed) for seed in seeds]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mirrormask.checks import few
+from mirrormask.flats import which_not_finite
 from mirrormask.optimizer.shards import is_sharded
 from mirrormask.optimizer.weights import SparseWeights
 
@@ -114,15 +115,15 @@ class Presence:
                 "(fully_shard, to_empty, load_state_dict(assign=True), quantization, ...), which this optimizer does "
                 "not train; do that first, then build the optimizer, then call mm.sparsify"
             )
-        for name, x in self._weights.items():
-            shape, dtype, device = self._kinds[name]
+        for (name, x), (shape, dtype, device) in zip(self._weights.items(), self._kinds.values(), strict=True):
             if x.shape != shape or x.dtype != dtype or x.device != device:
                 raise RuntimeError(
                     f"{name!r} was {tuple(shape)}, {dtype} on {device} when mm.sparsify was called and is "
                     f"{tuple(x.shape)}, {x.dtype} on {x.device} now; move and convert the model first, then build the "
                     "optimizer, then call mm.sparsify"
                 )
-            if x.grad is not None and not is_sharded(x) and x.grad.layout != torch.strided:
+            grad = x.grad
+            if grad is not None and grad.layout != torch.strided and not is_sharded(x):
                 raise RuntimeError(
                     f"the gradient of {name!r} is sparse, and a mask needs a dense one; build its layer with "
                     "sparse=False, or leave it out with weights="
@@ -144,7 +145,7 @@ class Presence:
             RuntimeError: it names the weights.
         """
         own = [self._shards.local(x) for x in self._weights.values()]
-        flags = self._shards.max([not bool(x.isfinite().all()) for x in own])
+        flags = self._shards.max(which_not_finite(own))
         bad = [name for name, flag in zip(self._weights, flags, strict=True) if flag]
         if bad:
             raise RuntimeError(

@@ -137,6 +137,12 @@ class Shards:
         part = self._parts.get(id(x))
         return None if part is None else part.places[dim]
 
+    def versions(self, x: Iterable[Tensor]) -> list[tuple[int, ...]]:
+        """As :meth:`version`, of each."""
+        if not self._parts:
+            return [(own._version, own.data_ptr()) for own in x]
+        return list(map(self.version, x))
+
     def version(self, x: Tensor) -> tuple[int, ...]:
         """It changes when somebody writes into the parameter."""
         part = self._parts.get(id(x))

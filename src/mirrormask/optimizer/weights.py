@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from typing import Any, Protocol
 
 import torch
@@ -65,6 +65,14 @@ class SparseWeights(Mapping[str, nn.Parameter]):
     def __len__(self) -> int:
         return len(self._named)
 
+    def values(self) -> ValuesView[nn.Parameter]:
+        """As of a dict: a Mapping's own asks for each by name, several times a step."""
+        return self._named.values()
+
+    def items(self) -> ItemsView[str, nn.Parameter]:
+        """As of a dict."""
+        return self._named.items()
+
     # -- what is kept of a weight --------------------------------------------------------------------------------
 
     def state(self, x: Tensor) -> dict[str, Any]:
@@ -119,7 +127,7 @@ class SparseWeights(Mapping[str, nn.Parameter]):
         if not weights or not self.geometry.latents:
             return
         for name in self.geometry.masked:
-            self.hold_zeros({x: self.state(x)[name] for x in weights})
+            self.hold_zeros((x, self.state(x)[name]) for x in weights)
         self.geometry.at(clock).push(list[Tensor](weights), self.latents(weights))
 
     def push_all(self, clock: Clock, *, zeros_stay: bool) -> None:
@@ -144,16 +152,17 @@ class SparseWeights(Mapping[str, nn.Parameter]):
         """
         if self.geometry.masked or (self.geometry.keeps_zeros and zeros_stay):
             return
-        self.hold_zeros({x: x for x in weights})
+        self.hold_zeros((x, x) for x in weights)
 
-    def hold_zeros(self, tensors: Mapping[Tensor, Tensor]) -> None:
+    def hold_zeros(self, tensors: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Set to zero, of each weight's tensor here, what the weight's mask removes.
 
         By choice and not by a product: zero times NaN is NaN, and -0.0, which a negative weight would leave, is a value
         that files must store.
         """
-        for x, held in tensors.items():
-            mask = self.mask_of(x)
+        state = self._holder.state
+        for x, held in tensors:
+            mask = state[x].get("mask")
             if mask is not None:
                 keep_only(held, mask)
 

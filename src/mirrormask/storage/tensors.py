@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import torch
@@ -15,6 +16,7 @@ __all__ = ["Storable", "converted", "named_tensors", "ties"]
 #: What can be saved: a module, or a state dict.
 Storable = nn.Module | Mapping[str, Tensor]
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SMALL_TYPES = (torch.bfloat16, torch.float16)
 
 
@@ -55,7 +57,7 @@ def ties(state: Mapping[str, Tensor]) -> dict[str, str]:
 def _checked(name: object, tensor: object) -> Tensor:
     if not isinstance(name, str):
         raise TypeError(f"the name {name!r} is a {type(name).__name__}; names are text")
-    if name == "__metadata__" or any(0xD800 <= ord(letter) < 0xE000 for letter in name):
+    if name == "__metadata__" or _SURROGATE.search(name):
         raise ValueError(f"safetensors cannot hold a tensor named {name!r}; rename the module")
     if not isinstance(tensor, Tensor):
         raise TypeError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mirrormask import flats
 from mirrormask.masked import keep_only
 from mirrormask.methods import Method
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
@@ -84,8 +84,7 @@ def all_finite(grads: Sequence[Tensor], shards: Shards) -> bool | Tensor:
         not, all become zeros, and whether they were is returned as a bool tensor.
     """
     if all(grad.device.type == "cpu" for grad in grads):
-        # A sum is fast to take; it can overflow where every gradient is finite.
-        return all(math.isfinite(grad.sum().item()) or bool(grad.isfinite().all()) for grad in grads)
+        return flats.all_finite(grads)
     norms = torch._foreach_norm(list(grads))
     good = torch.stack([norm.to(norms[0].device) for norm in norms]).isfinite().all()
     if shards.spread:

@@ -1,0 +1,86 @@
+"""Many small tensors as a few: what is asked of each costs a call, and of a model of 10^5 tensors the calls are all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from mirrormask.masked import count_true
+
+__all__ = ["ROOM", "all_finite", "count_each", "flats", "which_not_finite"]
+
+#: Elements that a flat of several tensors has at most; of a tensor with more, nothing is copied.
+ROOM = 2**16
+
+
+@torch.no_grad()
+def flats(tensors: Sequence[Tensor]) -> Iterator[tuple[range, Tensor]]:
+    """The elements of all tensors in order, in flat tensors: of several small ones of a kind, or of one.
+
+    A flat of several is a copy. A DTensor is not one of several: what is asked of it may be asked of all processes.
+
+    Args:
+        tensors: of any shapes, dtypes and devices.
+
+    Returns:
+        For each flat, which of the tensors it is of.
+
+    Example:
+        >>> [(list(of), flat.tolist()) for of, flat in flats([torch.ones(2), torch.zeros(1), torch.zeros(1).int()])]
+        [([0, 1], [1.0, 1.0, 0.0]), ([2], [0])]
+    """
+    first, size, kind = 0, 0, None
+    for index, tensor in enumerate(tensors):
+        here, numel = (tensor.dtype, tensor.device), tensor.numel()
+        if index > first and (here != kind or size + numel > ROOM):
+            yield range(first, index), _joined(tensors[first:index])
+            first, size = index, 0
+        kind, size = here, size + numel
+    if len(tensors) > first:
+        yield range(first, len(tensors)), _joined(tensors[first:])
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    if len(tensors) == 1:
+        return tensors[0].detach().reshape(-1)
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def count_each(tensors: Sequence[Tensor]) -> list[int]:
+    """How many elements of each tensor are not zero.
+
+    Example:
+        >>> count_each([torch.tensor([1.0, 0.0, 2.0]), torch.zeros(2), torch.tensor([True])])
+        [2, 0, 1]
+    """
+    counts: list[int] = []
+    for of, flat in flats(tensors):
+        if len(of) == 1:
+            counts.append(count_true(flat) if flat.dtype == torch.bool else int(flat.count_nonzero()))
+            continue
+        sums = [0, *(flat != 0).cumsum(0).tolist()]
+        end = before = 0
+        for index in of:
+            end += tensors[index].numel()
+            counts.append(sums[end] - before)
+            before = sums[end]
+    return counts
+
+
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether no element of any tensor in CPU memory is infinite or NaN."""
+    # A sum is fast to take; it can overflow where every element is finite.
+    return all(math.isfinite(flat.sum().item()) or bool(flat.isfinite().all()) for _, flat in flats(tensors))
+
+
+def which_not_finite(tensors: Sequence[Tensor]) -> list[bool]:
+    """Of each tensor, whether an element is infinite or NaN."""
+    found = [False] * len(tensors)
+    for of, flat in flats(tensors):
+        if not bool(flat.isfinite().all()):
+            for index in of:
+                found[index] = not bool(tensors[index].isfinite().all())
+    return found
