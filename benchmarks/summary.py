@@ -89,8 +89,8 @@ def block(kept: list[dict[str, Any]]) -> str:
         "",
         f"`mirror` against the best other method of each table: {said} of {len(found)} rows by the 95% interval, "
         f"{untested} not tested",
-        "(in the picture blue, dark grey, red and pale). A few epochs, a CPU's budget, leave networks far below what they",
-        "reach in the literature; nothing was measured on a GPU yet.",
+        "(in the picture blue, dark grey, red and pale). A CPU's few epochs leave networks far below what",
+        "they reach in the literature; nothing was measured on a GPU yet.",
         "",
         "| network, data | budget | sparsity | dense | `mirror` | best other method | difference | seeds |",
         "|---|---|---|---|---|---|---|---|",
