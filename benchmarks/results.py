@@ -36,6 +36,7 @@ from settings import (
     CIFAR_TRIALS,
     OTHER_SETTINGS,
     OTHER_TRIALS,
+    RESNET7_TRIALS,
     SMALL_SETTINGS,
     TRIALS,
 )
@@ -71,6 +72,7 @@ SUITES = {
     "fashion-mnist-others": Suite(*FASHION, OTHER_TRIALS, (0.98,), OTHER_SETTINGS, (0.98, 0.995), (0, 1)),
     "fashion-mnist-adamw": Suite(*FASHION, ADAMW_TRIALS, methods=ADAMW_SETTINGS, adamw=True),
     "cifar10": Suite(*CIFAR, CIFAR_TRIALS, (0.98,)),
+    "cifar10-resnet7": Suite("compare-cifar10-resnet7.yaml", "data.name", "folder:{}", RESNET7_TRIALS, (0.98, 0.995)),
     "cifar10-adamw": Suite(*CIFAR, CIFAR_ADAMW_TRIALS, (0.98,), CIFAR_ADAMW_SETTINGS, (0.98, 0.99), (0, 1), True),
     "cifar10-small": Suite(*CIFAR, CIFAR_TRIALS, (0.98,), SMALL_SETTINGS, (0.98, 0.99), (0, 1, 2, 3), small=True),
     "cifar10-small-adamw": Suite(

@@ -19,6 +19,7 @@ __all__ = [
     "CIFAR_TRIALS",
     "OTHER_SETTINGS",
     "OTHER_TRIALS",
+    "RESNET7_TRIALS",
     "SETTINGS",
     "SMALL_SETTINGS",
     "TRIALS",
@@ -59,6 +60,19 @@ CIFAR_TRIALS: dict[str, list[Options]] = {
     "str": [{}, {"init_threshold": 1e-3}, {"end_at": 0.5}, {"init_threshold": 1e-3, "end_at": 0.5}],
     "spred": [{}, {"alpha": 5e-3}, {"alpha": 2e-2}, {"alpha": 1e-2, "at": 0.3}],
     "pilot": [{}, {"alpha_init": 1e-2}, {"alpha_init": 2e-2}, {"alpha_init": 1e-2, "at": 0.7}],
+    "mirror": [{}, {"shrink": 3.0}, {"shrink": 6.0}, {"end_at": 0.65}],
+}
+
+#: ResNet-7 on CIFAR-10, likewise.
+RESNET7_TRIALS: dict[str, list[Options]] = {
+    "gmp": [{}, {"end_at": 0.5}, {"end_at": 0.6}, {"end_at": 0.85}],
+    "gmp_ham": [{}, {"a": 50.0}, {"a": 100.0}, {"a": 100.0, "end_at": 0.6}],
+    "str": [{}, {"init_threshold": 1e-3}, {"end_at": 0.5}, {"init_threshold": 1e-3, "end_at": 0.5}],
+    "dwf": [{}, {"alpha": 1e-3}, {"alpha": 1e-2}, {"depth": 4}],
+    "acdc_ham": [{}, {"allocation": "erk"}, {"allocation": "erk", "a": 50.0}, {"allocation": "erk", "end_at": 0.7}],
+    "spred": [{}, {"alpha": 2e-3}, {"alpha": 6e-3}, {"alpha": 6e-3, "at": 0.3}],
+    "pilot": [{}, {"alpha_init": 2e-3}, {"alpha_init": 6e-3}, {"alpha_init": 6e-3, "at": 0.7}],
+    "sparseopt": [{}, {"fraction": 0.5}, {"allocation": "global"}, {"every": 0.02, "until": 0.5}],
     "mirror": [{}, {"shrink": 3.0}, {"shrink": 6.0}, {"end_at": 0.65}],
 }
 

@@ -73,7 +73,7 @@ def grid(tmp_path_factory):
 
 def test_headings_say_what_the_numbers_show(grid):
     finding = grid.data["settings"][0]["findings"]
-    assert finding["accuracy"] == "mirror leads gmp by 2.0\u00a0points at 99%"
+    assert finding["accuracy"] == "mirror leads gmp by 2.0\u00a0±\u00a00.1\u00a0points at 99%"
     assert grid.text["headline"] == finding["accuracy"]
     assert finding["summary"] == "2 methods and the dense model, at 90% to 99% sparsity, 3 seeds."
     assert finding["size"].startswith("mirror at 99% keeps")

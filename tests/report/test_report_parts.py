@@ -35,17 +35,31 @@ def settled(tmp_path, accuracies):
         ),
         (
             {("mirror", 0.99): [0.9, 0.91, 0.92], ("gmp", 0.99): [0.887, 0.8972, 0.9068]},
-            "mirror leads gmp by 1.3\u00a0points at 99%",
+            "mirror leads gmp by 1.30\u00a0±\u00a00.05\u00a0points at 99%",
         ),
         (
             {("mirror", 0.99): [0.9, 0.93], ("gmp", 0.99): [0.91, 0.9]},
-            "mirror leads gmp by 1.0\u00a0points at 99%, within chance",
+            "mirror leads gmp by 1.0\u00a0±\u00a025.4\u00a0points at 99%, within chance",
         ),
         ({("mirror", 0.99): [0.9], ("gmp", 0.99): [0.9]}, "mirror and gmp are level at 99%"),
         # The sparsity with most methods, not the highest.
         (
             {("mirror", 0.9): [0.9], ("gmp", 0.9): [0.8], ("gmp", 0.99): [0.5]},
             "mirror leads gmp by 10.0\u00a0points at 90%, not tested",
+        ),
+        # Settings of one method are no rivals of each other; of three methods the best other one is named as such.
+        (
+            {
+                ("mirror", 0.9): [0.9, 0.91],
+                ("mirror/descent", 0.9): [0.899, 0.909],
+                ("str", 0.9): [0.88, 0.892],
+                ("gmp", 0.9): [0.8, 0.81],
+            },
+            "mirror leads the best other method, str, by 1.9\u00a0±\u00a01.3\u00a0points at 90%, within chance",
+        ),
+        (
+            {("mirror", 0.9): [0.9], ("mirror/descent", 0.9): [0.91]},
+            "mirror/descent is the best of 2 settings of mirror at 90%: 91.0%",
         ),
         # Only one seed is shared: what is said is the difference there.
         (

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mirrormask import checks
+from mirrormask.integrations.callback import Sparsifying
 from mirrormask.integrations.schedulers import drive, release
-from mirrormask.integrations.wrapping import Wrapping, finish, mask_print, zero_share
+from mirrormask.integrations.wrapping import finish, mask_print, zero_share
 from mirrormask.masks.saliency import Loss
 from mirrormask.methods import Method
 from mirrormask.optimizer import SparseOptimizer, apply_masks
@@ -27,7 +28,7 @@ else:
 __all__ = ["SparsityCallback", "stepping_batches"]
 
 
-class SparsityCallback(Callback):
+class SparsityCallback(Sparsifying, Callback):
     """Train with ``mm.sparsify`` under Lightning, with nothing else to do.
 
     The optimizer of ``configure_optimizers`` is wrapped, for the trainer's own number of steps, before the first step
@@ -63,6 +64,8 @@ class SparsityCallback(Callback):
         SparsityCallback('mirror', sparsity=0.9)
     """
 
+    begins = "trainer.fit()"
+
     def __init__(
         self,
         method: Method,
@@ -75,24 +78,11 @@ class SparsityCallback(Callback):
         fused: bool = True,
         on_empty: str = "warn",
     ) -> None:
-        self.wrapping = Wrapping(method, weights, steps, score, batches, loss_fn, fused, on_empty)
-        self._optimizer: SparseOptimizer | None = None
+        super().__init__(
+            method, weights=weights, score=score, batches=batches, loss_fn=loss_fn, fused=fused, on_empty=on_empty
+        )
+        self._for_steps(steps)
         self._epochs: int | None = None
-        self._print = ""
-
-    def __repr__(self) -> str:
-        return f"SparsityCallback({self.wrapping.method.name!r}, sparsity={self.wrapping.method.sparsity:g})"
-
-    @property
-    def optimizer(self) -> SparseOptimizer:
-        """The optimizer that trains: its ``masks``, its ``diagnostics()``.
-
-        Raises:
-            RuntimeError: training has not begun.
-        """
-        if self._optimizer is None:
-            raise RuntimeError("there is no optimizer before trainer.fit() has begun")
-        return self._optimizer
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Before anything else of ``fit``: check the trainer, and come after all callbacks but those that save."""

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from mirrormask import checks
+from mirrormask.integrations.callback import Sparsifying
 from mirrormask.integrations.schedulers import drive, release
-from mirrormask.integrations.wrapping import Wrapping, finish, mask_print, zero_share
-from mirrormask.masks.saliency import Loss
-from mirrormask.methods import Method
+from mirrormask.integrations.wrapping import finish, mask_print, zero_share
 from mirrormask.optimizer import SparseOptimizer
 from mirrormask.optimizer.arguments import unwrapped
-from mirrormask.selection import Weights
 
 checks.require("transformers", "transformers", "mirrormask.integrations.transformers")
 from transformers import Trainer, TrainerCallback  # noqa: E402
@@ -31,7 +29,7 @@ __all__ = ["SparsityCallback"]
 BEST = ("best_metric", "best_model_checkpoint", "best_global_step")
 
 
-class SparsityCallback(TrainerCallback):  # type: ignore[misc]
+class SparsityCallback(Sparsifying, TrainerCallback):  # type: ignore[misc]
     """Train with ``mm.sparsify`` in a Hugging Face Trainer, with nothing else to do.
 
     The trainer's optimizer is wrapped for the trainer's own number of steps (gradient accumulation and epochs
@@ -64,34 +62,7 @@ class SparsityCallback(TrainerCallback):  # type: ignore[misc]
         SparsityCallback('mirror', sparsity=0.9)
     """
 
-    def __init__(
-        self,
-        method: Method,
-        *,
-        weights: Weights | None = None,
-        score: Callable[[], float] | None = None,
-        batches: Iterable[Any] | None = None,
-        loss_fn: Loss | None = None,
-        fused: bool = True,
-        on_empty: str = "warn",
-    ) -> None:
-        self.wrapping = Wrapping(method, weights, None, score, batches, loss_fn, fused, on_empty)
-        self._optimizer: SparseOptimizer | None = None
-        self._print = ""
-
-    def __repr__(self) -> str:
-        return f"SparsityCallback({self.wrapping.method.name!r}, sparsity={self.wrapping.method.sparsity:g})"
-
-    @property
-    def optimizer(self) -> SparseOptimizer:
-        """The optimizer that trains: its ``masks``, its ``diagnostics()``.
-
-        Raises:
-            RuntimeError: training has not begun.
-        """
-        if self._optimizer is None:
-            raise RuntimeError("there is no optimizer before trainer.train() has begun")
-        return self._optimizer
+    begins = "trainer.train()"
 
     @contextlib.contextmanager
     def driving(self, trainer: Any) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from mirrormask.compare import DENSE, Pair, Summary
+from mirrormask.compare.grid import method_of
 from mirrormask.report import words
 from mirrormask.report.setting import Place, Setting
 
@@ -27,7 +28,10 @@ def findings(setting: Setting) -> dict[str, str]:
 
 
 def accuracy(setting: Setting) -> str:
-    """Who leads whom by how much at the sparsity in focus, and whether that is more than chance."""
+    """Which method leads the best other one at the sparsity in focus, by how much, and whether that is beyond chance.
+
+    Settings of one method (``mirror``, ``mirror/descent``) are not each other's rivals: the best of them speaks for it.
+    """
     rows = setting.at(setting.focus)
     if not rows:
         dense = setting.dense
@@ -35,16 +39,24 @@ def accuracy(setting: Setting) -> str:
     best, where = rows[0], words.sparsity(setting.focus)
     if len(rows) == 1:
         return f"{best.method} reaches {words.percent(best.mean)} at {where}{_below(best)}"
-    second = rows[1]
+    family = method_of(best.method)
+    rivals = [row for row in rows if method_of(row.method) != family]
+    if not rivals:
+        settings = words.count(len(rows), "setting")
+        return f"{best.method} is the best of {settings} of {family} at {where}: {words.percent(best.mean)}"
+    second = rivals[0]
     if abs(best.mean - second.mean) < 5e-5:
         return f"{best.method} and {second.method} are level at {where}"
     pair = _pair(setting.comparison.pairs, best.method, second.method, setting.focus)
-    lead = best.mean - second.mean
+    lead, half_width = best.mean - second.mean, None
     if pair is not None and pair.difference is not None:
         paired = pair.difference if pair.a == best.method else -pair.difference
         # Over the seeds that both have; with others the means may even point the other way.
-        lead = paired if paired > 0 else lead
-    text = f"{best.method} leads {second.method} by {words.points(lead)} at {where}"
+        if paired > 0:
+            lead, half_width = paired, pair.half_width
+    others = len({method_of(row.method) for row in rivals})
+    whom = second.method if others == 1 else f"the best other method, {second.method},"
+    text = f"{best.method} leads {whom} by {words.points(lead, half_width)} at {where}"
     if pair is None or pair.p is None:
         return f"{text}, not tested"
     return text if pair.significant else f"{text}, within chance"

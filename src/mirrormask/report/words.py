@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 __all__ = ["count", "duration", "percent", "points", "size", "sparsity"]
 
 #: A space at which no line is broken.
@@ -28,15 +30,19 @@ def sparsity(value: float) -> str:
     return f"{100 * value:.6g}%"
 
 
-def points(difference: float) -> str:
-    """The size of a difference of accuracies in points; two digits below one tenth.
+def points(difference: float, half_width: float | None = None) -> str:
+    """The size of a difference of accuracies in points, with half of its interval; two digits for less than a tenth.
 
     Example:
         >>> points(0.0163), points(-0.0004), points(0.01)
         ('1.6\xa0points', '0.04\xa0points', '1.0\xa0points')
+        >>> points(0.011, 0.004)
+        '1.1\xa0±\xa00.4\xa0points'
     """
     size = abs(100 * difference)
-    return f"{size:.{1 if size >= 0.095 else 2}f}{SPACE}points"
+    digits = 1 if min(size, math.inf if half_width is None else 100 * half_width) >= 0.095 else 2
+    interval = "" if half_width is None else f"{SPACE}±{SPACE}{100 * half_width:.{digits}f}"
+    return f"{size:.{digits}f}{interval}{SPACE}points"
 
 
 def size(n: float) -> str:
