@@ -147,6 +147,10 @@ OPERATIONS: dict[str, tuple[Callable[..., Tensor], int]] = {
     "instance norm": (lambda net, y, x: F.instance_norm(y, weight=net.over.weight, bias=net.over.bias), CHANNELS),
     "response norm": (lambda net, y, x: response(net, y), CHANNELS),
     "response norm of channels at the end": (lambda net, y, x: response_last(net, y), CHANNELS),
+    "padding that is wider than a map": (
+        lambda net, y, x: F.conv2d(y, net.side.weight.repeat(1, 2, 1, 1), None, 1, (3, 36), (3, 36)) + y,
+        CHANNELS,
+    ),
     "stored numbers on a mean": (lambda net, y, x: y + net.numbers * F.adaptive_avg_pool2d(y, 1), CHANNELS),
 }
 

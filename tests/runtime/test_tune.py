@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from mirrormask.machine import timing
 from mirrormask.machine.targets import best_target
+from mirrormask.machine.timing import Watch
 from mirrormask.runtime.graph.capture import capture
 from mirrormask.runtime.schedule import memory, tune
 from mirrormask.runtime.schedule.lower import lower
@@ -38,7 +40,7 @@ def winner(monkeypatch, times: dict[int, list[float]]) -> tuple[int, list[int]]:
     monkeypatch.setattr(Clocked, "times", times, raising=False)
     monkeypatch.setattr(Clocked, "turns", [], raising=False)
     monkeypatch.setattr(tune, "Trial", Clocked)
-    choice = tune._fastest(None, [Choice("dense", rows) for rows in times], 0)
+    choice = tune._fastest(None, [Choice("dense", rows) for rows in times], 0, Watch())
     return choice.rows, Clocked.turns
 
 
@@ -76,3 +78,67 @@ def test_a_trial_runs_the_layer_on_the_memory_that_it_names(model):
         trial.turn()
         assert (trial.alone.plan.memory[trial.alone.source] == 1.0).all(), "the input stays what it was"
         assert np.isfinite(trial.alone.plan.memory).all() and trial.alone.plan.memory.any()
+
+
+def test_a_watch_tells_waiting_from_work(monkeypatch):
+    wall, own = [0.0], [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: wall[0])
+    monkeypatch.setattr(timing, "own_time", lambda: own[0])
+    for waits, busy in ((0.0, False), (0.1, False), (0.3, True)):
+        watch = Watch()
+        for _ in range(2):
+            wall[0] += 5.0  # between its turns it does not look
+            with watch:
+                own[0] += 0.5
+                wall[0] += 0.5 + waits / 2
+        assert watch.busy == busy
+    with (watch := Watch()):
+        wall[0] += 0.009  # a moment is no busy machine
+    assert not watch.busy
+
+
+class Layer:
+    """A problem of two choices, of which only the name matters."""
+
+    key = "a layer"
+
+    def candidates(self):
+        return iter([Choice("dense", 1), Choice("dense", 2)])
+
+
+def test_what_was_measured_on_a_busy_machine_is_measured_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("MIRRORMASK_CACHE", str(tmp_path))
+    busy, asked = True, []
+
+    def fastest(problem, found, around, watch):
+        watch.wall, watch.own = (3.0, 1.0) if busy else (1.0, 1.0)
+        asked.append(problem.key)
+        return found[len(asked) % 2]
+
+    monkeypatch.setattr(tune, "_fastest", fastest)
+
+    def built() -> tune.Tuner:
+        tuner = tune.Tuner("2" * 40)
+        tuner(Layer())
+        tuner.save()
+        return tuner
+
+    first = built()
+    assert first.unsure == {"a layer": 1} and not first.again
+    again = built()
+    assert len(asked) == 2 and again.unsure == {"a layer": 2} and again.again
+    busy = False
+    assert built().unsure == {} and len(asked) == 3
+    assert built().choices == {"a layer": Choice("dense", 2)} and len(asked) == 3, "now it is sure"
+    # A machine that is always busy is not asked for ever.
+    busy = True
+    known = tune.Tuner("3" * 40)
+    for tries in range(1, 2 + tune.TRIES):
+        known = tune.Tuner("3" * 40)
+        known(Layer())
+        known.save()
+        assert len(asked) == 3 + min(tries, tune.TRIES)
+    # One that may not measure takes what there is.
+    tuner = tune.Tuner("3" * 40)
+    tuner.measure = False
+    assert tuner(Layer()) == known.choices["a layer"]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Literal, TypeVar
 
-__all__ = ["SPINNING", "in_turns", "median_seconds", "own_time"]
+__all__ = ["SPINNING", "Watch", "in_turns", "median_seconds", "own_time"]
 
 Key = TypeVar("Key")
 
@@ -18,6 +18,38 @@ def _fine(clock: Literal["thread_time"]) -> bool:
 
 #: The time of this thread alone, where the system keeps it finely: other processes do not lengthen it.
 own_time: Callable[[], float] = time.thread_time if _fine("thread_time") else time.perf_counter
+
+
+#: How much longer a thread waits than it works on a machine that is busy, and the least that it then waited: moments in
+#: which the system does something are always there.
+BUSY, LEAST_WAIT = 1.15, 0.01
+
+
+class Watch:
+    """Whether a thread that computes has the processor for itself: between ``with`` and its end, all added up.
+
+    Others that take it in turns also empty its caches and its other half, of which the thread's own time says nothing.
+
+    Attributes:
+        wall, own: seconds that passed, and that the thread worked.
+    """
+
+    def __init__(self) -> None:
+        self.wall = self.own = 0.0
+
+    def __enter__(self) -> Watch:
+        self.wall -= time.perf_counter()
+        self.own -= own_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.own += own_time()
+        self.wall += time.perf_counter()
+
+    @property
+    def busy(self) -> bool:
+        """Whether others had the processor for much of the time."""
+        return self.wall > BUSY * self.own and self.wall - self.own > LEAST_WAIT
 
 
 def median_seconds(

@@ -208,6 +208,7 @@ def _build(model: nn.Module, arguments: Arguments, options: Options, snapshot: S
         precision=options.target.precision,
         threads=torch.get_num_threads(),
         processor=processor_name(),
+        unsure=len({(tuner.key, name) for tuner in _tuners(parts) for name in tuner.unsure}),
     )
     return CompiledModel(_own_copy(model) if reason else body, arguments.signature, snapshot, report)
 
@@ -416,7 +417,7 @@ def _measured(
     facts = [part.facts for part in parts]
     key = known.graph_key([region.graph for region in regions], facts, arguments.shapes)
     stored = known.load(key) or {}
-    if "layers" in stored:
+    if "layers" in stored and not any(tuner.again for tuner in _tuners(parts)):
         rows = [LayerReport(**{**row, "shape": tuple(row["shape"])}) for row in stored["layers"]]
         return rows, float(stored["eager"]), float(stored["seconds"]), True
     whole = parts[0].at_work.region if len(parts) == 1 and not parts[0].path else None
@@ -427,6 +428,10 @@ def _measured(
     rows = _layers(call, regions, {whole: tuple(arguments.tensors)} if whole is not None else {})
     known.store(key, {"eager": eager, "seconds": seconds, "layers": [asdict(row) for row in rows]})
     return rows, eager, seconds, False
+
+
+def _tuners(parts: list[Part]) -> list[Tuner]:
+    return [tuner for part in parts for _, tuner, _, _ in part.tools.values()]
 
 
 def _race(eager: Callable[[], Any], plan: Callable[[], Any]) -> tuple[float, float]:

@@ -132,6 +132,10 @@ class _Work:
         root = traced.root
         if found.is_all(traced) and tuple(root.meta["val"].shape[2:]) == size:
             return root
+        if found.is_all(traced) and not size:
+            flat = self.view(aten.flatten.using_ints, root, 1)
+            self.native.add(flat)
+            return flat
         key = (root, found.first.tobytes(), found.second.tobytes(), size)
         if key not in self.made:
             first, second = tuple(found.first.tolist()), tuple(found.second.tolist())

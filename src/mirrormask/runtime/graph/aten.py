@@ -16,9 +16,14 @@ __all__ = [
     "one_dimensional",
     "open_shape",
     "pair",
+    "reaches_far",
     "shape_of",
     "source_of",
 ]
+
+
+#: Columns that a convolution reaches over with its padding.
+MOST_BESIDE = 48
 
 
 class Unsupported(Exception):
@@ -105,6 +110,11 @@ def one_dimensional(node: fx.Node) -> bool:
     if len(shape_of(node)) != (3 if one else 4):
         raise Unsupported("its input has no batch dimension")
     return one
+
+
+def reaches_far(padding: int, kernel: int, dilation: int) -> bool:
+    """Whether a convolution reads more zeros beside a row than there are: a few lie left and right of it."""
+    return padding > MOST_BESIDE or (padding > 0 and kernel * dilation > MOST_BESIDE)
 
 
 def argument(node: fx.Node, index: int, name: str, default: Any = None) -> Any:

@@ -71,10 +71,10 @@ def _filled(node: Node, tensors: dict[str, Tensor]) -> Node:
 def _diagonal(values: Floats) -> Weight:
     """A matrix with these numbers on its diagonal."""
     step = values.size + 1
-    wide = np.full(values.size, step, np.uint32)
-    gaps = wide.astype(np.uint16) if step < 1 << 16 else wide
+    gaps = np.full(values.size, step)
     gaps[:1] = 0
-    return Weight((values.size, values.size), gaps, np.ascontiguousarray(values))
+    narrow = gaps.astype(np.uint16) if step < 1 << 16 else gaps.astype(np.uint32)
+    return Weight((values.size, values.size), narrow, np.ascontiguousarray(values))
 
 
 def _turned(weight: Floats, groups: int) -> Floats:

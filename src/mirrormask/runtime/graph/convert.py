@@ -10,12 +10,14 @@ from torch import fx
 
 from mirrormask.runtime.graph.arranged import ARRANGED
 from mirrormask.runtime.graph.aten import (
+    MOST_BESIDE,
     Context,
     Unsupported,
     argument,
     item_shape,
     one_dimensional,
     pair,
+    reaches_far,
     shape_of,
     source_of,
 )
@@ -49,7 +51,7 @@ def _conv(context: Context, node: fx.Node) -> Node:
     else:
         padding = pair(padding, one=one, fill=0)
     # What lies left and right of a row are a few zeros; without padding nothing past a row is read.
-    if max(padding[1], kernel[1]) > 48 or (padding[1] and kernel[1] * dilation[1] > 48):
+    if kernel[1] > MOST_BESIDE or reaches_far(padding[1], kernel[1], dilation[1]):
         raise Unsupported("its kernel or padding is wider than 48")
     return Node(
         "conv",

@@ -70,9 +70,11 @@ def _is_sound(body: object) -> bool:
     if not isinstance(body, dict):
         return False
     tables = all(isinstance(body.get(name, {}), dict) for name in ("regions", "choices", "facts"))
-    rows = body.get("layers", [])
+    rows, unsure = body.get("layers", []), body.get("unsure", {})
     return (
         tables
+        and isinstance(unsure, dict)
+        and all(type(tries) is int for tries in unsure.values())
         and all(isinstance(choice, dict) for choice in body.get("choices", {}).values())
         and all(isinstance(fact, bool) for fact in body.get("facts", {}).values())
         and isinstance(rows, list)

@@ -7,7 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mirrormask.runtime.graph.aten import Context, Unsupported, argument, item_shape, pair, source_of
+from mirrormask.runtime.graph.aten import (
+    MOST_BESIDE,
+    Context,
+    Unsupported,
+    argument,
+    item_shape,
+    pair,
+    reaches_far,
+    source_of,
+)
 from mirrormask.runtime.graph.functions import by_mean, map_norm, per_channel, response, spaced, spaced_conv
 from mirrormask.runtime.graph.ir import Node, Origin
 from mirrormask.runtime.graph.pointwise import Converter
@@ -28,6 +37,8 @@ def turn(module: fx.GraphModule) -> None:
                 made = _prelu(node)
             elif node.target is aten.stack.default:
                 made = _stacked(node)
+            elif node.target is aten.conv2d.default:
+                made = _padded_first(node)
             elif node.target is aten.addcmul.default:
                 made = _with_product(node)
         if made is not None:
@@ -79,6 +90,28 @@ def _prelu(node: fx.Node) -> fx.Node | None:
         return None
     below = _put(node, aten.relu.default, _put(node, aten.neg.default, x))
     return _put(node, aten.sub.Tensor, _put(node, aten.relu.default, x), _put(node, per_channel, below, slope, "mul"))
+
+
+def _padded_first(node: fx.Node) -> fx.Node | None:
+    """A convolution whose padding is wider than the zeros beside rows, on maps that are padded before."""
+    padding = argument(node, 4, "padding", 0)
+    weight = node.args[1]
+    if isinstance(padding, str) or not _is_stored(weight):
+        return None
+    sides, dilation = pair(padding), pair(argument(node, 5, "dilation", 1))
+    kernel = int(weight.meta["val"].shape[3])  # type: ignore[union-attr]
+    if kernel > MOST_BESIDE or not reaches_far(sides[1], kernel, dilation[1]):
+        return None
+    x: Any = node.args[0]
+    # Shapes are told: to run a convolution of open sizes would settle some of them.
+    wide = node.graph.call_function(aten.constant_pad_nd.default, (x, [sides[1], sides[1], 0, 0]))
+    *lead, width = x.meta["val"].shape
+    wide.meta["val"] = x.meta["val"].new_empty((*lead, width + 2 * sides[1]))
+    bias, stride, groups = argument(node, 2, "bias"), argument(node, 3, "stride", 1), argument(node, 6, "groups", 1)
+    given = [list(pair(stride)), [sides[0], 0], list(dilation)]
+    made = node.graph.call_function(aten.conv2d.default, (wide, weight, bias, *given, groups))
+    made.meta["val"] = node.meta["val"]
+    return made
 
 
 def _with_product(node: fx.Node) -> fx.Node | None:

@@ -49,6 +49,7 @@ class Report:
         build_seconds: how long the build took.
         cached: whether its choices came from the disk.
         instruction_set, threads, processor: what it was built for.
+        unsure: how many layers' kernels were chosen while others had the processor; the next build measures them again.
     """
 
     compiled: bool
@@ -67,6 +68,7 @@ class Report:
     precision: str
     threads: int
     processor: str
+    unsure: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain values, for JSON."""
@@ -90,6 +92,11 @@ class Report:
                 )
         lines += [f"stays in fp32: {name}: its sums reach {most:.3g}, past 65,504" for name, most in self.wide]
         lines += [f"stays in PyTorch: {name}: {why}" for name, why in self.left]
+        if self.unsure:
+            lines.append(
+                f"the machine was busy while {self.unsure} kernels were chosen; the next build on this machine chooses "
+                "them again"
+            )
         state = "compiled" if self.compiled else "not compiled, the model runs as it was"
         lines.append(f"{state}{': ' if self.reason else ''}{self.reason}")
         ratio = self.eager_seconds / self.seconds if self.seconds else 1.0

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mirrormask.machine.timing import Watch
 from mirrormask.runtime.graph import known
 from mirrormask.runtime.schedule.problem import Choice, Problem
 from mirrormask.runtime.schedule.trial import Trial
@@ -21,6 +22,8 @@ ROUNDS, FINALISTS, CLOSE = 9, 5, 1.4
 MOST_HELD = 1 << 25
 #: Bytes that are read between turns, at most: more than any L2 cache holds.
 MOST_AROUND = 1 << 22
+#: Builds that measure a choice again which was measured while others had the processor; then it is taken as it is.
+TRIES = 3
 
 
 def default_choice(problem: Problem) -> Choice:
@@ -44,6 +47,11 @@ class Tuner:
         self.facts: dict[str, bool] = {}
         self.given: dict[str, Choice] = {}
         """Found elsewhere, for one in a model's file: taken without measuring, where they are candidates here."""
+        self.unsure: dict[str, int] = {}
+        """How often each choice was measured that was always measured while the machine was busy."""
+        self.again = False
+        """Whether some choice was measured again, that the cache held."""
+        self._doubtful: dict[str, Choice] = {}
         self._new = False
         self._read()
 
@@ -55,10 +63,16 @@ class Tuner:
             if self.given.get(key) in found:
                 self.choices[key] = self.given[key]
             elif self.measure and len(found) > 1:
-                self.choices[key] = _fastest(problem, found, self.around)
+                watch = Watch()
+                self.again |= key in self._doubtful
+                self.choices[key] = _fastest(problem, found, self.around, watch)
+                self.unsure[key] = self.unsure.get(key, 0) + 1
+                if not watch.busy:
+                    del self.unsure[key]
                 self._new = True
             else:
-                self.choices[key] = found[0]
+                known_before = self._doubtful.get(key)
+                self.choices[key] = known_before if known_before in found else found[0]
         return self.choices[key]
 
     def decide(self, question: str, measure: Callable[[], bool]) -> bool:
@@ -73,21 +87,27 @@ class Tuner:
         if self.key and self.measure and self._new:
             self._read()
             choices = {name: asdict(choice) for name, choice in self.choices.items()}
-            known.store(self.key, {"choices": choices, "facts": self.facts})
+            choices |= {name: asdict(choice) for name, choice in self._doubtful.items() if name not in choices}
+            known.store(self.key, {"choices": choices, "facts": self.facts, "unsure": self.unsure})
             self._new = False
 
     def _read(self) -> None:
         stored = (known.load(self.key) or {}) if self.key and self.measure else {}
         choices = {name: Choice(**values) for name, values in stored.get("choices", {}).items()}
-        self.choices, self.facts = choices | self.choices, stored.get("facts", {}) | self.facts
+        others = {name: tries for name, tries in stored.get("unsure", {}).items() if name not in self.choices}
+        again = {name for name, tries in others.items() if tries < TRIES}
+        self.unsure = others | self.unsure
+        self._doubtful = {name: choice for name, choice in choices.items() if name in again}
+        sure = {name: choice for name, choice in choices.items() if name not in again}
+        self.choices, self.facts = sure | self.choices, stored.get("facts", {}) | self.facts
 
     def __getstate__(self) -> dict[str, Any]:
         # What is measured elsewhere is not for this machine's cache.
         return {**self.__dict__, "key": ""}
 
 
-def _fastest(problem: Problem, found: list[Choice], around: int) -> Choice:
-    """First every choice a few times, then the good ones in turns, whose medians decide.
+def _fastest(problem: Problem, found: list[Choice], around: int, watch: Watch) -> Choice:
+    """First every choice a few times, then the good ones in turns, whose medians decide; ``watch`` watches all turns.
 
     Whatever else the machine does meets all of them, and is not left out: a neighbour that shares the cache takes more
     from a choice that needs more of it.
@@ -97,7 +117,8 @@ def _fastest(problem: Problem, found: list[Choice], around: int) -> Choice:
     trials: dict[Choice, tuple[float, Trial]] = {}
     for choice in found:
         trial = Trial(problem, choice, others)
-        seconds = trial.seconds(least)
+        with watch:
+            seconds = trial.seconds(least)
         least = min(least, seconds)
         trials[choice] = (seconds, trial)
         # Packed weights are large: those that are out of the race go.
@@ -107,5 +128,6 @@ def _fastest(problem: Problem, found: list[Choice], around: int) -> Choice:
     finalists = list(trials)
     if len(finalists) == 1:
         return finalists[0]
-    rounds = [[trials[choice][1].turn() for choice in finalists] for _ in range(ROUNDS)]
+    with watch:
+        rounds = [[trials[choice][1].turn() for choice in finalists] for _ in range(ROUNDS)]
     return finalists[int(np.median(rounds, axis=0).argmin())]
