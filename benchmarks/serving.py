@@ -5,8 +5,8 @@
 
 ResNet-20 for 32 x 32 images, sparse in the one and dense in the other; locust's clients ask for one image at a time,
 each again as soon as it is answered. The servers take turns, each alone on the machine while it is asked. On two cores
-or more the server has one and the clients the others. Then the sparse model is asked on until ``--requests`` in all, for
-``--longest`` seconds at most: none may be lost, which is checked by the clients' and by the server's own count.
+or more the server has one and the clients the others. Then the sparse model is asked on until ``--requests`` in all,
+for ``--longest`` seconds at most: none may be lost, which is checked by the clients' and by the server's own count.
 """
 
 from __future__ import annotations
