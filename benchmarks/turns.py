@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from mirrormask.machine.timing import SPINNING, in_turns
-from mirrormask.runtime.benchmark import ENGINES, prepare_engines
+from mirrormask.runtime.engines import ENGINES, INT8_ENGINES, prepare_engines
 
-__all__ = ["CLOCKS", "ENGINES", "STATISTICS", "race"]
+__all__ = ["CLOCKS", "ENGINES", "INT8_ENGINES", "STATISTICS", "race"]
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 #: Of the turns of a call: what it was like on a machine shared with others, and what it is like undisturbed.

@@ -108,10 +108,8 @@ class MaskChoice:
         Very many small tensors are rather read together, as scores that are there.
         """
         rule, own = self.method.mask, self.weights.values()
-        large = sum(x.numel() for x in own) >= SMALL * len(own)
-        return (
-            rule.score == "magnitude" and rule.pattern is None and large and len({common([x.dtype]) for x in own}) == 1
-        )
+        alike = len({common([x.dtype]) for x in own}) == 1
+        return rule.score == "magnitude" and rule.pattern is None and alike and len(own) <= MANY
 
     def _known(self, clock: Clock) -> list[Tensor] | None:
         """New tensors: what the geometry says, or what was measured; None where the mask's own score decides."""

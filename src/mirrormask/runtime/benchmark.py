@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import io
 import json
-import logging
 import statistics
-import warnings
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +17,10 @@ from mirrormask.machine.cache import processor_name
 from mirrormask.machine.timing import SPINNING, in_turns
 from mirrormask.matrices import default_weights
 from mirrormask.runtime.build import compile
+from mirrormask.runtime.engines import ENGINES, INT8_ENGINES, Call, prepare_engines
 from mirrormask.selection import count_zeros
 
-__all__ = ["ENGINES", "BenchResult", "bench", "prepare_engines"]
-
-Call = Callable[[], object]
+__all__ = ["BenchResult", "bench"]
 
 
 @dataclass(frozen=True)
@@ -52,106 +45,43 @@ class BenchResult:
 
     @property
     def best_other(self) -> str:
-        """The fastest engine that is not this runtime."""
-        return min((n for n in self.seconds if n != "mirrormask"), key=lambda n: self.seconds[n])
+        """The fastest engine in fp32 that is not this runtime."""
+        return min((n for n in self.seconds if n in ENGINES), key=lambda n: self.seconds[n])
 
     @property
     def ratio(self) -> float:
-        """How many times faster than the fastest other engine the compiled model is."""
+        """How many times faster than the fastest other engine in fp32 the compiled model is."""
         return self.seconds[self.best_other] / self.seconds["mirrormask"]
+
+    @property
+    def best_int8(self) -> str:
+        """The fastest engine that quantized the model to 8 bits; ``""`` where none was measured."""
+        return min((n for n in self.seconds if n in INT8_ENGINES), key=lambda n: self.seconds[n], default="")
+
+    @property
+    def int8_ratio(self) -> float | None:
+        """How many times faster than that the compiled model is; ``None`` where none was measured."""
+        return self.seconds[self.best_int8] / self.seconds["mirrormask"] if self.best_int8 else None
 
     def __str__(self) -> str:
         ours = self.seconds["mirrormask"]
         lines = [f"{self.processor}, {self.threads} thread(s), input {'x'.join(map(str, self.shape))}"]
-        lines.append(f"{'engine':<14} {'median ms':>10} {'quartiles':>19} {'mirrormask is':>14}")
+        lines.append(f"{'engine':<16} {'median ms':>10} {'quartiles':>19} {'mirrormask is':>14}")
         for name, seconds in sorted(self.seconds.items(), key=lambda pair: -pair[1]):
             low, high = (1e3 * q for q in self.spread[name])
-            lines.append(f"{name:<14} {1e3 * seconds:>10.3f} {low:>9.3f} {high:>9.3f} {seconds / ours:>12.2f} x")
-        lines += [f"{name:<14} not measured: {why}" for name, why in self.missing.items()]
+            lines.append(f"{name:<16} {1e3 * seconds:>10.3f} {low:>9.3f} {high:>9.3f} {seconds / ours:>12.2f} x")
+        lines += [f"{name:<16} not measured: {why}" for name, why in self.missing.items()]
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {**self.__dict__, "best_other": self.best_other, "ratio": self.ratio}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Exporters print; a table should not."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
-
-
-def _eager(model: nn.Module, x: Tensor, threads: int) -> Call:
-    return lambda: model(x)
-
-
-def _torch_compile(model: nn.Module, x: Tensor, threads: int) -> Call:
-    compiled = torch.compile(model)
-    compiled(x)
-    return lambda: compiled(x)
-
-
-def _onnx(model: nn.Module, x: Tensor) -> bytes:
-    program = torch.onnx.export(model, (x,), dynamo=True, verbose=False)
-    assert program is not None
-    return bytes(program.model_proto.SerializeToString())
-
-
-def _onnxruntime(model: nn.Module, x: Tensor, threads: int) -> Call:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(_onnx(model, x), options, providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: x.numpy()}
-    return lambda: session.run(None, feed)
-
-
-def _openvino(model: nn.Module, x: Tensor, threads: int) -> Call:
-    import openvino
-
-    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    compiled = openvino.Core().compile_model(openvino.convert_model(model, example_input=x), "CPU", settings)
-    request = compiled.create_infer_request()
-    tensor = openvino.Tensor(x.numpy(), shared_memory=True)
-    return lambda: request.infer({0: tensor}, share_inputs=True, share_outputs=True)
-
-
-#: How each engine is prepared, and the module it needs.
-ENGINES: dict[str, tuple[Callable[[nn.Module, Tensor, int], Call], str]] = {
-    "eager": (_eager, "torch"),
-    "torch.compile": (_torch_compile, "torch"),
-    "onnxruntime": (_onnxruntime, "onnxruntime"),
-    "openvino": (_openvino, "openvino"),
-}
-
-
-def prepare_engines(
-    model: nn.Module, x: Tensor, threads: int, engines: Sequence[str]
-) -> tuple[dict[str, Call], dict[str, str]]:
-    """A call per engine that can run ``model``, and why for those that cannot."""
-    calls: dict[str, Call] = {}
-    missing: dict[str, str] = {}
-    for name in engines:
-        prepare, module = ENGINES[name]
-        if importlib.util.find_spec(module) is None:
-            missing[name] = f"{module} is not installed"
-            continue
-        try:
-            with _quiet():
-                calls[name] = prepare(model, x, threads)
-                calls[name]()
-        except Exception as error:  # an engine that cannot run this model is a row of the table, not the end
-            missing[name] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:100]}"
-    return calls, missing
+        return {
+            **self.__dict__,
+            "best_other": self.best_other,
+            "ratio": self.ratio,
+            "best_int8": self.best_int8,
+            "int8_ratio": self.int8_ratio,
+        }
 
 
 @torch.no_grad()
@@ -160,7 +90,7 @@ def bench(
     example_input: Tensor,
     *,
     threads: int | None = None,
-    engines: tuple[str, ...] = tuple(ENGINES),
+    engines: tuple[str, ...] = (*ENGINES, *INT8_ENGINES),
     rounds: int = 15,
     seconds_per_round: float = 0.1,
     json_path: str | Path | None = None,
@@ -175,7 +105,9 @@ def bench(
         model: a module in eval mode.
         example_input: one batch.
         threads: for all engines; PyTorch's present number by default.
-        engines: which to compare with; those not installed are listed as missing.
+        engines: which to compare with; those not installed are listed as missing. ``openvino-int8`` (with NNCF) and
+            ``onnxruntime-int8`` quantize weights and activations to 8 bits first, calibrated on ``example_input``:
+            their accuracy is another, and is to be looked at beside their time.
         rounds: at least 1.
         json_path: where to write the result as JSON.
 
@@ -192,7 +124,7 @@ def bench(
     """
     check_int("rounds", rounds, low=1)
     for name in engines:
-        check_known("engine", name, ENGINES)
+        check_known("engine", name, (*ENGINES, *INT8_ENGINES))
     before = torch.get_num_threads()
     threads = check_int("threads", threads, low=1) if threads is not None else before
     torch.set_num_threads(threads)
