@@ -47,3 +47,9 @@ def test_a_backward_pass_that_needs_what_was_there_is_refused():
         keep_only(p, torch.tensor([True, False, True]))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_tensors_made_for_inference():
+    with torch.inference_mode():
+        x = keep_only(torch.ones(3), torch.tensor([True, False, True]))
+    assert x.tolist() == [1.0, 0.0, 1.0]

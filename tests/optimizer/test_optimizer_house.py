@@ -10,7 +10,7 @@ FOLDER = Path(mirrormask.__path__[0]) / "optimizer"
 HOUSE = [
     {"processes", "dtensors", "base_groups"},
     {"shards", "agreement", "base_trials"},
-    {"weights", "scores"},
+    {"weights", "scores", "saved_state"},
     {"base_optimizer", "decay_clock", "edits", "presence"},
     {"mask_choice"},
     {"steps", "mask_changes", "rounds", "diagnostics", "arguments"},

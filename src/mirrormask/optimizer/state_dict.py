@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,22 +23,15 @@ from mirrormask.optimizer.base_optimizer import BaseOptimizer
 from mirrormask.optimizer.diagnostics import pack_signs, unpack_signs
 from mirrormask.optimizer.edits import Edits
 from mirrormask.optimizer.rounds import KEPT, Rounds, everything, pack, unpack
-from mirrormask.optimizer.shards import Shards
+from mirrormask.optimizer.saved_state import GROUP_KEY, VERSION, Entry, SavedState, summaries_of
 from mirrormask.optimizer.training import Training
 from mirrormask.optimizer.weights import SparseWeights, bare_names
 from mirrormask.progress import Clock
 
-__all__ = ["GROUP_KEY", "StateDict"]
+__all__ = ["StateDict"]
 
-#: The key in each parameter group under which the schedule's state travels: a JSON text, because tools that move
-#: optimizer state around (torch.distributed.checkpoint) keep plain values in groups and drop unknown top-level keys.
-GROUP_KEY = "mirrormask"
-#: Version 1 (0.1.0) had the method as its repr, and keys only once there was something under them.
-VERSION = 2
 #: What a parameter has for which the base optimizer keeps nothing: those tools miss a parameter without an entry.
 STATELESS = "stateless"
-
-Entry = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -157,7 +150,7 @@ class StateDict:
         Raises:
             ValueError: it is of something else, or not whole.
         """
-        summaries = _summaries(state_dict, groups)
+        summaries = summaries_of(state_dict, groups)
         self._check_same(summaries[0])
         here, there = bare_names(self.weights), bare_names(summaries[0]["weights"])
         for index, (group, summary) in enumerate(zip(groups, summaries, strict=True)):
@@ -168,7 +161,7 @@ class StateDict:
                     f"group {index} of the state dict has its weights in another order: {before} there, "
                     f"{names} here; build the optimizer over the parameters in the order of then"
                 )
-        saved = _Saved.open(state_dict, groups, summaries, self.weights.shards)
+        saved = SavedState.open(state_dict, groups, summaries, self.weights.shards)
         self._check_whole(saved)
         for group, new in zip(groups, state_dict["param_groups"], strict=True):
             group.update({key: value for key, value in new.items() if key not in ("params", GROUP_KEY)})
@@ -204,7 +197,7 @@ class StateDict:
                     f"and is {now or 'not sparsified'} here"
                 )
 
-    def _check_whole(self, saved: _Saved) -> None:
+    def _check_whole(self, saved: SavedState) -> None:
         """Refuse a state from which something was lost on its way."""
         needed = ["rate", "negative_start"]
         if saved.masked or self._must_be_masked(saved.first):
@@ -260,7 +253,7 @@ class StateDict:
         if "score" in entry:
             state["score"] = entry["score"].to(device=x.device, copy=True)
 
-    def _read_training(self, saved: _Saved) -> None:
+    def _read_training(self, saved: SavedState) -> None:
         training, first = self.training, saved.first
         training.step, training.finalized = first["step"], first["finalized"]
         training.skipped, training.skipped_in_a_row, training.on_device = first["skipped_steps"], 0, None
@@ -271,7 +264,7 @@ class StateDict:
             rounds = first["rounds"]
             training.rounds = Rounds(unpack(rounds["rates"]), list(rounds["integrals"]), dict(rounds["decay_state"]))
 
-    def _read_base(self, saved: _Saved) -> None:
+    def _read_base(self, saved: SavedState) -> None:
         position = {held: index for index, held in enumerate(h for _, g in self.base.groups for h in g["params"])}
         state: dict[int, Entry] = {}
         for p, entry in saved.entries.items():
@@ -303,73 +296,6 @@ class StateDict:
         """What the base optimizer holds for the model's parameter: its latents, each with a prefix, or itself."""
         for name, held in self.weights.trained(p):
             yield f"{name}." if name else "", held
-
-
-@dataclass(frozen=True)
-class _Saved:
-    """A state dict, opened.
-
-    Attributes:
-        summaries: what :data:`GROUP_KEY` holds of each group.
-        entries: what it has of each parameter of this model.
-        fresh: (parameter, prefix) of what the base optimizer had not stepped yet.
-        masked: whether there were masks.
-    """
-
-    summaries: list[Entry]
-    entries: dict[Tensor, Entry]
-    fresh: set[tuple[Tensor, str]] = field(default_factory=set)
-    masked: bool = False
-
-    @classmethod
-    def open(
-        cls, state_dict: dict[str, Any], groups: Sequence[Group], summaries: list[Entry], shards: Shards
-    ) -> _Saved:
-        """Find out whose each entry is, and take of it what belongs here."""
-        saved = state_dict["param_groups"]
-        params = [shards.local(p) for group in groups for p in group["params"]]
-        indices = [index for group in saved for index in group["params"]]
-        if len(params) != len(indices):
-            raise ValueError(f"the state dict holds {len(indices)} parameters, this optimizer {len(params)}")
-        entries = {
-            p: {key: shards.unwrap(p, value) for key, value in state_dict["state"].get(index, {}).items()}
-            for p, index in zip(params, indices, strict=True)
-        }
-        fresh = {
-            (shards.local(group["params"][position]), prefix)
-            for group, summary in zip(groups, summaries, strict=True)
-            for position, prefix in summary.get("fresh", [])
-        }
-        held = any("mask" in entry for entry in entries.values())  # version 1 had masks only once there were any
-        return cls(summaries, entries, fresh, summaries[0].get("masked", held))
-
-    @property
-    def first(self) -> Entry:
-        """The summary that has what belongs to all."""
-        return self.summaries[0]
-
-    def is_fresh(self, p: Tensor, prefix: str) -> bool:
-        """Whether the base optimizer had not stepped this yet."""
-        return (p, prefix) in self.fresh
-
-
-def _summaries(state_dict: dict[str, Any], groups: Sequence[Group]) -> list[Entry]:
-    """What :data:`GROUP_KEY` holds of each group; a ValueError where this is no state dict of ours."""
-    saved = state_dict["param_groups"]
-    if not saved or GROUP_KEY not in saved[0]:
-        raise ValueError(
-            "this state dict was not saved by a SparseOptimizer: load it before mm.sparsify wraps the base; or some of "
-            "it has been left out on the way, as flatten_optimizer_state_dict=True does: save without that option"
-        )
-    if len(saved) != len(groups):
-        raise ValueError(f"the state dict has {len(saved)} parameter groups, this optimizer {len(groups)}")
-    summaries: list[Entry] = [json.loads(group[GROUP_KEY]) for group in saved]
-    if summaries[0]["version"] not in range(1, VERSION + 1):
-        raise ValueError(
-            f"the state dict was saved with format {summaries[0]['version']}, this version of mirrormask reads up to "
-            f"{VERSION}; go on with the one that saved it"
-        )
-    return summaries
 
 
 def _own(value: Any, held: Tensor) -> Any:
