@@ -51,12 +51,18 @@ def check_number(
     return float(value)
 
 
-def check_int(name: str, value: int, *, low: int, hint: str = "") -> int:
-    """Return ``value`` if it is an integer of at least ``low``, else raise TypeError or ValueError."""
+#: The largest integer that a file of a run holds: 64 bits with a sign.
+LARGEST = 2**63 - 1
+
+
+def check_int(name: str, value: int, *, low: int, high: int = LARGEST, hint: str = "") -> int:
+    """Return ``value`` if it is an integer from ``low`` to ``high``, else raise TypeError or ValueError."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}, not an integer{_dash(hint)}")
     if value < low:
         raise ValueError(f"{name}={value!r} is below {low}{_dash(hint)}")
+    if value > high:
+        raise ValueError(f"{name} is above {high:,}{_dash(hint)}")
     return value
 
 

@@ -25,7 +25,17 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x]\n" + "".join(
         ("epochs: '" + "[" * 5_000 + "'", "nested more than 30 deep"),
         ("epochs:" + "".join(f"\n{' ' * i}a:" for i in range(1, 200)), "nested more than 30 deep"),
         ("x: [" + "1," * 30_000 + "]", "more than 20,000 values"),
-        ("#" * 1_000_001, "has 1,000,001 characters"),
+        ("#" * 250_001, "has 250,001 characters"),
+        ("\n" * 250_000, "holds a NoneType"),
+        (" " * 249_999 + "a", "holds a str"),
+        ('out: "a\\0b"', r"the control character '\\x00' in 'a"),
+        ('data: {name: "folder:\\e[2J"}', r"the control character '\\x1b' in"),
+        ("threads: 99999999999999999999", "threads is above 4,096"),
+        ("threads: 5000", "threads is above 4,096"),
+        ("seed: 18446744073709551616", "seed is above"),
+        ("batch_size: 9223372036854775807", "batch_size is above 2,147,483,647"),
+        ("log_every: 18446744073709551616", "log_every is above"),
+        ("data: {crop: 1000000000}", "data.crop is above 1,024"),
         ("epochs: " + "9" * 5_000, "a value of 5,000 characters"),
         ("epochs: " + ":".join(["1"] * 4_000), "a value of 7,999 characters"),
         ("out: " + "x" * 20_000, "a value of 20,000 characters"),
@@ -39,7 +49,7 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x]\n" + "".join(
         ("\x00", "is not YAML"),
         ("- 1", "holds a list"),
     ],
-    ids=range(21),
+    ids=range(31),
 )
 def test_what_would_take_long_is_refused_at_once(tmp_path, text, message):
     path = tmp_path / "r.yaml"

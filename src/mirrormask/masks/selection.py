@@ -22,7 +22,7 @@ from mirrormask.flats import count_each, flats
 from mirrormask.masks import keys
 from mirrormask.masks.allocations import allocate, floors, keep_count
 from mirrormask.masks.few import few_largest
-from mirrormask.masks.keys import Scores, all_chunks, by_numpy, chunks, common, equal_places, over_layers
+from mirrormask.masks.keys import Scores, all_chunks, by_numpy, chunks, common, equal_places, over_layers, to_keys
 from mirrormask.masks.radix import Reduce, by_sample, kth_largest, kth_score, together
 
 __all__ = ["Cut", "Index", "Reduce", "consecutive", "find_cut", "largest", "put_first", "select"]
@@ -142,15 +142,44 @@ def _largest_of_all(scores: Sequence[Scores], k: int) -> list[Tensor]:
     if len(there) < len(scores):
         return _largest(scores, k)
     pieces = list(flats(there))
+    masks = zip(pieces, _largest([flat for _, flat in pieces], k), strict=True)
+    return [own for (of, _), mask in masks for own in _taken_apart(mask, [there[index] for index in of])]
+
+
+def _largest_of_each(scores: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+    """:func:`largest` of each layer; small ones are sorted together."""
     masks: list[Tensor] = []
-    for (of, _), mask in zip(pieces, _largest([flat for _, flat in pieces], k), strict=True):
-        own = [there[index] for index in of]
-        if len(own) == 1:
-            masks.append(mask.view(own[0].shape))
-        else:  # each in memory of its own: who keeps one does not keep all
-            parts = torch.split(mask, [score.numel() for score in own])
-            masks += [part.view(score.shape).clone() for part, score in zip(parts, own, strict=True)]
+    alone: list[int] = []
+    for of, flat in flats(scores):
+        own = [scores[index] for index in of]
+        if len(own) == 1 or not by_numpy(flat):
+            alone += of
+            masks += own
+        else:
+            masks += _taken_apart(_sorted_apart(flat, [score.numel() for score in own], [counts[i] for i in of]), own)
+    found = over_layers(largest, [scores[index] for index in alone], [counts[index] for index in alone])
+    for index, mask in zip(alone, found, strict=True):
+        masks[index] = mask
     return masks
+
+
+def _sorted_apart(flat: Tensor, sizes: Sequence[int], counts: Sequence[int]) -> Tensor:
+    """A flat mask of the largest of each stretch of so many scores; of equal ones the first."""
+    ranks = to_keys(flat.to(common([flat.dtype]))).numpy()
+    layers = np.repeat(np.arange(len(sizes)), sizes)
+    order = np.lexsort((~ranks, layers))  # by layer, then from the largest; what is equal stays in its order
+    starts = np.cumsum([0, *sizes[:-1]])
+    mask = torch.empty(len(flat), dtype=torch.bool)
+    mask.numpy()[order] = np.arange(len(flat)) - starts[layers] < np.asarray(counts)[layers]
+    return mask
+
+
+def _taken_apart(mask: Tensor, scores: Sequence[Tensor]) -> list[Tensor]:
+    """A flat mask as one of each tensor, in memory of its own: who keeps one does not keep all."""
+    if len(scores) == 1:
+        return [mask.view(scores[0].shape)]
+    parts = torch.split(mask, [score.numel() for score in scores])
+    return [part.view(score.shape).clone() for part, score in zip(parts, scores, strict=True)]
 
 
 def select(scores: Sequence[Scores], sparsity: float, allocation: str = "global", floor: float = 0.0) -> list[Tensor]:
@@ -179,14 +208,14 @@ def select(scores: Sequence[Scores], sparsity: float, allocation: str = "global"
     shapes = [tuple(score.shape) for score in scores]
     counts = allocate(allocation, shapes, sparsity)
     if counts is not None:
-        return over_layers(largest, scores, counts)
+        return _largest_of_each(scores, counts)
     keep = keep_count(sum(score.numel() for score in scores), sparsity)
     masks, least = _largest_of_all(scores, keep), floors(shapes, sparsity, floor)
     if all(living >= k for living, k in zip(count_each(masks), least, strict=True)):
         return masks
     tensors = [score for score in scores if isinstance(score, Tensor)]
     assert len(tensors) == len(scores), "a floor asks for scores that are there"
-    first = over_layers(largest, tensors, least)
+    first = _largest_of_each(tensors, least)
     return _largest_of_all(put_first(tensors, first), keep)
 
 

@@ -6,6 +6,7 @@ parser. So the stream of events is looked at first, each with an end in sight; o
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from mirrormask import checks
 
 __all__ = ["check_strings", "load"]
 
-MAX_CHARACTERS, MAX_DEPTH, MAX_NODES, MAX_SCALAR = 1_000_000, 30, 20_000, 10_000
+MAX_CHARACTERS, MAX_DEPTH, MAX_NODES, MAX_SCALAR = 250_000, 30, 20_000, 10_000
 #: Digits beyond this make no number that anything here could use, and numbers of base 60 take quadratic time.
 MAX_NUMBER = 400
 
@@ -58,12 +59,16 @@ def load(text: str, what: str) -> Any:
 
 
 def check_strings(value: Any, what: str) -> None:
-    """Refuse a text among values that is itself YAML with aliases, too large or too deep.
+    """Refuse a text among values that is itself YAML with aliases, too large or too deep, or acts on a terminal.
 
-    The parser of options reads a text as YAML where the option is no text.
+    The parser of options reads a text as YAML where the option is no text. No path holds a NUL, and a folder of the
+    recipe's is named in many messages.
     """
     yaml = checks.require("yaml", "train", "reading YAML")
     for text in _strings(value):
+        control = next((c for c in text if unicodedata.category(c) == "Cc" and c not in "\t\n\r"), None)
+        if control is not None:
+            raise ValueError(f"{what} has the control character {control!r} in {text[:60]!r}; take it out")
         if not any(character in text for character in "&*[{"):
             continue
         try:

@@ -25,6 +25,10 @@ GAINED: dict[str, dict[str, Any]] = {
     "schedule": {"at": [0.5, 0.75], "factor": 0.1},
     "": {"device": None, "label_smoothing": 0.0},
 }
+#: More pixels to crop are no variation of an image, and more threads than any machine has cores end in a crash.
+MOST_CROP, MOST_THREADS = 1024, 4096
+#: Of epochs and of images a step: their product with any number of images stays an integer of 64 bits.
+MOST = 2**31 - 1
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 PRECISIONS = ("bf16", "fp16", "fp32")
 #: How a model may lie on several processes: each holds all of it, or a part of each tensor.
@@ -81,7 +85,7 @@ class Data:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", data_name(self.name))
-        checks.check_int("data.crop", self.crop, low=0)
+        checks.check_int("data.crop", self.crop, low=0, high=MOST_CROP)
         checks.check_int("data.validation", self.validation, low=0)
         if self.size is not None:
             checks.check_int("data.size", self.size, low=1)
@@ -295,8 +299,8 @@ class Recipe:
         if self.method.name == "dense":
             object.__setattr__(self, "sparsity", 0.0)
         checks.check_number("label_smoothing", self.label_smoothing, low=0.0, high=1.0, open_high=True)
-        checks.check_int("epochs", self.epochs, low=1)
-        checks.check_int("batch_size", self.batch_size, low=1)
+        checks.check_int("epochs", self.epochs, low=1, high=MOST)
+        checks.check_int("batch_size", self.batch_size, low=1, high=MOST)
         checks.check_int("seed", self.seed, low=0)
         checks.check_int("log_every", self.log_every, low=1)
         checks.check_int("stop_after", self.stop_after, low=1)
@@ -307,7 +311,7 @@ class Recipe:
         if self.parallel is not None:
             checks.check_known("parallel", self.parallel, PARALLEL)
         if self.threads is not None:
-            checks.check_int("threads", self.threads, low=1)
+            checks.check_int("threads", self.threads, low=1, high=MOST_THREADS)
         if not self.out:
             object.__setattr__(
                 self, "out", f"runs/{self.data.short}-{self.model.short}-{self.sparsity:g}-seed{self.seed}"
