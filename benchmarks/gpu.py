@@ -118,7 +118,10 @@ def run_tests(results: Results, device: str, seconds: float, *, tiny: bool) -> N
         )
         code, last = done.returncode, (done.stdout + done.stderr).splitlines()[-25:]
     except subprocess.TimeoutExpired as error:
-        code, last = -1, [f"not finished in {seconds:.0f} s", *str(error.stdout or "").splitlines()[-5:]]
+        code, last = (
+            -1,
+            [f"not finished in {seconds:.0f} s", *(error.stdout or b"").decode(errors="replace").splitlines()[-5:]],
+        )
     results.add(
         "tests", {"returncode": code, "seconds": round(time.monotonic() - start), "last": last if code else last[-1:]}
     )
@@ -230,7 +233,7 @@ def main() -> None:
     card = torch.cuda.get_device_name() if options.device == "cuda" else "cpu (tiny: not a measurement)"
     results, parts = Results(options.json, card), options.parts.split(",")
     if "tests" in parts:
-        run_tests(results, options.device, TESTS * options.seconds, tiny=options.tiny)
+        run_tests(results, options.device, 600.0 if options.tiny else TESTS * options.seconds, tiny=options.tiny)
     if "step" in parts:
         run_steps(results, options.device, start + (TESTS + STEPS) * options.seconds, tiny=options.tiny)
     if "accuracy" in parts:
