@@ -19,6 +19,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,7 +146,12 @@ def run_trainings(results: Results, options: argparse.Namespace, end: float) -> 
     todo = todo[1:2] if options.tiny else todo  # the first sparse one
     running: list[subprocess.Popen[str]] = []
     command = [sys.executable, str(HERE / "gpu_accuracy.py"), "--device", options.device]
-    command += ["--data", str(options.data)] if options.data else ["--batch", "8"]
+    if options.data:  # decoded once, and not by each of them
+        decoded = Path(tempfile.mkdtemp(prefix="mirrormask-gpu-")) / "images.npz"
+        gpu_data.unpack(options.data, decoded)
+        command += ["--data", str(decoded)]
+    else:
+        command += ["--batch", "8"]
     longest = 0.0
     try:
         while (todo or running) and time.monotonic() < end:

@@ -57,6 +57,8 @@ def test_packed_images_are_the_folders(tmp_path):
     x, y, train = gpu_data.load(tmp_path / "packed.npz")
     assert (tuple(x.shape), y.tolist(), train.sum()) == ((12, 32, 32, 3), [0] * 3 + [1] * 3 + [0] * 3 + [1] * 3, 6)
     assert np.array_equal(x[4], np.asarray(Image.open(tmp_path / "train" / "dog" / "1.jpg")))
+    gpu_data.unpack(tmp_path / "packed.npz", tmp_path / "raw.npz")
+    assert all(torch.equal(a, b) for a, b in zip(gpu_data.load(tmp_path / "raw.npz"), (x, y, train), strict=True))
     images = gpu_data.ready(x, y, train, torch.device("cpu"))
     assert images.train_x.mean().abs() < 1e-5
     moved = gpu_data.augmented(images.train_x)
