@@ -19,6 +19,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,7 +119,10 @@ def run_tests(results: Results, device: str, seconds: float, *, tiny: bool) -> N
         )
         code, last = done.returncode, (done.stdout + done.stderr).splitlines()[-25:]
     except subprocess.TimeoutExpired as error:
-        code, last = -1, [f"not finished in {seconds:.0f} s", *str(error.stdout or "").splitlines()[-5:]]
+        code, last = (
+            -1,
+            [f"not finished in {seconds:.0f} s", *(error.stdout or b"").decode(errors="replace").splitlines()[-5:]],
+        )
     results.add(
         "tests", {"returncode": code, "seconds": round(time.monotonic() - start), "last": last if code else last[-1:]}
     )
@@ -142,7 +146,12 @@ def run_trainings(results: Results, options: argparse.Namespace, end: float) -> 
     todo = todo[1:2] if options.tiny else todo  # the first sparse one
     running: list[subprocess.Popen[str]] = []
     command = [sys.executable, str(HERE / "gpu_accuracy.py"), "--device", options.device]
-    command += ["--data", str(options.data)] if options.data else ["--batch", "8"]
+    if options.data:  # decoded once, and not by each of them
+        decoded = Path(tempfile.mkdtemp(prefix="mirrormask-gpu-")) / "images.npz"
+        gpu_data.unpack(options.data, decoded)
+        command += ["--data", str(decoded)]
+    else:
+        command += ["--batch", "8"]
     longest = 0.0
     try:
         while (todo or running) and time.monotonic() < end:
@@ -230,7 +239,7 @@ def main() -> None:
     card = torch.cuda.get_device_name() if options.device == "cuda" else "cpu (tiny: not a measurement)"
     results, parts = Results(options.json, card), options.parts.split(",")
     if "tests" in parts:
-        run_tests(results, options.device, TESTS * options.seconds, tiny=options.tiny)
+        run_tests(results, options.device, 600.0 if options.tiny else TESTS * options.seconds, tiny=options.tiny)
     if "step" in parts:
         run_steps(results, options.device, start + (TESTS + STEPS) * options.seconds, tiny=options.tiny)
     if "accuracy" in parts:

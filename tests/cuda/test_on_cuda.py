@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 import mirrormask as mm
+from clusters import BASES, NAMES, OPTIONS, batch, expected_nonzeros, make_method, make_model
 from mirrormask.decay import ConstantDecay
 from mirrormask.geometry import Hadamard
 from mirrormask.masks import Never
 from mirrormask.optimizer.steps import FusedGPU
-from test_battery import BASES, NAMES, OPTIONS, batch, expected_nonzeros, make_method, make_model
 
 DEVICE = os.environ.get("MIRRORMASK_TEST_DEVICE", "cuda")
 THERE = DEVICE != "cuda" or torch.cuda.is_available()

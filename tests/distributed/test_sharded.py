@@ -18,7 +18,7 @@ import mirrormask as mm
 #: What differs in how it sums, chooses or exchanges; every other method is made of these parts.
 METHODS = [("mirror", "sgd"), ("mirror", "adamw"), ("str", "sgd"), ("cs", "adamw"), ("rigl", "sgd"), ("set", "adamw"),
            ("acdc_ham", "sgd"), ("pilot", "sgd"), ("sign_in", "sgd"), ("powerprop", "adamw"),
-           ("lth", "sgd")]  # fmt: skip
+           ("lth", "sgd"), ("elsa", "adamw")]  # fmt: skip
 
 
 def test_two_processes(tmp_path):

@@ -64,6 +64,7 @@ class Consensus(Geometry):
     masked: ClassVar[tuple[str, ...]] = ("w",)
     keeps_zeros: ClassVar[bool] = False
     aims: ClassVar[bool] = True
+    shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_number("strength", self.strength, low=0.0)

@@ -49,8 +49,8 @@ def sparsify(
         method: from :mod:`mirrormask.methods`, or a :class:`mirrormask.methods.Method` of your own.
         steps: how many optimizer steps the training will have, at least 1: schedules are fractions of it.
         weights: which parameters may become sparse, as in :func:`mirrormask.select_weights`.
-        fused: use the single-loop step where it applies (:mod:`mirrormask.optimizer.steps`); False for tensor
-            operations only.
+        fused: use the single-loop step where it applies (:mod:`mirrormask.optimizer.steps`), generated with llvmlite on
+            a CPU and with Triton on a GPU; False for tensor operations only.
         batches: for scores that need data before the first step (SNIP, SynFlow, GraSP): pairs ``(input, target)`` on
             the model's device, or a single one; SynFlow reads the shape of one input only.
         loss_fn: ``loss_fn(model(input), target)`` for those scores; None for cross entropy.

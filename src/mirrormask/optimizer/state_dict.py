@@ -81,7 +81,8 @@ class StateDict:
 
     def _wrapped(self, p: Tensor, key: str, value: Any) -> Any:
         """What lies as p does as a DTensor, if the parameter is one; of latents, those that are a tensor of numbers."""
-        shared = (*self.weights.geometry.shared, *self.weights.geometry.constants)
+        geometry = self.weights.geometry
+        shared = (*geometry.shared, *(() if geometry.aims else geometry.constants))
         return value if key.rstrip(".") in shared else self.weights.shards.wrap(p, value)
 
     def _own_entry(self, p: Tensor) -> Entry:
