@@ -2,8 +2,8 @@
 
     python benchmarks/runtime_shapes.py --tokens bert --lengths 1000 --images resnet18 --sizes 20
 
-Each shape is called twice; the difference is what was made for it: a capture, a plan, a prepared call. Seconds are those
-of this process alone. Memory is what the process holds more than after the first tenth of the shapes.
+Each shape is called twice; the difference is what was made for it: a capture, a plan, a prepared call. Seconds are
+those of this process alone. Memory is what the process holds more than after the first tenth of the shapes.
 """
 
 from __future__ import annotations
