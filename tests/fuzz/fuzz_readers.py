@@ -233,7 +233,7 @@ class Structure:
             return "refused"
         try:
             module_of(Blueprint.from_plain(body), {})
-        except REFUSED as error:  # the build captures anew; see runtime/build.py
+        except REFUSED as error:  # the build captures anew; see runtime/model/parts.py
             return f"refused later: {type(error).__name__}"
         return "read"
 

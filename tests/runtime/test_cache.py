@@ -154,6 +154,36 @@ def test_what_plain_values_cannot_hold_is_captured_each_time():
     assert capture(Constant().eval(), (x,)).blueprint is None, "a tensor that is not the model's"
 
 
+class Derived(nn.Module):
+    """With tensors that are made of its own: what they are made of is stored, not what they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 4)
+        self.gain, self.pace = nn.Parameter(torch.rand(4, 2)), nn.Parameter(torch.rand(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x)) * self.gain.flatten() + torch.arange(8.0) * self.pace.repeat(2))
+
+
+def test_tensors_that_are_made_of_the_models_own_come_from_the_cache():
+    x = torch.randn(2, 5, 8)
+    assert len(capture(Derived().eval(), (x,)).blueprint.constants) == 2
+    with torch.no_grad():
+        mm.compile(Derived().eval(), x, force=True, tune=False)
+        (path,) = (p for p in machine_cache.cache_folder().glob("*.json") if '"program"' in p.read_text())
+        other = Derived().eval()  # other numbers
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("mirrormask.runtime.model.piece.capture", None)
+            agree(mm.compile(other, x, force=True, tune=False), other, x)
+        stored = known.load(path.stem)
+        (steps, *_) = stored["constants"].values()
+        steps[-1][2] = "aten.no_such.default"
+        known.store(path.stem, stored)
+        agree(mm.compile(other, x, force=True, tune=False), other, x)
+    assert known.load(path.stem) != stored, "the wrong file is replaced"
+
+
 @pytest.mark.parametrize("change", ["activation", "tensor", "input", "field", "shape"])
 def test_a_wrong_structure_in_the_cache_is_not_used(change):
     model, x = Scaled().eval(), torch.randn(2, 20)
@@ -177,7 +207,8 @@ def test_a_wrong_structure_in_the_cache_is_not_used(change):
 
 
 def test_a_blueprint_survives_json():
-    for model, x in ((Scaled(), torch.randn(2, 20)), (Partial(), torch.randn(3, 7, 32))):
+    models = ((Scaled(), torch.randn(2, 20)), (Partial(), torch.randn(3, 7, 32)), (Derived(), torch.randn(2, 5, 8)))
+    for model, x in models:
         blueprint = capture(model.eval(), (x,)).blueprint
         known.store("0" * 40, blueprint.as_plain())
         assert Blueprint.from_plain(known.load("0" * 40)) == blueprint

@@ -196,3 +196,24 @@ def test_an_operation_is_right_in_the_layouts_of_longer_vectors(row):
     for stand_in in (Region(captured.regions[name], wide, Tuner(measure=False)), RangeFinder(captured.regions[name])):
         captured.module.set_submodule(name, stand_in)
         close(captured.module(x), model(x))
+
+
+def test_len_of_a_batch_leaves_it_open():
+    """As in many vision transformers, whose class token is expanded to ``len(x)``."""
+
+    def operation(net: Network, t: Tensor) -> Tensor:
+        return net.layer(torch.cat([net.kind.expand(len(t), -1, -1), t], 1)) / len(OPERATIONS)
+
+    OPERATIONS["len"] = operation
+    try:
+        model = network("len")
+    finally:
+        del OPERATIONS["len"]
+    captured = capture(model, (images(1),))
+    assert captured.guards.free == {(0, 0)} and len(captured.regions) == 1
+    assert "len" not in globals()
+    fast = mm.compile(model, images(1), tune=False, force=True)
+    for batch in (1, 2, 5):
+        x = images(batch)
+        close(fast(x), model(x))
+    assert len(fast._body.captures) == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mirrormask.runtime.graph.guards import Guards
@@ -22,6 +22,7 @@ class Blueprint:
         guards: for which arguments it holds.
         program: (kind, name, target, arguments, keyword arguments) of each step of the model around its regions, as
             ``fx`` has them, in plain values; empty for a model that is one region.
+        constants: such steps for each tensor that is made of the model's own, by name; the last one makes it.
     """
 
     regions: dict[str, Graph]
@@ -29,6 +30,7 @@ class Blueprint:
     left: list[tuple[str, str]]
     guards: Guards
     program: list[list[Any]]
+    constants: dict[str, list[list[Any]]] = field(default_factory=dict)
 
     def as_plain(self) -> dict[str, Any]:
         """Plain values, for JSON; :meth:`from_plain` reads them."""
@@ -39,6 +41,7 @@ class Blueprint:
             "left": self.left,
             "guards": self.guards.as_plain(),
             "program": self.program,
+            "constants": self.constants,
         }
 
     @classmethod
@@ -50,4 +53,5 @@ class Blueprint:
         """
         regions = {name: Graph.from_plain(graph) for name, graph in values["regions"].items()}
         left = [(name, why) for name, why in values["left"]]
-        return cls(regions, values["whole"], left, Guards.from_plain(values["guards"]), values["program"])
+        guards, constants = Guards.from_plain(values["guards"]), dict(values["constants"])
+        return cls(regions, values["whole"], left, guards, values["program"], constants)

@@ -19,7 +19,7 @@ from mirrormask.runtime.graph.bind import bind, names_in, tensors_of
 from mirrormask.runtime.graph.blueprint import Blueprint
 from mirrormask.runtime.graph.convert import CONVERTERS, aten, convert, streams_of, why_not
 from mirrormask.runtime.graph.export import LOCK, Arguments, Export, Refused, export, private_copy, signature_of
-from mirrormask.runtime.graph.fold import fold_constants
+from mirrormask.runtime.graph.fold import Folded, fold_constants
 from mirrormask.runtime.graph.functions import (
     arrange,
     attend,
@@ -38,7 +38,7 @@ from mirrormask.runtime.graph.guards import Guards
 from mirrormask.runtime.graph.ir import Graph
 from mirrormask.runtime.graph.leading import views_last
 from mirrormask.runtime.graph.passes import once, out_of_place, without_identities, written
-from mirrormask.runtime.graph.program import Unstorable, module_of, program_of
+from mirrormask.runtime.graph.program import Unstorable, made_by, module_of, program_of
 from mirrormask.runtime.graph.simplify import simplify
 from mirrormask.runtime.graph.turned import respond, turn
 
@@ -152,8 +152,7 @@ def _cut(model: nn.Module, exported: Export, without: Mapping[str, str] | None, 
     if exported.writes:
         raise Refused(f"a call changes its {', '.join(exported.writes)}, which a plan would not")
     module = exported.module
-    if rewrite:
-        fold_constants(module)
+    folded = fold_constants(module) if rewrite else {}
     out_of_place(module.graph)
     without_identities(module.graph)
     if rewrite:
@@ -189,7 +188,7 @@ def _cut(model: nn.Module, exported: Export, without: Mapping[str, str] | None, 
     module.recompile()
     left = _left(module, reasons)
     whole = _whole(module, regions)
-    blueprint = _blueprint(module, regions, whole, left, exported.guards, tensors, tensors_of(model))
+    blueprint = _blueprint(module, regions, whole, left, exported.guards, tensors, tensors_of(model), folded)
     bound = {name: bind(graph, tensors) for name, graph in regions.items()}
     return Capture(module, bound, left, whole, exported.guards, members, blueprint, has_maps)
 
@@ -249,6 +248,7 @@ def from_blueprint(blueprint: Blueprint, model: nn.Module) -> Capture:
         KeyError: the model has no tensor of some name.
     """
     tensors = tensors_of(model)
+    tensors |= {name: made_by(steps, tensors) for name, steps in blueprint.constants.items()}
     bound = {name: bind(graph, tensors) for name, graph in blueprint.regions.items()}
     module = module_of(blueprint, tensors)
     return Capture(module, bound, blueprint.left, blueprint.whole, blueprint.guards, {}, blueprint)
@@ -262,13 +262,18 @@ def _blueprint(
     guards: Guards,
     tensors: dict[str, Tensor],
     own: dict[str, Tensor],
+    folded: Mapping[str, Folded],
 ) -> Blueprint | None:
     names = {name for graph in regions.values() for name in names_in(graph)}
     names |= {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
-    if not all(_same(tensors, own, name) for name in names):
+    constants = {name: folded[name] for name in sorted(names & set(folded))}
+    if not all(name in constants or _same(tensors, own, name) for name in names):
         return None  # it holds tensors that only the export has names for
+    if not all(_same(one.sources, own, name) for one in constants.values() for name in one.sources):
+        return None
     try:
-        return Blueprint(regions, whole, left, guards, program_of(module, steps=not whole))
+        steps = {name: one.steps for name, one in constants.items()}
+        return Blueprint(regions, whole, left, guards, program_of(module, steps=not whole), steps)
     except Unstorable:
         return None
 

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from mirrormask.runtime.graph.guards import Guards
+from mirrormask.runtime.graph.lengths import open_lengths
 
 __all__ = ["LOCK", "Arguments", "Export", "Refused", "export", "private_copy", "signature_of"]
 
@@ -179,7 +180,7 @@ def export(model: nn.Module, arguments: Arguments, *, batch_alone: bool = False)
     last: Exception | None = None
     for given, which in attempts:
         try:
-            with _quiet(), _ShortSizes():
+            with _quiet(), _ShortSizes(), open_lengths(model):
                 made = _export(model, given, which)
             if made.guards.hold(arguments.named()):
                 return made

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-__all__ = ["fold_constants"]
+from mirrormask.runtime.graph.program import Unstorable, steps_of
+
+__all__ = ["Folded", "fold_constants"]
 
 aten = torch.ops.aten
 #: Operations that look at the type and the place of their input alone.
@@ -22,8 +25,25 @@ LIKE = {
 MOST = 1 << 24
 
 
-def fold_constants(module: fx.GraphModule) -> None:
-    """Replace, in place, values that no input has a part in by what they are."""
+@dataclass(frozen=True)
+class Folded:
+    """How a tensor was made.
+
+    Attributes:
+        steps: see :func:`mirrormask.runtime.graph.program.steps_of`.
+        sources: the tensors that they fetch, by name.
+    """
+
+    steps: list[list[Any]]
+    sources: dict[str, Tensor]
+
+
+def fold_constants(module: fx.GraphModule) -> dict[str, Folded]:
+    """Replace, in place, values that no input has a part in by what they are.
+
+    Returns:
+        How each of the new tensors is made of the module's own, by name, where plain values can say it.
+    """
     graph = module.graph
     values: dict[fx.Node, Any] = {}
     made: set[fx.Node] = set()
@@ -42,7 +62,7 @@ def fold_constants(module: fx.GraphModule) -> None:
                     args = (torch.empty(0, dtype=like.dtype), *args[1:])
             if not all(arg in values for arg in _nodes((args, kwargs))) or _changes_input(node, made):
                 if _mutable(node) and any(arg in made for arg in _nodes((args, kwargs))):
-                    return  # something is written into what would be kept
+                    return {}  # something is written into what would be kept
                 continue
             if not _nodes((args, kwargs)) and args is node.args and not _makes_tensor(node):
                 continue
@@ -50,7 +70,7 @@ def fold_constants(module: fx.GraphModule) -> None:
                 given, named = fx.map_arg((args, kwargs), lambda arg: values[arg])
                 values[node] = node.target(*given, **named)
                 made.add(node)
-    _replace(module, values, made)
+    return _replace(module, values, made)
 
 
 def _nodes(value: Any) -> list[fx.Node]:
@@ -79,9 +99,11 @@ def _changes_input(node: fx.Node, made: set[fx.Node]) -> bool:
     return True
 
 
-def _replace(module: fx.GraphModule, values: dict[fx.Node, Any], made: set[fx.Node]) -> None:
+def _replace(module: fx.GraphModule, values: dict[fx.Node, Any], made: set[fx.Node]) -> dict[str, Folded]:
     """Stored tensors in place of the values that something else reads."""
     graph, count = module.graph, 0
+    order = {node: number for number, node in enumerate(graph.nodes)}
+    told: dict[str, Folded] = {}
     for node in list(graph.nodes):
         if node not in made or not isinstance(values[node], Tensor):
             continue
@@ -91,6 +113,8 @@ def _replace(module: fx.GraphModule, values: dict[fx.Node, Any], made: set[fx.No
         name = f"_folded_{count}"
         count += 1
         module.register_buffer(name, values[node].detach().clone().contiguous())
+        with contextlib.suppress(Unstorable):
+            told[name] = _told(node, values, order)
         with graph.inserting_before(node):
             kept = graph.get_attr(name)
         kept.meta = {"val": getattr(module, name)}
@@ -99,3 +123,24 @@ def _replace(module: fx.GraphModule, values: dict[fx.Node, Any], made: set[fx.No
     for node in reversed(list(graph.nodes)):
         if node in made and not node.users:
             graph.erase_node(node)
+    return told
+
+
+def _told(node: fx.Node, values: dict[fx.Node, Any], order: dict[fx.Node, int]) -> Folded:
+    """The steps that made a value.
+
+    Raises:
+        Unstorable: plain values cannot say them, or they look at an input's type, or change what they read.
+    """
+    found, left = {node}, [node]
+    while left:
+        for source in left.pop().all_input_nodes:
+            if source not in values:
+                raise Unstorable(source)
+            if source not in found:
+                found.add(source)
+                left.append(source)
+    if any(_mutable(one) for one in found):
+        raise Unstorable(node)
+    steps = sorted(found, key=lambda one: order[one])
+    return Folded(steps_of(steps), {str(one.target): values[one] for one in steps if one.op == "get_attr"})

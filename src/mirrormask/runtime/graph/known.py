@@ -14,7 +14,7 @@ from mirrormask.runtime.graph.levels import stored_as
 __all__ = ["graph_key", "load", "store", "weights_key"]
 
 #: Raised whenever the meaning of what is stored changes.
-FORMAT = 2
+FORMAT = 3
 
 
 def weights_key(graphs: list[Graph], *facts: object) -> str:

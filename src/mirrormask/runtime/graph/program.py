@@ -30,7 +30,7 @@ from mirrormask.runtime.graph.functions import (
 )
 from mirrormask.runtime.graph.simplify import largest
 
-__all__ = ["Unstorable", "module_of", "program_of"]
+__all__ = ["Unstorable", "made_by", "module_of", "program_of", "steps_of"]
 
 #: Of the operations of a program, all but these are PyTorch's registered ones: they reckon with sizes.
 OTHERS: dict[str, Any] = {
@@ -104,6 +104,41 @@ def program_of(module: fx.GraphModule, steps: bool = True) -> list[list[Any]]:
     return program
 
 
+def steps_of(nodes: list[fx.Node]) -> list[list[Any]]:
+    """What makes the last of these nodes, which fetch tensors or work on nodes before them.
+
+    Raises:
+        Unstorable: some step is not a registered operation, or some value has no plain form.
+    """
+    return [
+        [
+            node.op,
+            node.name,
+            _name(node.target) if node.op == "call_function" else str(node.target),
+            _plain(node.args),
+            _plain(dict(node.kwargs)),
+        ]
+        for node in nodes
+    ]
+
+
+def made_by(steps: list[list[Any]], tensors: Mapping[str, Tensor]) -> Tensor:
+    """The tensor that such steps make of these parameters and buffers.
+
+    Raises:
+        AttributeError, LookupError: there is no such operation or tensor.
+    """
+    values: dict[str, Any] = {}
+    made: Any = None
+    for kind, name, target, args, kwargs in steps:
+        if kind == "get_attr":
+            made = tensors[target]
+        else:
+            made = _operation(target)(*_read(args, values), **_read(kwargs, values))
+        values[name] = made
+    return made.detach().clone().contiguous()  # type: ignore[no-any-return]
+
+
 def _takes_leaves(module: fx.GraphModule, spec: Any) -> bool:
     """Whether each argument is one value, and those by name have the names of the program's inputs."""
     args, kwargs = spec.child(0), spec.child(1)
@@ -144,7 +179,7 @@ def _plain(value: Any) -> Any:
     raise Unstorable(value)
 
 
-def _read(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
+def _read(value: Any, nodes: Mapping[str, Any]) -> Any:
     if isinstance(value, list):
         return [_read(item, nodes) for item in value]
     if not isinstance(value, dict):

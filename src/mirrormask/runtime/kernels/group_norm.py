@@ -117,4 +117,4 @@ def check(op: Op, numbers: int) -> None:
     inside(op, "inside", 0, layout.plane, op.args["inside"].size)
 
 
-GROUP_NORM = Kernel("group_norm", FIELDS, emit, check)
+GROUP_NORM = Kernel("groupnorm", FIELDS, emit, check)
