@@ -208,7 +208,8 @@ def select(scores: Sequence[Scores], sparsity: float, allocation: str = "global"
     shapes = [tuple(score.shape) for score in scores]
     counts = allocate(allocation, shapes, sparsity)
     if counts is not None:
-        return _largest_of_each(scores, counts)
+        there = [score for score in scores if isinstance(score, Tensor)]
+        return _largest_of_each(there, counts) if len(there) == len(scores) else over_layers(largest, scores, counts)
     keep = keep_count(sum(score.numel() for score in scores), sparsity)
     masks, least = _largest_of_all(scores, keep), floors(shapes, sparsity, floor)
     if all(living >= k for living, k in zip(count_each(masks), least, strict=True)):

@@ -20,8 +20,8 @@ from mirrormask.storage.sizes import file_sizes
 
 __all__ = ["FORMATS", "build_model", "export_file", "export_module", "info"]
 
-Format = Literal["onnx", "torch_sparse", "two_four", "safetensors"]
-FORMATS = ("onnx", "torch_sparse", "two_four", "safetensors")
+Format = Literal["onnx", "coreml", "torch_sparse", "two_four", "safetensors"]
+FORMATS = ("onnx", "coreml", "torch_sparse", "two_four", "safetensors")
 
 
 def info(path: Path) -> None:
@@ -61,10 +61,12 @@ def export_file(
     Args:
         path: a file of mm.save, or any safetensors file.
         out: where to write.
-        to: onnx; torch_sparse or two_four (a state dict of torch.save with CSR or 2:4 weights); safetensors (dense).
+        to: onnx; coreml; torch_sparse or two_four (a state dict of torch.save with CSR or 2:4 weights); safetensors
+            (dense).
         model: what builds the model, as package.module.function; needed for every format but safetensors.
         model_args: its keyword arguments.
-        input_shape: the shape of an example input with its batch, for onnx; random normal values are used.
+        input_shape: the shape of an example input with its batch, for onnx and coreml; random normal values are
+            used.
     """
     check_known("format", to, FORMATS)
     if to == "safetensors":
@@ -77,11 +79,17 @@ def export_file(
 
 
 def export_module(module: nn.Module, out: Path, *, to: Format, input_shape: Sequence[int] | None = None) -> None:
-    """Write a model, in evaluation mode, as onnx, torch_sparse or two_four; see :func:`export_file`."""
+    """Write a model, in evaluation mode, as onnx, coreml, torch_sparse or two_four; see :func:`export_file`."""
+    if to in ("onnx", "coreml") and not input_shape:
+        raise ValueError(f"--to {to} needs --input_shape with the batch first, for example [2,3,224,224]")
+    if to == "coreml":
+        package = exports.coreml(module, out, torch.randn(*(input_shape or ())))
+        print(
+            f"{out}: {package.nbytes:,} bytes, {len(package.sparse)} weights stored sparse; not run: that needs a Mac"
+        )
+        return
     if to == "onnx":
-        if not input_shape:
-            raise ValueError("--to onnx needs --input_shape with the batch first, for example [2,3,224,224]")
-        done = exports.onnx(module, out, torch.randn(*input_shape))
+        done = exports.onnx(module, out, torch.randn(*(input_shape or ())))
         print(f"{out}: {done.nbytes:,} bytes, opset {done.opset}, within {done.error:.2g} of PyTorch in ONNX Runtime")
         return
     sparse = exports.torch_sparse(module) if to == "torch_sparse" else exports.two_four(_half(module))

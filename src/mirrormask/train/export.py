@@ -12,8 +12,8 @@ from mirrormask.train.arguments import spelled
 
 __all__ = ["export_model", "main"]
 
-Format = Literal["onnx", "torch_sparse", "two_four", "safetensors"]
-ENDINGS = {"onnx": ".onnx", "safetensors": ".dense.safetensors"}
+Format = Literal["onnx", "coreml", "torch_sparse", "two_four", "safetensors"]
+ENDINGS = {"onnx": ".onnx", "coreml": ".mlpackage", "safetensors": ".dense.safetensors"}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -52,10 +52,12 @@ def export_model(
     Args:
         path: a run's folder, a file of mm.save, or any safetensors file.
         out: where to write; by default beside the run's model.
-        to: onnx; torch_sparse or two_four (a state dict of torch.save with CSR or 2:4 weights); safetensors (dense).
+        to: onnx; coreml; torch_sparse or two_four (a state dict of torch.save with CSR or 2:4 weights); safetensors
+            (dense).
         model: what builds the model of a file, as package.module.function; not needed for safetensors.
         model_args: its keyword arguments.
-        input_shape: the shape of an example input with its batch, for onnx; random normal values are used.
+        input_shape: the shape of an example input with its batch, for onnx and coreml; random normal values are
+            used.
         allow_code: import the code that a run's model is made by.
     """
     from mirrormask.storage import commands

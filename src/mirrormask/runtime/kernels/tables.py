@@ -102,7 +102,7 @@ def pack(
         first = int(starts[group]) * ROUND
         windows[first : first + len(begin)], places[first : first + len(begin)] = begin, place
         number, lane = np.nonzero(columns >= 0)
-        keys.append(rows[group * LANES + lane] * terms + columns[number, lane])
+        keys.append(rows[group * LANES + lane] * terms + columns[number, lane].astype(np.int64))
         slots.append((first + number) * LANES + lane)
     slot = np.concatenate(slots)[np.argsort(np.concatenate(keys), kind="stable")]
     weights, done = zeros(size * LANES), 0
@@ -119,7 +119,7 @@ def pack(
     }
 
 
-def _slices(masks: Bytes, terms: int) -> Iterator[tuple[Ints, Ints, Ints]]:
+def _slices(masks: Bytes, terms: int) -> Iterator[tuple[npt.NDArray[Any], ...]]:
     """For each group of rows: windows ``[slices, 2]``, and columns (-1 for none) and places of ``[slices, 8]``.
 
     Args:
@@ -130,7 +130,7 @@ def _slices(masks: Bytes, terms: int) -> Iterator[tuple[Ints, Ints, Ints]]:
         yield from _packed(masks[low : low + step], terms)
 
 
-def _packed(masks: Bytes, terms: int) -> list[tuple[Ints, Ints, Ints]]:
+def _packed(masks: Bytes, terms: int) -> list[tuple[npt.NDArray[Any], ...]]:
     """:func:`_slices` of some groups at once, slice by slice: each takes the windows that serve most rows."""
     count, ends = len(masks), max(1, terms - WIDTH + 1)
     live = np.flatnonzero(masks.any(1))
@@ -153,13 +153,14 @@ def _packed(masks: Bytes, terms: int) -> list[tuple[Ints, Ints, Ints]]:
         made.append((live, begin, served))
         live = live[masks[live].any(1)]
     if not made:
-        return [(np.zeros((0, 2), np.int64), np.zeros((0, LANES), np.int64), np.zeros((0, LANES), np.int64))] * count
+        return [(np.zeros((0, 2), np.int64), np.zeros((0, LANES), np.int32), np.zeros((0, LANES), np.uint8))] * count
     member, begin, served = (np.concatenate([row[k] for row in made]) for k in range(3))
     # A bit for each lane and place: a lane is served from one place of the slice, or from none.
     bits = served.reshape(-1, 2 * WIDTH)[:, :, None] >> np.arange(LANES, dtype=np.uint8) & 1
     place = bits.argmax(1)
-    column = np.take_along_axis(begin, place // WIDTH, axis=1) + place % WIDTH
+    column = (np.take_along_axis(begin, place // WIDTH, axis=1) + place % WIDTH).astype(np.int32)
     column[~bits.any(1)] = -1
+    place = place.astype(np.uint8)
     order = np.argsort(member, kind="stable")
     parts = np.cumsum(np.bincount(member, minlength=count))[:-1]
     return list(zip(*(np.split(array[order], parts) for array in (begin, column, place)), strict=True))

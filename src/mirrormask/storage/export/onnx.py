@@ -18,7 +18,7 @@ from mirrormask.files import write_bytes
 from mirrormask.storage.tensors import named_tensors, ties
 from mirrormask.storage.torch_types import to_bits
 
-__all__ = ["OPSET", "OnnxExport", "onnx"]
+__all__ = ["OPSET", "OnnxExport", "eval_mode", "onnx"]
 
 #: The operator set that is written unless another is asked for.
 OPSET = 18
@@ -88,7 +88,7 @@ def onnx(
     if size > _MAX_BYTES:
         raise ValueError(f"the model has {size:,} bytes; an ONNX file holds {_MAX_BYTES:,}; export it in parts")
     inputs = example if isinstance(example, tuple) else (example,)
-    with _eval_mode(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         expected = model(*inputs)
         proto = _export(model, inputs, opset, dynamic_batch)
     data: bytes = proto.SerializeToString()
@@ -145,7 +145,8 @@ def _check_outputs(data: bytes, inputs: tuple[Tensor, ...], expected: Any, toler
 
 
 @contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Inside, all modules are in eval mode; afterwards each is in its own again."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
