@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,13 +179,20 @@ def _is_head(there: Tensor, here: Tensor, classes: int) -> bool:
 def _of_library(name: str) -> dict[str, Tensor]:
     kind, _, model = name.partition(":")
     if kind == "timm":
-        timm = checks.require("timm", "timm", f"the model {name!r}")
-        built = timm.create_model(model, pretrained=True)
+        make = partial(checks.require("timm", "timm", f"the model {name!r}").create_model, model, pretrained=True)
     elif kind == "torchvision":
-        built = checks.require("torchvision.models", "train", f"the model {name!r}").get_model(model, weights="DEFAULT")
+        library = checks.require("torchvision.models", "train", f"the model {name!r}")
+        make = partial(library.get_model, model, weights="DEFAULT")
     else:
         raise ValueError(
             f"model.init='pretrained' asks timm: or torchvision: for their weights, and {name!r} is of neither; give a "
             "file instead"
         )
-    return dict(built.state_dict())
+    try:
+        return dict(make().state_dict())
+    except (OSError, RuntimeError) as error:  # no network, a mirror that is down; a model without weights
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"the weights of {name!r} could not be had: {reason}; where there is no network, download them elsewhere "
+            "and give the file: --init PATH"
+        ) from error
