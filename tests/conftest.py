@@ -18,7 +18,7 @@ def _one_thread_and_a_fixed_seed():
 
 
 #: Of a law's cases, how many ``make test`` tries; ``make test-all`` tries all.
-CASES = 3
+CASES = 2
 
 
 def pytest_addoption(parser):

@@ -34,7 +34,8 @@ def flats(tensors: Sequence[Tensor]) -> Iterator[tuple[range, Tensor]]:
     """
     first, size, kind = 0, 0, None
     for index, tensor in enumerate(tensors):
-        here, numel = (tensor.dtype, tensor.device), tensor.numel()
+        here, numel = (tensor.dtype, tensor.device, tensor.layout), tensor.numel()
+        numel = numel if tensor.layout == torch.strided else ROOM  # a sparse gradient: what it holds, alone
         if index > first and (here != kind or size + numel > ROOM):
             yield range(first, index), _joined(tensors[first:index])
             first, size = index, 0
@@ -45,7 +46,8 @@ def flats(tensors: Sequence[Tensor]) -> Iterator[tuple[range, Tensor]]:
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:
     if len(tensors) == 1:
-        return tensors[0].detach().reshape(-1)
+        whole = tensors[0].detach()
+        return whole.reshape(-1) if whole.layout == torch.strided else whole.coalesce().values().reshape(-1)
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 

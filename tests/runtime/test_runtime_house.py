@@ -14,7 +14,8 @@ BELOW = {
     "bundle": {"graph", "schedule"},
     "model": {"graph", "schedule", "kernels", "bundle"},
     "build": {"graph", "schedule", "model"},
-    "benchmark": {"build"},
+    "engines": {"build"},
+    "benchmark": {"build", "engines"},
 }
 #: A file for each step of a plan has to name the graph's activation chains, layouts and kernels: no folder but these.
 TORCHLESS = ("schedule", "kernels", "bundle")

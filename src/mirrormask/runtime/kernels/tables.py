@@ -47,6 +47,10 @@ _ROWS = np.array([bin(mask).count("1") for mask in range(256)], np.uint8)
 _rows_in: Callable[[Bytes], Bytes] = getattr(np, "bitwise_count", _ROWS.take)  # (which NumPy has from 2.0 on)
 
 
+#: The place of a lane that a slice has nothing for.
+NONE = 255
+
+
 def serves(target: Target) -> bool:
     """Whether a processor has the permutation, for numbers of 32 bits."""
     return "avx2" in target.needs and not target.half
@@ -97,14 +101,20 @@ def pack(
     starts = np.concatenate([[0], np.cumsum(rounds)])
     size = int(starts[-1]) * ROUND
     windows, places = np.zeros((size, 2), np.uint16), np.zeros((size, LANES), np.uint16)
-    keys, slots = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    row_starts = np.concatenate([[0], np.cumsum(counts)])
+    slot = np.zeros(
+        int(row_starts[-1]), np.uint32 if size * LANES < 1 << 32 else np.uint64
+    )  # of each nonzero, in order
     for group, (begin, columns, place) in enumerate(found):
         first = int(starts[group]) * ROUND
-        windows[first : first + len(begin)], places[first : first + len(begin)] = begin, place
-        number, lane = np.nonzero(columns >= 0)
-        keys.append(rows[group * LANES + lane] * terms + columns[number, lane].astype(np.int64))
-        slots.append((first + number) * LANES + lane)
-    slot = np.concatenate(slots)[np.argsort(np.concatenate(keys), kind="stable")]
+        there = place < NONE
+        windows[first : first + len(begin)], places[first : first + len(begin)] = begin, place * there
+        lane, number = np.nonzero(there.T)
+        order = np.argsort(lane * terms + columns[number, lane].astype(np.int64))
+        lane, number = lane[order], number[order]
+        before = np.searchsorted(lane, np.arange(LANES))  # how many nonzeros are in the lanes before
+        nonzero = row_starts[rows[group * LANES + lane]] + np.arange(len(lane)) - before[lane]
+        slot[nonzero] = (first + number) * LANES + lane
     weights, done = zeros(size * LANES), 0
     for row, _, values in nonzeros():
         weights[slot[done : done + len(row)]] = values
@@ -120,7 +130,7 @@ def pack(
 
 
 def _slices(masks: Bytes, terms: int) -> Iterator[tuple[npt.NDArray[Any], ...]]:
-    """For each group of rows: windows ``[slices, 2]``, and columns (-1 for none) and places of ``[slices, 8]``.
+    """For each group of rows: windows ``[slices, 2]``, and columns and places (:data:`NONE`) of ``[slices, 8]``.
 
     Args:
         masks: for each group and column the rows that have a nonzero there, a bit each; changed.
@@ -153,14 +163,14 @@ def _packed(masks: Bytes, terms: int) -> list[tuple[npt.NDArray[Any], ...]]:
         made.append((live, begin, served))
         live = live[masks[live].any(1)]
     if not made:
-        return [(np.zeros((0, 2), np.int64), np.zeros((0, LANES), np.int32), np.zeros((0, LANES), np.uint8))] * count
+        return [(np.zeros((0, 2), np.uint16), np.zeros((0, LANES), np.uint16), np.zeros((0, LANES), np.uint8))] * count
     member, begin, served = (np.concatenate([row[k] for row in made]) for k in range(3))
     # A bit for each lane and place: a lane is served from one place of the slice, or from none.
     bits = served.reshape(-1, 2 * WIDTH)[:, :, None] >> np.arange(LANES, dtype=np.uint8) & 1
     place = bits.argmax(1)
-    column = (np.take_along_axis(begin, place // WIDTH, axis=1) + place % WIDTH).astype(np.int32)
-    column[~bits.any(1)] = -1
-    place = place.astype(np.uint8)
+    column = (np.take_along_axis(begin, place // WIDTH, axis=1) + place % WIDTH).astype(np.uint16)
+    place = np.where(bits.any(1), place, NONE).astype(np.uint8)
+    begin = begin.astype(np.uint16)
     order = np.argsort(member, kind="stable")
     parts = np.cumsum(np.bincount(member, minlength=count))[:-1]
     return list(zip(*(np.split(array[order], parts) for array in (begin, column, place)), strict=True))
