@@ -20,6 +20,8 @@ from torch import nn
 import mirrormask as mm
 
 pytest.importorskip("uvicorn")
+from mirrormask.serve.command import listen
+
 SOURCE = str(Path(mm.__path__[0]).parent)
 MEGABYTE = 1 << 20
 
@@ -211,3 +213,9 @@ def test_mistakes_on_the_command_line(tmp_path, capsys):
     assert main(["serve", str(tmp_path / "x.mirror"), "--max-batch", "0"]) == 2
     error = capsys.readouterr().err
     assert "No such file" in error and "the header claims" in error and "--max-batch=0 is below 1" in error
+
+
+def test_an_answer_does_not_wait_for_the_client_to_confirm_its_head():
+    listener = listen("127.0.0.1", 0)
+    with listener, socket.create_connection(listener.getsockname()), listener.accept()[0] as connection:
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
