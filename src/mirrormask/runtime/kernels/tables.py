@@ -37,7 +37,7 @@ FIELDS = ("x", "out", "bias", "weights", "places", "windows", "starts", "rows", 
 #: Rows of a group, which AVX2's permutation serves; inputs of a window; slices of a round, each with sums of its own.
 LANES, WIDTH, ROUND = 8, 4, 4
 #: Bytes of masks that packing looks through at a time: they stay in the cache.
-PART = 1 << 19
+PART = 1 << 18
 
 Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
@@ -115,10 +115,12 @@ def pack(
         before = np.searchsorted(lane, np.arange(LANES))  # how many nonzeros are in the lanes before
         nonzero = row_starts[rows[group * LANES + lane]] + np.arange(len(lane)) - before[lane]
         slot[nonzero] = (first + number) * LANES + lane
+    del found  # of a wide layer all of this is as large as the dense weights
     weights, done = zeros(size * LANES), 0
     for row, _, values in nonzeros():
         weights[slot[done : done + len(row)]] = values
         done += len(row)
+    del slot
     shifts = (4 * np.arange(ROUND, dtype=np.uint16))[None, :, None]
     return {
         "weights": weights,
