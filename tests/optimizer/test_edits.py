@@ -163,6 +163,17 @@ def test_groups_of_the_base_are_not_changed_by_hand(name, change):
         train(model, optimizer, 2)
 
 
+def test_a_checkpoint_in_between_hides_no_hand_in_the_groups():
+    model, optimizer = build()
+    train(model, optimizer, 2)
+    optimizer.state_dict()
+    optimizer.base.param_groups[0]["weight_decay"] = 0.03
+    with pytest.raises(RuntimeError, match="weight_decay"):
+        optimizer.state_dict()
+    with pytest.raises(RuntimeError, match="weight_decay"):
+        train(model, optimizer, 1)
+
+
 def test_a_cycled_momentum_in_rounds_resumes_bit_for_bit():
     def run(stop):
         model, optimizer = build("lth", steps=24)

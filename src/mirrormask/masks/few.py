@@ -49,7 +49,7 @@ def few_largest(scores: Scores, k: int) -> Tensor | None:
         array = chunk.numpy()
         near = np.flatnonzero(array >= bound)
         found += len(near)
-        if found > size // SHARE + 4 * rank * every:  # very many are equal
+        if found > 2 * rank * every + size // 64:  # very many are equal
             return None
         places.append((near + start).astype(np.uint32 if size <= 2**32 else np.uint64))
         values.append(array[near])

@@ -195,7 +195,6 @@ class BaseOptimizer:
 
     def sync(self, groups: Sequence[Group]) -> None:
         """Carry what has changed in our groups (a scheduler may have done so) to the base's; the rest is its own."""
-        self.watch.forget()
         changes = [
             {key: value for key, value in options_of(group).items() if not same_option(value, seen.get(key, seen))}
             for group, seen in zip(groups, self._carried, strict=True)
@@ -204,6 +203,7 @@ class BaseOptimizer:
             _carry(link, own, changes[link.group])
         for seen, changed in zip(self._carried, changes, strict=True):
             seen.update(changed)
+        self.watch.note(self.torch.param_groups)
 
     def reflect(self, groups: Sequence[Group]) -> None:
         """Show in our groups what the base has changed in its own: counters of steps, learning rates of its making."""
@@ -278,6 +278,7 @@ class BaseOptimizer:
     def step(self) -> None:
         """One step of the base, its own hooks included; those that torch calls for every optimizer have been called."""
         own = self.torch
+        self.watch.forget()
         if "step" in own.__dict__:  # somebody has put a function of theirs in its place
             with self._guard.opened():
                 own.step()
