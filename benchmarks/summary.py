@@ -4,7 +4,8 @@
     python benchmarks/summary.py --add FOLDER --network ResNet-7 --data CIFAR-10 --budget "SGD, 14 epochs" --anchor NAME
 
 The second form keeps what a comparison in FOLDER (`mirrormask compare`) has trained so far, in place of an earlier
-state of the same network, data and budget. A row's rival is the method with the best mean that is not `mirror`, nor a
+state of the same network, data and budget; with `--part sgd/200` what that part of a grid of fine-tuning has
+(`benchmarks/finetune.py`). A row's rival is the method with the best mean that is not `mirror`, nor a
 setting of another (a label with a slash). Differences are paired over seeds where the runs were, with a 95% interval.
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrormask.compare.grid import method_of
+from mirrormask.compare.statistics import DENSE, paired_tests, summarize
 
 DOCS = Path(__file__).parent.parent / "docs"
 KEPT, PAGE, FIGURE = DOCS / "data" / "accuracy.json", DOCS / "results.md", DOCS / "figures" / "results"
@@ -141,12 +143,31 @@ def draw(kept: list[dict[str, Any]]) -> None:
     figure.savefig(FIGURE.with_suffix(".png"), dpi=140)
 
 
-def kept_of(folder: Path, about: dict[str, str]) -> dict[str, Any]:
-    """What a comparison has, as this file keeps it."""
-    from mirrormask.compare.statistics import DENSE, paired_tests, summarize
+#: (method, sparsity, seed) -> accuracy in [0, 1].
+Values = dict[tuple[str, float, int], float]
 
+
+def compared(folder: Path) -> Values:
+    """What a comparison has trained."""
     runs = json.loads((folder / "comparison.json").read_text("utf-8"))["runs"]
-    values = {(r["method"], 0.0 if r["method"] == DENSE else r["sparsity"], r["seed"]): r["accuracy"] for r in runs}
+    return {(r["method"], 0.0 if r["method"] == DENSE else r["sparsity"], r["seed"]): r["accuracy"] for r in runs}
+
+
+def fine_tuned(folder: Path, part: str) -> Values:
+    """What a part of a grid of fine-tuning has, with the networks that it began with as the dense ones."""
+    found: Values = {}
+    for line in map(json.loads, (folder / "results.jsonl").read_text("utf-8").splitlines()):
+        if "dense" in line:
+            found[DENSE, 0.0, line["seed"]] = line["accuracy"]
+            continue
+        kind, _, base, steps, sparsity, method, _, _, seed = line["cell"]
+        if kind == "run" and f"{base}/{steps}" == part:
+            found[method, sparsity, seed] = line["accuracy"]
+    return found
+
+
+def kept_of(values: Values, about: dict[str, str]) -> dict[str, Any]:
+    """What was trained, as this file keeps it."""
 
     def points(mean: float, half: float | None) -> Cell:
         return [round(100 * mean, 2), None if half is None else round(100 * half, 2)]
@@ -170,6 +191,7 @@ def main() -> None:
     """Add what is new, and write block and figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--add", type=Path, metavar="FOLDER")
+    parser.add_argument("--part", help="of a grid of fine-tuning, as sgd/200")
     names = ("network", "data", "budget", "anchor")
     for name in names:
         parser.add_argument(f"--{name}")
@@ -179,7 +201,8 @@ def main() -> None:
         about = {name: getattr(options, name) for name in names}
         if None in about.values():
             parser.error("--add needs --network, --data, --budget and --anchor")
-        new = kept_of(options.add, about)
+        values = fine_tuned(options.add, options.part) if options.part else compared(options.add)
+        new = kept_of(values, about)
         kept = [one for one in kept if any(one[name] != new[name] for name in names[:3])]
         kept = [new, *kept]
         KEPT.write_text("[\n" + ",\n".join(json.dumps(one) for one in kept) + "\n]\n", "utf-8")

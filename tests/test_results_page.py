@@ -47,11 +47,23 @@ def test_a_comparison_is_kept_with_its_paired_differences(summary, tmp_path):
     ]
     runs[-1]["accuracy"] += 0.003
     (tmp_path / "comparison.json").write_text(json.dumps({"runs": runs}))
-    kept = summary.kept_of(tmp_path, {"network": "N", "data": "D", "budget": "B", "anchor": "n"})
+    kept = summary.kept_of(summary.compared(tmp_path), {"network": "N", "data": "D", "budget": "B", "anchor": "n"})
     level = kept["levels"]["98"]
     assert kept["seeds"] == 3
     assert level["dense"][0] == 91.0
     assert level["methods"]["mirror"][0] == 81.0
     assert level["paired"]["gmp"] == [1.9, 0.43]  # 2, 2 and 1.7 points: t s / sqrt(3) = 4.303 * 0.173 / 1.732
     assert summary.rival(level) == "gmp"
+
+    cells = [
+        {"cell": [kind, "n", base, 200, 0.9, "gmp", "{}", 0.05, seed], "accuracy": 0.8}
+        for kind, base, seed in (("trial", "sgd", 0), ("run", "sgd", 0), ("run", "sgd", 1), ("run", "adamw", 0))
+    ]
+    lines = [*cells, {"dense": "n", "seed": 0, "accuracy": 0.9, "steps": 10}]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert summary.fine_tuned(tmp_path, "sgd/200") == {
+        ("gmp", 0.9, 0): 0.8,
+        ("gmp", 0.9, 1): 0.8,
+        ("dense", 0.0, 0): 0.9,
+    }
     del sys.modules["summary"]
