@@ -84,12 +84,14 @@ def test_it_is_short_and_in_the_table(one_cycle):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.cases(1)
 def test_it_passes_the_battery(one_cycle, optimizer):
     passes("one_cycle", optimizer)
     battery.test_every_method_says_what_it_is("one_cycle")
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.cases(1)
 def test_the_geometry_passes_the_battery(module_of, monkeypatch, optimizer):
     passes(
         in_the_table(monkeypatch, "soft_square", module_of("soft_square", GEOMETRY).SoftSquare(), ConstantDecay()),
@@ -146,6 +148,7 @@ def is_native(function):
 
 
 @pytest.mark.parametrize("bound", [0.5, 0.1])
+@pytest.mark.cases(1)
 def test_the_operation_is_native_and_was_not(module_of, monkeypatch, tmp_path, bound):
     monkeypatch.setenv("MIRRORMASK_CACHE", str(tmp_path))
     assert not is_native(lambda y: F.softshrink(y, bound))

@@ -222,6 +222,7 @@ def test_layers_that_start_tiny_train(name, scale):
 
 
 @pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.cases(1)
 def test_what_a_gradient_counts_under_adam_follows_the_growth(trained):
     """From random weights the masks are those of ``sensitivity``, to the last element; from trained ones, not."""
     masks = []

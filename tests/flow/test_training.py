@@ -19,6 +19,7 @@ STEP_SIZES = (0.02, 0.01, 0.005, 0.0025)
 
 
 @pytest.mark.parametrize("shrink", [0.0, 4.0])
+@pytest.mark.cases(1)
 def test_sgd_satisfies_the_mirror_identity_and_follows_the_flow_to_first_order(shrink):
     network, _ = flow.sparse_regression(seed=0, n=8, d=20, nonzeros=2)
     x0 = np.random.default_rng(0).normal(0.0, 0.3, 20)
@@ -60,6 +61,7 @@ def logistic_run(step_size, *, gain, coupled, time=2.0):
 
 
 @pytest.mark.parametrize(("gain", "coupled"), [(None, False), (None, True), (1.0, False)])
+@pytest.mark.cases(1)
 def test_the_mirror_identity_on_a_logistic_loss_is_linear_in_the_step(gain, coupled):
     errors = [np.abs(np.subtract(*logistic_run(eta, gain=gain, coupled=coupled))).max() for eta in STEP_SIZES]
     assert slope(STEP_SIZES, errors) == pytest.approx(1.0, abs=0.1)

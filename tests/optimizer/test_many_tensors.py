@@ -58,7 +58,7 @@ def life(tensors, method, folder):
     return found
 
 
-@pytest.mark.cases(2)
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("method", ["gmp", "mirror", "pilot", "rigl", "set", "str", "lrr", "erk", "gmp_ham"])
 def test_calls_grow_as_the_number_of_tensors(method, tmp_path, monkeypatch):
     monkeypatch.setattr(reader, "MANY", 10)

@@ -301,6 +301,7 @@ def imbalance_error(lr, shrink, steps):
 
 
 @pytest.mark.parametrize("shrink", [0.0, 2.0])
+@pytest.mark.cases(1)
 def test_imbalance_is_conserved_and_decays_with_an_error_linear_in_the_step(shrink):
     errors = [imbalance_error(0.4 / n, shrink, 20 * n) for n in (4, 8, 16, 32)]
     slopes = [math.log2(a / b) for a, b in itertools.pairwise(errors)]

@@ -229,7 +229,7 @@ def test_nothing_outlives_the_optimizer(name, base):
 
 
 @over_all
-@pytest.mark.cases(2)
+@pytest.mark.cases(1)
 def test_of_two_optimizers_over_one_weight_the_older_one_is_refused(name, base, tmp_path):
     model, older = start(name, base)
     train(model, older, 2)

@@ -376,6 +376,7 @@ def test_lies_with_the_right_checksums_are_refused(lie, tmp_path):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of memory are Linux's")
 @pytest.mark.parametrize("kind", ["images", "tokens"])
+@pytest.mark.cases(1)
 def test_no_forged_model_breaks_the_process(kind, tmp_path):
     saved(KINDS[kind][0](), KINDS[kind][1], tmp_path / "m")
     script = Path(__file__).with_name("fuzz_bundle.py")

@@ -121,6 +121,7 @@ def test_a_stored_structure_serves_other_weights_and_zeros(make, monkeypatch):
 
 
 @pytest.mark.parametrize("change", ["operation", "tensor", "node", "step", "argument", "no torch name"])
+@pytest.mark.cases(1)
 def test_a_wrong_program_in_the_cache_is_not_used(change):
     model, x = Partial().eval(), torch.randn(3, 7, 32)
     mm.compile(model, x, force=True, tune=False)

@@ -98,6 +98,7 @@ def residual_network(sparsity: float) -> nn.Module:
 
 
 @pytest.mark.parametrize("size", [32, 28, 31])
+@pytest.mark.cases(1)
 def test_a_residual_network_needs_little_more_than_its_first_stage(size, tmp_path, monkeypatch):
     monkeypatch.setenv("MIRRORMASK_CACHE", str(tmp_path))
     model, x = residual_network(0.9), torch.randn(3, 3, size, size)
@@ -130,7 +131,7 @@ def captured(size: int):
 @pytest.mark.parametrize("target", available_targets(), ids=lambda target: target.name)
 @pytest.mark.parametrize("kernel", ["dense", "direct", "aligned", "winograd", "any"])
 @pytest.mark.parametrize("size", [56, 32, 20])
-@pytest.mark.cases(3)
+@pytest.mark.cases(1)
 def test_no_layer_reads_what_others_left(target, kernel, size, folder, monkeypatch):
     """Layers that read beside their maps, in memory that others filled: as on the first image, so on later ones."""
     monkeypatch.setenv("MIRRORMASK_CACHE", str(folder))

@@ -252,7 +252,7 @@ def test_an_operation_is_native_and_right(row, name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("row", MASKED)
-@pytest.mark.cases(3)
+@pytest.mark.cases(1)
 def test_attention_with_what_stays_in_pytorch_is_one_region(row, name):
     model = network(row)
     x = torch.randn(*LEADING[0], FEATURES)
@@ -276,6 +276,7 @@ def test_an_operation_is_right_in_the_layouts_of_longer_vectors(row):
 
 
 @pytest.mark.parametrize("row", OPERATIONS)
+@pytest.mark.cases(1)
 def test_threads_that_share_rows_agree(row):
     """Each does some of every step: none may write what is another's."""
     model, x = network(row), torch.randn(1, 16, FEATURES)
