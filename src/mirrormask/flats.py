@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import cmath
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -75,7 +75,7 @@ def count_each(tensors: Sequence[Tensor]) -> list[int]:
 def all_finite(tensors: Sequence[Tensor]) -> bool:
     """Whether no element of any tensor in CPU memory is infinite or NaN."""
     # A sum is fast to take; it can overflow where every element is finite.
-    return all(math.isfinite(flat.sum().item()) or bool(flat.isfinite().all()) for _, flat in flats(tensors))
+    return all(cmath.isfinite(flat.sum().item()) or bool(flat.isfinite().all()) for _, flat in flats(tensors))
 
 
 def which_not_finite(tensors: Sequence[Tensor]) -> list[bool]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -47,6 +49,19 @@ def check_arguments(model: nn.Module, base: Optimizer, method: Method) -> None:
             "ZeroRedundancyOptimizer shares parameters out to processes before latents can take their place; pass the "
             "optimizer that it was to wrap, or shard the model with fully_shard"
         )
+    inner = next((held for held in map(_an_optimizer_in, vars(base).values()) if held is not None), None)
+    if inner is not None:
+        raise ValueError(
+            f"{type(base).__name__} steps through the {type(inner).__name__} that it holds, and would step the "
+            "weights instead of their latents; pass that one to mm.sparsify, and wrap what it returns "
+            "(of Lightning's Fabric: call mm.sparsify before fabric.setup)"
+        )
+    closure = inspect.signature(base.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"{type(base).__name__}.step() needs a closure, since it evaluates the model inside its step, where "
+            "latents cannot be pushed; use SGD or Adam"
+        )
     if not isinstance(method, Method):
         raise TypeError(f"method={method!r} is a {type(method).__name__}; pass mm.methods.pilot(sparsity=0.95), say")
     if getattr(base.step, "_wrapped_by_lr_sched", False):
@@ -65,6 +80,12 @@ def check_group(group: Group) -> None:
         raise ValueError(
             "differentiable=True: the step is taken on latents and writes the weights in place, which no gradient can "
             "pass through; leave it out"
+        )
+    lr = group.get("lr")
+    if isinstance(lr, bool) or not isinstance(lr, (int, float, Tensor)):
+        raise ValueError(
+            f"lr={lr!r} is no number: latents train at a multiple of the learning rate, and the decay goes by it; "
+            "give the optimizer a rate (of an Adafactor: lr=1e-3, relative_step=False)"
         )
 
 
@@ -176,6 +197,14 @@ def _in_groups(columns: Tensor | None, m: int) -> bool:
         return False
     groups = columns.view(-1, m)
     return bool((groups[:, :1] % m == 0).all() and (groups == groups[:, :1] + torch.arange(m)).all())
+
+
+def _an_optimizer_in(value: Any) -> Optimizer | None:
+    """The optimizer that an attribute is, or is a collection of."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    held = value if isinstance(value, (list, tuple)) else (value,)
+    return next((item for item in held if isinstance(item, Optimizer)), None)
 
 
 def _has_values(p: Tensor) -> bool:

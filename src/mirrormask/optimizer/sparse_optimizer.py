@@ -181,7 +181,7 @@ class SparseOptimizer(Optimizer):
         Raises:
             RuntimeError: the model holds other parameters than those that are trained, they are elsewhere, another
                 SparseOptimizer trains them since, a scheduler was built on the base optimizer or its groups were
-                changed, processes may end one after another (``model.join()`` of DDP), or a CUDA graph is being
+                changed, this one's state was cleared or parameters were put into its groups, processes may end one after another (``model.join()`` of DDP), or a CUDA graph is being
                 captured.
         """
         self._check_not_captured()
@@ -210,6 +210,8 @@ class SparseOptimizer(Optimizer):
         parts, training = self.parts, self.parts.training
         self._unpruned = []
         parts.presence.check()
+        parts.weights.check_kept()
+        parts.base.check_members(self.param_groups)
         if parts.weights.shards.processes.count > 1:
             parts.presence.check_joined()
         parts.base.check_untouched()
