@@ -13,17 +13,18 @@ from torch.optim import Optimizer
 from mirrormask.checks import few
 from mirrormask.flats import which_not_finite
 from mirrormask.masks.patterns import check_pattern
-from mirrormask.matrices import EMBEDDINGS, inputs_elsewhere, output_axis
+from mirrormask.matrices import EMBEDDINGS, default_weights, inputs_elsewhere, output_axis
 from mirrormask.methods import Method
 from mirrormask.optimizer.base_groups import Group
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
+from mirrormask.optimizer.overlaps import check_memory
 from mirrormask.optimizer.processes import Processes
 from mirrormask.optimizer.scores import SPREAD_SCORES
 from mirrormask.optimizer.shards import is_sharded, shard_of
 from mirrormask.optimizer.weights import SparseWeights
 from mirrormask.selection import Weights, select_weights
 
-__all__ = ["check_arguments", "check_group", "check_shards", "held_weights", "unwrapped"]
+__all__ = ["check_arguments", "check_group", "check_shards", "frozen_weights", "held_weights", "unwrapped"]
 
 
 def unwrapped(optimizer: Any) -> tuple[Any, Any]:
@@ -135,6 +136,7 @@ def held_weights(
                 f"{type(correction).__name__} goes by outputs, the first dimension of a weight, which is not that of "
                 f"{name!r}, a {type(owner).__name__}; leave it out with weights="
             )
+    check_memory(model, base, chosen)
     own = {name: shard_of(p.detach()) for name, p in chosen.items()}
     seen = {name: p for name, p in own.items() if _has_values(p)}
     bad = [name for name, is_bad in zip(seen, which_not_finite(list(seen.values())), strict=True) if is_bad]
@@ -147,6 +149,14 @@ def held_weights(
             "inf; initialise or load the weights before mm.sparsify"
         )
     return chosen
+
+
+def frozen_weights(model: nn.Module, base: Optimizer) -> dict[str, nn.Parameter]:
+    """What the default leaves out as it is frozen, by name, of what the base optimizer holds."""
+    held = {id(p) for group in base.param_groups for p in group["params"] if not p.requires_grad}
+    if not held:
+        return {}  # to list all parameters takes a while
+    return {name: p for name, p in default_weights(model, frozen=True).items() if id(p) in held}
 
 
 def check_shards(method: Method, weights: SparseWeights, base: BaseOptimizer) -> None:

@@ -115,8 +115,9 @@ class BaseOptimizer:
 
         Where nothing is added to a root of a mean square that is zero, it is divided by zero.
         """
-        divides = any(float(group.get("eps", 1.0)) < LEAST_EPS for group in self.torch.param_groups)
-        return type(self.torch) in ELEMENTWISE and not divides
+        if type(self.torch) not in ELEMENTWISE:
+            return False
+        return all(float(group.get("eps", 1.0)) >= LEAST_EPS for group in self.torch.param_groups)
 
     @property
     def splits(self) -> bool:

@@ -51,6 +51,7 @@ def finish(parts: Parts) -> None:
     parts.edits.adopt(training.clock, everywhere=True)
     if sparsity > 0:
         if not parts.masks.is_reached(sparsity):
+            parts.freezing.before_pruning()
             parts.masks.prune(sparsity, training.clock)
         parts.masks.enforce(sparsity)
     parts.edits.note()
