@@ -197,7 +197,10 @@ def test_a_layer_that_is_put_into_another_goes_on_being_trained(name):
     [
         (lambda o: o.state.clear(), r"state of 0\.weight, 2\.weight was cleared.*optimizer\.base\.state"),
         (lambda o: o.state.pop(o.weights["2.weight"]), r"state of 2\.weight was cleared"),
-        (lambda o: o.param_groups[0]["params"].append(nn.Parameter(torch.ones(2))), r"had 4 parameters and has 5.*call"),
+        (
+            lambda o: o.param_groups[0]["params"].append(nn.Parameter(torch.ones(2))),
+            r"had 4 parameters and has 5.*call",
+        ),
         (lambda o: o.param_groups[0]["params"].reverse(), r"or others than then.*requires_grad_\(False\)"),
         (lambda o: o.param_groups.append({"params": [], "lr": 0.1}), r"were 1 param_groups and are 2.*add_param_group"),
         (lambda o: o.param_groups.clear(), "were 1 param_groups and are 0"),

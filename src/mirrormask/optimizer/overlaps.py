@@ -57,9 +57,13 @@ def _spans(parameters: Iterable[Tensor]) -> list[tuple[str, int, int, Tensor]]:
             start = own.data_ptr()
         except RuntimeError:  # of a subclass that is made of other tensors
             continue
-        last = sum((size - 1) * stride for size, stride in zip(own.shape, own.stride(), strict=True))
-        found.append((str(own.device), start, start + (last + 1) * own.element_size(), p))
+        found.append((str(own.device), start, start + _reach(own) * own.element_size(), p))
     return found
+
+
+def _reach(tensor: Tensor) -> int:
+    """How many elements lie from its first to its last, those that are not its own included."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _share(a: Tensor, b: Tensor) -> bool:
@@ -68,7 +72,7 @@ def _share(a: Tensor, b: Tensor) -> bool:
         return True
     start = min(a.data_ptr(), b.data_ptr())
     places = [(t.data_ptr() - start) // t.element_size() for t in (a, b)]
-    room = max(p + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) for p, t in zip(places, (a, b), strict=True))
-    marks = torch.zeros(room + 1, dtype=torch.bool, device="cpu")
+    room = max(place + _reach(t) for place, t in zip(places, (a, b), strict=True))
+    marks = torch.zeros(room, dtype=torch.bool, device="cpu")
     marks.as_strided(a.shape, a.stride(), places[0]).fill_(True)
     return bool(marks.as_strided(b.shape, b.stride(), places[1]).any())
