@@ -38,7 +38,7 @@ def log_size(x: Tensor, held: Held = Geometry.held) -> float:
         >>> round(log_size(torch.tensor([1.0, 0.0, 0.0, 0.0])), 6) == round(-math.log(4) / 4, 6)
         True
     """
-    fourth = mean(lambda part: part.square().square(), x.detach(), held) if held.size(x) else 0.0
+    fourth = mean(lambda part: part.square().square_(), x.detach(), held) if held.size(x) else 0.0
     return math.log(max(fourth**0.25, SMALLEST)) if math.isfinite(fourth) else math.inf
 
 
