@@ -184,8 +184,8 @@ class SparseOptimizer(Optimizer):
         Raises:
             RuntimeError: the model holds other parameters than those that are trained, they are elsewhere, another
                 SparseOptimizer trains them since, a scheduler was built on the base optimizer or its groups were
-                changed, this one's state was cleared or parameters were put into its groups, processes may end one after another (``model.join()`` of DDP), or a CUDA graph is being
-                captured.
+                changed, this one's state was cleared or parameters were put into its groups, processes may end one
+                after another (``model.join()`` of DDP), or a CUDA graph is being captured.
         """
         self._check_not_captured()
         loss = None
