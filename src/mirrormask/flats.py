@@ -79,7 +79,7 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
 
 def _is_finite(flat: Tensor) -> bool:
     # A sum is fast to take, and takes no memory; it can overflow where every element is finite.
-    return cmath.isfinite(flat.sum().item()) or all(bool(part.isfinite().all()) for part in flat.split(ROOM))
+    return cmath.isfinite(flat.sum().item()) or all(bool(part.isfinite().all()) for part in torch.split(flat, ROOM))
 
 
 def which_not_finite(tensors: Sequence[Tensor]) -> list[bool]:

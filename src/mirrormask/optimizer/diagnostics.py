@@ -55,7 +55,9 @@ def pack_signs(x: Tensor) -> Tensor:
     """
     if x.device.type == "cpu" and x.is_contiguous() and not isinstance(x, torch._subclasses.FakeTensor):
         packed = np.empty((x.numel() + 7) // 8, np.uint8)
-        for at, part in enumerate(x.detach().view(-1).split(8 * PACKED)):  # a byte of each weight is more than is kept
+        for at, part in enumerate(
+            torch.split(x.detach().view(-1), 8 * PACKED)
+        ):  # a byte of each weight is more than is kept
             found = np.packbits((part < 0).numpy(), bitorder="little")
             packed[at * PACKED : at * PACKED + len(found)] = found
         return torch.from_numpy(packed)

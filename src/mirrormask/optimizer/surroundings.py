@@ -11,7 +11,8 @@ import torch
 
 __all__ = ["apart"]
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def apart(function: Callable[P, R]) -> Callable[P, R]:
