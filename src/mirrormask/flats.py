@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import cmath
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -74,15 +74,19 @@ def count_each(tensors: Sequence[Tensor]) -> list[int]:
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
     """Whether no element of any tensor in CPU memory is infinite or NaN."""
-    # A sum is fast to take; it can overflow where every element is finite.
-    return all(math.isfinite(flat.sum().item()) or bool(flat.isfinite().all()) for _, flat in flats(tensors))
+    return all(_is_finite(flat) for _, flat in flats(tensors))
+
+
+def _is_finite(flat: Tensor) -> bool:
+    # A sum is fast to take, and takes no memory; it can overflow where every element is finite.
+    return cmath.isfinite(flat.sum().item()) or all(bool(part.isfinite().all()) for part in torch.split(flat, ROOM))
 
 
 def which_not_finite(tensors: Sequence[Tensor]) -> list[bool]:
     """Of each tensor, whether an element is infinite or NaN."""
     found = [False] * len(tensors)
     for of, flat in flats(tensors):
-        if not bool(flat.isfinite().all()):
+        if not _is_finite(flat):
             for index in of:
-                found[index] = not bool(tensors[index].isfinite().all())
+                found[index] = len(of) == 1 or not bool(tensors[index].isfinite().all())
     return found

@@ -12,6 +12,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
@@ -19,6 +20,7 @@ from torch.nn.utils.prune import BasePruningMethod
 
 __all__ = [
     "EMBEDDINGS",
+    "FLOATS",
     "Candidate",
     "candidates",
     "default_weights",
@@ -49,6 +51,9 @@ INPUTS_ELSEWHERE = r"(torch\.nn\.modules\.conv\._ConvTranspose.*|torch\.nn\.modu
 OUTPUTS_ELSEWHERE = dict(zip(MATRICES_ELSEWHERE, (1, 2), strict=True))
 #: Layers whose matrix is looked up by rows: not sparsifiable unless asked for, and of sparse gradients if so built.
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+
+#: What weights may be of: not the 4 and 8-bit integers and floats of quantized layers.
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 WEIGHT_NORM = r"torch\.nn\.utils\.(parametrizations\._|weight_norm\.)WeightNorm"
 SPECTRAL_NORM = r"torch\.nn\.utils\.(parametrizations\._|spectral_norm\.)SpectralNorm"
@@ -92,8 +97,7 @@ class Candidate:
     @property
     def is_default(self) -> bool:
         """Whether it is sparsifiable when nobody says otherwise: a matrix, and no embedding's, of a real float type."""
-        floating = self.parameter.dtype.is_floating_point  # not so for the 4 and 8-bit integers of quantized layers
-        return self.is_matrix and not self.is_embedding and not self.barred and floating
+        return self.is_matrix and not self.is_embedding and not self.barred and self.parameter.dtype in FLOATS
 
 
 def inputs_elsewhere(module: nn.Module) -> bool:

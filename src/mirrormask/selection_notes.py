@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from mirrormask.matrices import Candidate, made_from
+from mirrormask.matrices import FLOATS, Candidate, made_from
 
 __all__ = ["matches", "of_no_match", "of_nothing", "on_default", "on_ties", "problem"]
 
@@ -33,8 +34,13 @@ def problem(candidate: Candidate) -> str:
             "which no method here does; store the two as real parameters of their own (torch.view_as_real in the "
             "constructor, torch.view_as_complex in forward), or leave it out with weights="
         )
-    if not parameter.dtype.is_floating_point:
-        return f"{name} has dtype {parameter.dtype}; choose floating-point parameters with weights="
+    if parameter.dtype not in FLOATS:
+        return f"{name} has dtype {parameter.dtype}; choose floating-point parameters of 16 bits or more with weights="
+    if is_traceable_wrapper_subclass(parameter) and not any(k.__name__ == "DTensor" for k in type(parameter).__mro__):
+        return (
+            f"{name} is a {type(parameter).__name__}, which is made of other tensors, and what it would be with zeros "
+            "is for that class to say; sparsify the model first, or leave it out with weights="
+        )
     if parameter.is_meta:
         return (
             f"{name} is on the meta device and has no values; materialise the model first "

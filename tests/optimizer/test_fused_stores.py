@@ -97,7 +97,8 @@ def test_every_instruction_set_has_the_vectors_and_stores(update, name, store):
         pytest.skip(f"this LLVM cannot generate code for {TRIPLES[name]}")
     for nesterov in (False, True):
         for masked in {False, isinstance(update, Dual)}:
-            module = llvm.parse_assembly(update.ir("step", nesterov=nesterov, masked=masked))
+            momenta = nesterov or update.name == "plain"
+            module = llvm.parse_assembly(update.ir("step", nesterov=nesterov, masked=masked, momenta=momenta))
             module.verify()
             builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
             builder.getModulePassManager().run(module, builder)

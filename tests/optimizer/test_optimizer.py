@@ -153,6 +153,31 @@ def test_one_fused_update_is_the_plain_one_to_rounding(geometry):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("geometry", [Hadamard(), MirrorDescent()], ids=lambda geometry: type(geometry).__name__)
+@pytest.mark.parametrize("change", ["momentum switched off and on", "state replaced", "state moved"])
+def test_the_fused_step_follows_the_momentum(geometry, change):
+    """Switched off, momentum rests as it was; a loop that knew only addresses would go on writing where it had been."""
+    results = []
+    for fused in (True, False):
+        model = mlp()
+        base = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=change == "state moved")
+        optimizer = mm.sparsify(model, base, mm.Method(geometry, ConstantDecay(0.0), Never()), steps=9, fused=fused)
+        for step in range(9):
+            if change == "state replaced" and step == 4:
+                base.state.clear()
+            elif change == "state moved" and step in (3, 6):
+                for state in (*optimizer.state.values(), *base.state.values()):
+                    for value in filter(torch.is_tensor, state.values()):
+                        value.data = value.data.clone()
+            elif change == "momentum switched off and on":
+                optimizer.param_groups[0]["momentum"] = 0.0 if step in (0, 4, 5) else 0.9
+            train(model, optimizer, step, step + 1)
+            assert not fused or type(optimizer._first_ready(optimizer._now())).__name__ == "FusedCPU"
+        results.append(list(model.parameters()))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_the_fused_step_follows_parameters_that_move_lose_gradients_or_are_added():
     def build(fused):
         model = mlp()

@@ -8,10 +8,10 @@ import mirrormask
 FOLDER = Path(mirrormask.__path__[0]) / "optimizer"
 #: From the ground up; files of one row know nothing of each other, but for the folder of steps.
 HOUSE = [
-    {"processes", "dtensors", "base_groups"},
+    {"processes", "dtensors", "base_groups", "surroundings"},
     {"shards", "agreement", "base_trials"},
-    {"weights", "scores", "saved_state"},
-    {"base_optimizer", "decay_clock", "edits", "presence"},
+    {"weights", "scores", "saved_state", "overlaps"},
+    {"base_optimizer", "decay_clock", "edits", "presence", "freezing"},
     {"mask_choice"},
     {"steps", "mask_changes", "rounds", "diagnostics", "arguments"},
     {"training"},

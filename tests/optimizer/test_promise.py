@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import re
 import warnings
 
 import pytest
@@ -149,11 +150,17 @@ def test_without_a_mask_what_is_written_stays(name):
 
 
 @pytest.mark.parametrize("name", ["mirror", "gmp"])
-@pytest.mark.parametrize("how", ["assign", "setattr", "to_empty", "half", "another device"])
+@pytest.mark.parametrize("how", ["assign", "setattr", "to_empty", "half", "another device", "layer", "layer inside"])
 def test_parameters_that_are_replaced_are_an_error_at_the_next_step(name, how):
     model, optimizer = build(name)
     train(model, optimizer, 2)
-    if how == "assign":
+    if how == "layer":
+        model[0] = nn.Linear(12, 16)
+    elif how == "layer inside":  # the module that is replaced is not the one that owns the weight
+        model = nn.Sequential(model)
+        optimizer = mm.sparsify(model, BASES["sgd"](model.parameters()), optimizer.method, steps=STEPS)
+        model[0] = nn.Sequential(copy.deepcopy(model[0][0]), *model[0][1:])
+    elif how == "assign":
         model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
     elif how == "setattr":
         model[0].weight = nn.Parameter(model[0].weight.detach().clone())
@@ -168,6 +175,102 @@ def test_parameters_that_are_replaced_are_an_error_at_the_next_step(name, how):
     for call in (optimizer.step, optimizer.finalize):
         with pytest.raises(RuntimeError, match=r"0\.weight.*first, then build the optimizer, then call mm.sparsify"):
             call()
+
+
+@pytest.mark.parametrize("name", ["mirror", "gmp"])
+def test_a_layer_that_is_put_into_another_goes_on_being_trained(name):
+    model, optimizer = build(name)
+    train(model, optimizer, 2)
+    model[0] = nn.Sequential(model[0], nn.Identity())  # as wrappers of layers do: checkpointing, adapters
+    model[0][0].in_features, steps = 12, STEPS - 2
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(X), Y).backward()
+        optimizer.step()
+    optimizer.finalize()
+    assert nonzeros(model) == KEPT
+
+
+@pytest.mark.parametrize("name", ["mirror", "gmp"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda o: o.state.clear(), r"state of 0\.weight, 2\.weight was cleared.*optimizer\.base\.state"),
+        (lambda o: o.state.pop(o.weights["2.weight"]), r"state of 2\.weight was cleared"),
+        (
+            lambda o: o.param_groups[0]["params"].append(nn.Parameter(torch.ones(2))),
+            r"had 4 parameters and has 5.*call",
+        ),
+        (lambda o: o.param_groups[0]["params"].reverse(), r"or others than then.*requires_grad_\(False\)"),
+        (lambda o: o.param_groups.append({"params": [], "lr": 0.1}), r"were 1 param_groups and are 2.*add_param_group"),
+        (lambda o: o.param_groups.clear(), "were 1 param_groups and are 0"),
+    ],
+)
+def test_what_the_base_would_not_hear_of_is_an_error_at_the_next_step(name, change, message):
+    model, optimizer = build(name)
+    train(model, optimizer, STEPS - 2)
+    change(optimizer)
+    for call in (optimizer.step, optimizer.state_dict):
+        with pytest.raises(RuntimeError, match=message):
+            call()
+
+
+@pytest.mark.parametrize("name", ["mirror", "gmp", "set", "rigl"])
+def test_a_layer_that_is_frozen_on_the_way_is_pruned_and_it_is_said_once(name):
+    model, optimizer = build(name)
+    train(model, optimizer, 5)
+    model[0].requires_grad_(False)
+    before = model[0].weight.detach().clone()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        train(model, optimizer, STEPS - 5)
+        optimizer.finalize()
+    assert nonzeros(model) == KEPT
+    if name in ("set", "rigl"):  # to exchange would put zeros there that nobody trains
+        assert torch.equal(before, model[0].weight)
+        assert not said
+    else:
+        (warning,) = said
+        assert re.match(r"0\.weight was frozen since mm\.sparsify, and pruned now", str(warning.message))
+
+
+def test_a_layer_that_is_set_free_on_the_way_stays_dense_and_it_is_said_once():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4))
+    model[0].requires_grad_(False)
+    optimizer = mm.sparsify(model, BASES["sgd"](model.parameters()), mm.methods.gmp(0.8), steps=STEPS)
+    train(model, optimizer, 5)
+    model[0].requires_grad_(True)
+    with pytest.warns(UserWarning, match=r"0\.weight was frozen when mm\.sparsify.*stays dense.*weights=") as said:
+        train(model, optimizer, STEPS - 5)
+    assert len(said) == 1
+    optimizer.finalize()
+    assert model[0].weight.count_nonzero() == 12 * 16
+
+
+@pytest.mark.parametrize("name", ["mirror", "gmp", "str", "rigl", "pilot"])
+def test_a_default_device_and_inference_mode_are_for_the_user_s_own_code(name):
+    results = []
+    for apart in (False, True):
+        model, optimizer = build(name)
+        if apart:
+            torch.set_default_device("meta")
+        try:
+            for half in (False, True):
+                for _ in range(STEPS // 2):
+                    optimizer.zero_grad()
+                    nn.functional.cross_entropy(model(X), Y).backward()
+                    with torch.inference_mode(mode=apart):
+                        optimizer.step()
+                if not half:
+                    optimizer.load_state_dict(optimizer.state_dict())
+            optimizer.epoch_end(score=0.5)
+            optimizer.finalize()
+            optimizer.diagnostics()
+        finally:
+            torch.set_default_device(None)
+        results.append([p.detach().clone() for p in model.parameters()])
+    assert all(map(torch.equal, *results))
 
 
 def test_a_parametrization_registered_later_moves_the_parameter_and_keeps_it():
@@ -207,6 +310,39 @@ def test_finalize_refuses_weights_that_are_not_finite_by_name(name, value):
     assert not optimizer.finalized
     for a, b in zip(before, model.parameters(), strict=True):
         assert torch.equal(a, b.detach()) or not a.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.RMSprop, torch.optim.NAdam])
+def test_what_is_pruned_is_zero_under_a_base_that_divides_by_zero(kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4))
+    base = kind(model.parameters(), lr=1e-3, eps=0.0)
+    optimizer = mm.sparsify(model, base, mm.methods.mirror(0.8), steps=STEPS)
+    train(model, optimizer, STEPS)
+    optimizer.finalize()
+    assert nonzeros(model) == KEPT
+    assert not optimizer.skipped_steps
+
+
+def test_complex_parameters_beside_the_weights_train_and_are_looked_at():
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.turn, self.layer = nn.Parameter(torch.ones(12, dtype=torch.complex64)), nn.Linear(12, 4)
+
+        def forward(self, x):
+            return self.layer((x * self.turn).real)
+
+    model = Turned()
+    optimizer = mm.sparsify(model, BASES["sgd"](model.parameters()), mm.methods.mirror(0.5), steps=4)
+    for step in range(4):
+        optimizer.zero_grad()
+        model(X).square().mean().backward()
+        if step == 2:
+            model.turn.grad[0] = complex(0.0, float("nan"))
+        optimizer.step()
+    assert optimizer.skipped_steps == 1
+    assert bool((model.turn != 1).any())
 
 
 def test_masked_entries_are_zeros_whatever_the_base_makes_of_them():

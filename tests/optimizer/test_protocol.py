@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.testing._internal.two_tensor import TwoTensor
 
 import mirrormask as mm
 
@@ -357,6 +358,50 @@ class ZeroRedundancyOptimizer(torch.optim.SGD):
     """By its name, as the real one needs processes."""
 
 
+class Within(torch.optim.Optimizer):
+    """Steps through another one, as Lookahead, SAM, PostLocalSGDOptimizer and Lightning's Fabric do."""
+
+    def __init__(self, inner):
+        super().__init__(inner.param_groups, {})
+        self.inner = {"first": inner}
+        self.param_groups = inner.param_groups
+
+    def step(self, closure=None):
+        return self.inner["first"].step(closure)
+
+
+class Rateless(torch.optim.Optimizer):
+    """Makes its own rate, as Hugging Face's Adafactor."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": None})
+
+
+class Asking(torch.optim.SGD):
+    def step(self, closure):
+        return super().step(closure)
+
+
+def shared(how):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Embedding(4, 4))
+    if how == "transposed":
+        model[2].weight = nn.Parameter(model[0].weight.detach().t())
+    elif how == "an embedding's":
+        model[2].weight = nn.Parameter(model[3].weight.detach())
+    else:
+        both = torch.randn(4, 8)
+        first = both[:, 2:6] if how == "some columns" else both[:, :4]
+        model[0].weight, model[2].weight = nn.Parameter(first), nn.Parameter(both[:, 4:])
+    return model
+
+
+def of_two():
+    model = net()
+    weight = model[0].weight.detach()
+    model[0].weight = nn.Parameter(TwoTensor(weight.clone(), weight.clone()))
+    return model
+
+
 class Complex(nn.Module):
     def __init__(self):
         super().__init__()
@@ -380,6 +425,23 @@ def wrap(model, base=None, weights=None):
             "negate the loss instead",
         ),
         (lambda: (m := net()) and wrap(m, ZeroRedundancyOptimizer(m.parameters(), lr=0.1)), "pass the optimizer that"),
+        (lambda: (m := net()) and wrap(m, Within(sgd(m))), "steps through the SGD that it holds.*wrap what it returns"),
+        (lambda: (m := net()) and wrap(m, Asking(m.parameters(), lr=0.1)), "needs a closure.*use SGD or Adam"),
+        (lambda: (m := net()) and wrap(m, Rateless(m.parameters())), "lr=None is no number.*relative_step=False"),
+        (
+            lambda: wrap(m := shared("transposed"), sgd(m)),
+            r"'0\.weight' and '2\.weight' are two parameters in one memo",
+        ),
+        (
+            lambda: wrap(m := shared("an embedding's"), sgd(m)),
+            r"'2\.weight' and '3\.weight'|'3\.weight' and '2\.weight'",
+        ),
+        (lambda: wrap(m := shared("some columns"), sgd(m)), "make them one parameter"),
+        (lambda: wrap(m := of_two(), sgd(m)), r"0\.weight is a TwoTensor.*sparsify the model first"),
+        (
+            lambda: wrap(m := nn.Linear(4, 3).to(torch.float8_e5m2), sgd(m), ["weight"]),
+            "floating-point parameters of 16",
+        ),
         (lambda: (m := net()) and wrap(m, torch.optim.SparseAdam(m.parameters())), "use Adam"),
         (lambda: wrap(m := net().to("meta"), sgd(m)), "meta device"),
         (lambda: wrap(m := nn.Sequential(nn.LazyLinear(3)), sgd(m)), "lazy"),
@@ -391,6 +453,11 @@ def wrap(model, base=None, weights=None):
 def test_what_cannot_be_right_is_refused_at_construction_with_a_remedy(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_columns_of_one_matrix_are_weights_of_their_own():
+    model = shared("other columns")
+    assert list(wrap(model).weights) == ["0.weight", "2.weight"]
 
 
 def test_a_layer_may_have_an_attribute_of_any_name():

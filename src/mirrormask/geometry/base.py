@@ -16,7 +16,7 @@ from mirrormask.progress import Clock
 __all__ = ["Geometry", "Held", "Latents", "mean", "steps_like"]
 
 #: How many elements a sum in float64 converts at a time.
-CHUNK = 1 << 16
+CHUNK = 1 << 14
 
 #: The latents of several weights: latent name -> one tensor a weight, in one fixed order.
 Latents = Mapping[str, list[Tensor]]

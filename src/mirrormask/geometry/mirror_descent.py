@@ -110,11 +110,10 @@ class MirrorDescent(Geometry):
         """Bound the step of u by ``clip``, both ways."""
         if self.clip is None or not before:
             return
-        steps = list(torch._foreach_sub(latents["u"], before))
-        torch._foreach_clamp_max_(steps, self.clip)
-        torch._foreach_clamp_min_(steps, -self.clip)
-        torch._foreach_copy_(latents["u"], before)
-        torch._foreach_add_(latents["u"], steps)
+        torch._foreach_sub_(latents["u"], before)  # in place: a copy would be the most memory that a step takes
+        torch._foreach_clamp_max_(latents["u"], self.clip)
+        torch._foreach_clamp_min_(latents["u"], -self.clip)
+        torch._foreach_add_(latents["u"], before)
 
     def shrink(self, latents: Latents, keep: float) -> None:
         """``a ← keep² a``, which is what ``m ← keep m, w ← keep w`` makes of ``½ (m² - w²)``; u stays."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,17 +13,18 @@ from torch.optim import Optimizer
 from mirrormask.checks import few
 from mirrormask.flats import which_not_finite
 from mirrormask.masks.patterns import check_pattern
-from mirrormask.matrices import EMBEDDINGS, inputs_elsewhere, output_axis
+from mirrormask.matrices import EMBEDDINGS, default_weights, inputs_elsewhere, output_axis
 from mirrormask.methods import Method
 from mirrormask.optimizer.base_groups import Group
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
+from mirrormask.optimizer.overlaps import check_memory
 from mirrormask.optimizer.processes import Processes
 from mirrormask.optimizer.scores import SPREAD_SCORES
 from mirrormask.optimizer.shards import is_sharded, shard_of
 from mirrormask.optimizer.weights import SparseWeights
 from mirrormask.selection import Weights, select_weights
 
-__all__ = ["check_arguments", "check_group", "check_shards", "held_weights", "unwrapped"]
+__all__ = ["check_arguments", "check_group", "check_shards", "frozen_weights", "held_weights", "unwrapped"]
 
 
 def unwrapped(optimizer: Any) -> tuple[Any, Any]:
@@ -47,6 +50,19 @@ def check_arguments(model: nn.Module, base: Optimizer, method: Method) -> None:
             "ZeroRedundancyOptimizer shares parameters out to processes before latents can take their place; pass the "
             "optimizer that it was to wrap, or shard the model with fully_shard"
         )
+    inner = next((held for held in map(_an_optimizer_in, vars(base).values()) if held is not None), None)
+    if inner is not None:
+        raise ValueError(
+            f"{type(base).__name__} steps through the {type(inner).__name__} that it holds, and would step the "
+            "weights instead of their latents; pass that one to mm.sparsify, and wrap what it returns "
+            "(of Lightning's Fabric: call mm.sparsify before fabric.setup)"
+        )
+    closure = inspect.signature(base.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"{type(base).__name__}.step() needs a closure, since it evaluates the model inside its step, where "
+            "latents cannot be pushed; use SGD or Adam"
+        )
     if not isinstance(method, Method):
         raise TypeError(f"method={method!r} is a {type(method).__name__}; pass mm.methods.pilot(sparsity=0.95), say")
     if getattr(base.step, "_wrapped_by_lr_sched", False):
@@ -65,6 +81,12 @@ def check_group(group: Group) -> None:
         raise ValueError(
             "differentiable=True: the step is taken on latents and writes the weights in place, which no gradient can "
             "pass through; leave it out"
+        )
+    lr = group.get("lr")
+    if isinstance(lr, bool) or not isinstance(lr, (int, float, Tensor)):
+        raise ValueError(
+            f"lr={lr!r} is no number: latents train at a multiple of the learning rate, and the decay goes by it; "
+            "give the optimizer a rate (of an Adafactor: lr=1e-3, relative_step=False)"
         )
 
 
@@ -114,6 +136,7 @@ def held_weights(
                 f"{type(correction).__name__} goes by outputs, the first dimension of a weight, which is not that of "
                 f"{name!r}, a {type(owner).__name__}; leave it out with weights="
             )
+    check_memory(model, base, chosen)
     own = {name: shard_of(p.detach()) for name, p in chosen.items()}
     seen = {name: p for name, p in own.items() if _has_values(p)}
     bad = [name for name, is_bad in zip(seen, which_not_finite(list(seen.values())), strict=True) if is_bad]
@@ -126,6 +149,14 @@ def held_weights(
             "inf; initialise or load the weights before mm.sparsify"
         )
     return chosen
+
+
+def frozen_weights(model: nn.Module, base: Optimizer) -> dict[str, nn.Parameter]:
+    """What the default leaves out as it is frozen, by name, of what the base optimizer holds."""
+    held = {id(p) for group in base.param_groups for p in group["params"] if not p.requires_grad}
+    if not held:
+        return {}  # to list all parameters takes a while
+    return {name: p for name, p in default_weights(model, frozen=True).items() if id(p) in held}
 
 
 def check_shards(method: Method, weights: SparseWeights, base: BaseOptimizer) -> None:
@@ -176,6 +207,14 @@ def _in_groups(columns: Tensor | None, m: int) -> bool:
         return False
     groups = columns.view(-1, m)
     return bool((groups[:, :1] % m == 0).all() and (groups == groups[:, :1] + torch.arange(m)).all())
+
+
+def _an_optimizer_in(value: Any) -> Optimizer | None:
+    """The optimizer that an attribute is, or is a collection of."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    held = value if isinstance(value, (list, tuple)) else (value,)
+    return next((item for item in held if isinstance(item, Optimizer)), None)
 
 
 def _has_values(p: Tensor) -> bool:

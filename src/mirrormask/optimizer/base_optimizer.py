@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ ELEMENTWISE = (
 )
 #: Under which names they keep the mean square of a gradient.
 SECOND_MOMENTS = ("exp_avg_sq", "square_avg")
+#: The least ``eps`` under which that holds: a smaller one is zero in float32.
+LEAST_EPS = 2.0**-126
 #: Optimizers whose step is linear in the gradient, by the name of their class: other packages are not imported.
 LINEAR = ("SGD", "ASGD", "SGDW", "SGDScheduleFree", "SGDScheduleFreeReference")
 
@@ -97,6 +100,7 @@ class BaseOptimizer:
         self.links: list[Link] = []
         self.group_of: dict[Tensor, int] = {}
         self._carried: list[Group] = []
+        self._members: list[list[Tensor]] = []
         self.watch = GroupWatch()
         self._guard = _Guard()
 
@@ -107,8 +111,13 @@ class BaseOptimizer:
 
     @property
     def zeros_stay(self) -> bool:
-        """Whether an element at zero, with a zero gradient and a zero state, stays there."""
-        return type(self.torch) in ELEMENTWISE
+        """Whether an element at zero, with a zero gradient and a zero state, stays there.
+
+        Where nothing is added to a root of a mean square that is zero, it is divided by zero.
+        """
+        if type(self.torch) not in ELEMENTWISE:
+            return False
+        return all(float(group.get("eps", 1.0)) >= LEAST_EPS for group in self.torch.param_groups)
 
     @property
     def splits(self) -> bool:
@@ -137,6 +146,7 @@ class BaseOptimizer:
         stepped = geometry.latents if geometry.stepped is None else geometry.stepped
         inner: list[Group] = []
         self.links, self._carried = [], [options_of(group) for group in groups]
+        self._members = [list(group["params"]) for group in groups]
         local = weights.shards.local
         self.group_of = {local(p): index for index, group in enumerate(groups) for p in group["params"]}
         for index, group in enumerate(groups):
@@ -182,6 +192,7 @@ class BaseOptimizer:
         self.links.append(Link(index, None, True))
         self.group_of |= dict.fromkeys(own, index)
         self._carried.append(options_of(group))
+        self._members.append(list(group["params"]))
         self.watch.note(self.torch.param_groups)
 
     def check_untouched(self) -> None:
@@ -192,6 +203,22 @@ class BaseOptimizer:
                 "the rates of latents; build it on what mm.sparsify returned"
             )
         self.watch.check(self.torch)
+
+    def check_members(self, groups: Sequence[Group]) -> None:
+        """Raise where somebody has put parameters into our groups, or taken some out: the base would not hear of it."""
+        remedy = (
+            "; to train more parameters call add_param_group(), to train fewer requires_grad_(False) on them, and to "
+            "choose what becomes sparse call mm.sparsify anew"
+        )
+        if len(groups) != len(self._members):
+            raise RuntimeError(f"there were {len(self._members)} param_groups and are {len(groups)}{remedy}")
+        for index, (group, held) in enumerate(zip(groups, self._members, strict=True)):
+            now = group["params"]
+            if len(now) != len(held) or not all(map(operator.is_, now, held)):
+                raise RuntimeError(
+                    f"param_groups[{index}]['params'] had {len(held)} parameters and has {len(now)}, or others than "
+                    f"then{remedy}"
+                )
 
     def sync(self, groups: Sequence[Group]) -> None:
         """Carry what has changed in our groups (a scheduler may have done so) to the base's; the rest is its own."""

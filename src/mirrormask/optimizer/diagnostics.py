@@ -38,8 +38,12 @@ def log_size(x: Tensor, held: Held = Geometry.held) -> float:
         >>> round(log_size(torch.tensor([1.0, 0.0, 0.0, 0.0])), 6) == round(-math.log(4) / 4, 6)
         True
     """
-    fourth = mean(lambda part: part.square().square(), x.detach(), held) if held.size(x) else 0.0
+    fourth = mean(lambda part: part.square().square_(), x.detach(), held) if held.size(x) else 0.0
     return math.log(max(fourth**0.25, SMALLEST)) if math.isfinite(fourth) else math.inf
+
+
+#: Bytes that are packed at a time.
+PACKED = 1 << 12
 
 
 def pack_signs(x: Tensor) -> Tensor:
@@ -49,9 +53,15 @@ def pack_signs(x: Tensor) -> Tensor:
         >>> pack_signs(torch.tensor([-1.0, 2.0, -3.0]))
         tensor([5], dtype=torch.uint8)
     """
+    if x.device.type == "cpu" and x.is_contiguous() and not isinstance(x, torch._subclasses.FakeTensor):
+        packed = np.empty((x.numel() + 7) // 8, np.uint8)
+        for at, part in enumerate(
+            torch.split(x.detach().view(-1), 8 * PACKED)
+        ):  # a byte of each weight is more than is kept
+            found = np.packbits((part < 0).numpy(), bitorder="little")
+            packed[at * PACKED : at * PACKED + len(found)] = found
+        return torch.from_numpy(packed)
     negative = (x.detach() < 0).reshape(-1)
-    if negative.device.type == "cpu" and not isinstance(negative, torch._subclasses.FakeTensor):
-        return torch.from_numpy(np.packbits(negative.numpy(), bitorder="little"))
     bits = torch.zeros((negative.numel() + 7) // 8, dtype=torch.uint8, device=x.device)
     for place in range(8):
         part = negative[place::8]

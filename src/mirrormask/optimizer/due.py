@@ -38,6 +38,7 @@ def change_masks(parts: Parts, dense: Sequence[Tensor | None] | None) -> str | N
     clock = training.clock
     target = mask.sparsity_at(clock)
     if target is not None:
+        parts.freezing.before_pruning()
         parts.masks.prune(target, clock)
         if training.rounds is None:
             return "changed"

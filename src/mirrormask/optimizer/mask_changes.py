@@ -181,7 +181,8 @@ class MaskChanges(MaskChoice):
 
         Args:
             fraction: in (0, 1).
-            grads: the gradient of each weight, for growth where it is largest; None counts as zeros.
+            grads: the gradient of each weight, for growth where it is largest; one that has None in this step, since
+                it is frozen, say, keeps its mask: what it would grow starts at zero, and would stay there.
             clock: when.
         """
         rule, shards, own = self.method.mask, self.weights.shards, list(self.weights.values())
@@ -189,7 +190,10 @@ class MaskChanges(MaskChoice):
         generators = self._generators(clock)
         alive = [self.weights.state(x)["mask"] for x in own]
         counts = shards.count(count_each(alive), own)
-        dropped = [min(round(fraction * n), shards.size(x) - n) for n, x in zip(counts, own, strict=True)]
+        dropped = [
+            0 if grad is None else min(round(fraction * n), shards.size(x) - n)
+            for n, x, grad in zip(counts, own, grads, strict=True)
+        ]
         if rule.grow == "random":
             wishes = [drawn(torch.rand, x, g, shards) for x, g in zip(own, generators, strict=True)]
         else:

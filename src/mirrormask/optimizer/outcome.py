@@ -35,6 +35,7 @@ def finish(parts: Parts) -> None:
     """As ``SparseOptimizer.finalize()`` says: the mask of the last sparsity in what the model holds now."""
     training, sparsity = parts.training, parts.method.sparsity
     parts.presence.check()
+    parts.weights.check_kept()
     if training.settle_count() > training.step - (training.skipped if _counts_on_device(parts) else 0):
         raise RuntimeError(
             f"{training.skipped} steps were skipped and {training.step} taken: gradients were not finite, and the "
@@ -50,6 +51,7 @@ def finish(parts: Parts) -> None:
     parts.edits.adopt(training.clock, everywhere=True)
     if sparsity > 0:
         if not parts.masks.is_reached(sparsity):
+            parts.freezing.before_pruning()
             parts.masks.prune(sparsity, training.clock)
         parts.masks.enforce(sparsity)
     parts.edits.note()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from mirrormask.methods import Method
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
 from mirrormask.optimizer.edits import Edits
+from mirrormask.optimizer.freezing import Freezing
 from mirrormask.optimizer.mask_changes import MaskChanges
 from mirrormask.optimizer.presence import Presence
 from mirrormask.optimizer.training import Training
@@ -27,6 +28,7 @@ class Parts:
         masks: what changes the masks.
         training: what evolves.
         edits: what others write into the weights.
+        freezing: which of them are frozen, or set free.
         fused: whether the fused step may serve.
     """
 
@@ -37,4 +39,5 @@ class Parts:
     masks: MaskChanges
     training: Training
     edits: Edits
+    freezing: Freezing
     fused: bool

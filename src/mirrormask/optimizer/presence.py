@@ -36,6 +36,7 @@ class Presence:
         self._shards = weights.shards
         modules = dict(model.named_modules(remove_duplicate=False))
         self._places = {name: (modules[name.rpartition(".")[0]], name.rpartition(".")[2]) for name in weights}
+        self._ways = _ways(modules, weights)
         self._kinds = {name: (x.shape, x.dtype, x.device) for name, x in self._weights.items()}
         self._successors: list[tuple[weakref.ref[Presence], list[str]]] = []
         self._wrappers: list[weakref.ref[nn.Module]] | None = None
@@ -112,8 +113,8 @@ class Presence:
                 )
             raise RuntimeError(
                 f"the model does not hold {few(gone)} any more: something has put other parameters in their place "
-                "(fully_shard, to_empty, load_state_dict(assign=True), quantization, ...), which this optimizer does "
-                "not train; do that first, then build the optimizer, then call mm.sparsify"
+                "(fully_shard, to_empty, load_state_dict(assign=True), quantization, another layer, ...), which this "
+                "optimizer does not train; do that first, then build the optimizer, then call mm.sparsify"
             )
         for (name, x), (shape, dtype, device) in zip(self._weights.items(), self._kinds.values(), strict=True):
             if x.shape != shape or x.dtype != dtype or x.device != device:
@@ -133,6 +134,8 @@ class Presence:
         """The weights that the model does not hold now."""
         gone = [name for name, (module, leaf) in self._places.items()
                 if module._parameters.get(leaf) is not self._weights[name]]  # fmt: skip
+        if not all(above._modules.get(leaf) is module for above, leaf, module in self._ways):
+            gone = list(self._weights)  # a layer was taken out, or wrapped
         if gone:
             there = {id(p) for p in self.model.parameters()}  # a parametrization moves a parameter, and keeps it
             gone = [name for name in gone if id(self._weights[name]) not in there]
@@ -158,3 +161,13 @@ class Presence:
         wanted = {id(p) for p in parameters}
         found = [name for name, p in self.model.named_parameters() if id(p) in wanted]
         return few(found) if found else f"{len(wanted)} parameters"
+
+
+def _ways(modules: dict[str, nn.Module], weights: Iterable[str]) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Every step down from the model to the modules of these weights: a module, the name of one in it, that one."""
+    paths = {name.rpartition(".")[0] for name in weights}
+    for path in list(paths):
+        while path:
+            path = path.rpartition(".")[0]
+            paths.add(path)
+    return [(modules[path.rpartition(".")[0]], path.rpartition(".")[2], modules[path]) for path in paths if path]

@@ -19,6 +19,7 @@ from mirrormask.optimizer.base_optimizer import BaseOptimizer
 from mirrormask.optimizer.decay_clock import DecayClock
 from mirrormask.optimizer.due import change_masks, gradients_for_growth, keep_if_due, observe, recur, watch
 from mirrormask.optimizer.edits import Edits
+from mirrormask.optimizer.freezing import Freezing
 from mirrormask.optimizer.mask_changes import MaskChanges
 from mirrormask.optimizer.outcome import finish, skip
 from mirrormask.optimizer.parts import Parts
@@ -28,6 +29,7 @@ from mirrormask.optimizer.rounds import Rounds
 from mirrormask.optimizer.shards import Shards, is_sharded
 from mirrormask.optimizer.state_dict import StateDict
 from mirrormask.optimizer.steps import FUSED, STEPS, Now, Step
+from mirrormask.optimizer.surroundings import apart
 from mirrormask.optimizer.together import agree_on_state, begin_together
 from mirrormask.optimizer.training import Training
 from mirrormask.optimizer.weights import SparseWeights
@@ -65,13 +67,14 @@ class SparseOptimizer(Optimizer):
         rounds = Rounds() if method.mask.replays else None
         training = Training(steps, DecayClock.start(method.decay, len(base.param_groups)), rounds)
         masks = MaskChanges(method, weights, training.decay, holder, on_empty, normed_dims(model))
-        self.parts = Parts(method, weights, holder, Presence(model, weights), masks, training, Edits(weights), fused)
+        self.parts = Parts(method, weights, holder, Presence(model, weights), masks, training, Edits(weights),
+                           Freezing(weights), fused)  # fmt: skip
         self._steps: list[Step] = []
         self._unpruned: list[tuple[Tensor, object]] = []
         self._to_agree = True
         super().__init__([dict(group) for group in base.param_groups], dict(base.defaults))
 
-    @torch.no_grad()
+    @apart
     def take_over(self, scores: Sequence[Tensor] | None) -> None:
         """Before the first step: give every weight its latents, hand them to the base, and prune if that is due.
 
@@ -163,7 +166,7 @@ class SparseOptimizer(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters that train densely; the weights to sparsify are chosen at construction."""
-        check_group(param_group)
+        check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
         if self.parts.base.links:
             self.weights.shards.add(self.param_groups[-1]["params"])
@@ -181,8 +184,8 @@ class SparseOptimizer(Optimizer):
         Raises:
             RuntimeError: the model holds other parameters than those that are trained, they are elsewhere, another
                 SparseOptimizer trains them since, a scheduler was built on the base optimizer or its groups were
-                changed, processes may end one after another (``model.join()`` of DDP), or a CUDA graph is being
-                captured.
+                changed, this one's state was cleared or parameters were put into its groups, processes may end one
+                after another (``model.join()`` of DDP), or a CUDA graph is being captured.
         """
         self._check_not_captured()
         loss = None
@@ -206,10 +209,14 @@ class SparseOptimizer(Optimizer):
                 "mask; capture forward and backward alone, and call step() after each replay()"
             )
 
+    @apart
     def _take_step(self) -> None:
         parts, training = self.parts, self.parts.training
         self._unpruned = []
         parts.presence.check()
+        parts.weights.check_kept()
+        parts.base.check_members(self.param_groups)
+        parts.freezing.look()
         if parts.weights.shards.processes.count > 1:
             parts.presence.check_joined()
         parts.base.check_untouched()
@@ -262,7 +269,7 @@ class SparseOptimizer(Optimizer):
 
     # -- the end -----------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @apart
     def finalize(self) -> None:
         """Leave exactly ``round((1 - sparsity) · N)`` weights alive and the rest exactly zero; steps keep that mask.
 
@@ -282,6 +289,7 @@ class SparseOptimizer(Optimizer):
 
     # -- what is going on --------------------------------------------------------------------------------------
 
+    @apart
     def epoch_end(self, score: float | None = None) -> None:
         """Tell the method that an epoch is over, with its training accuracy; only PILoT's own schedule reads it.
 
@@ -297,6 +305,7 @@ class SparseOptimizer(Optimizer):
         norm = diagnostics.l1_norm(self.weights)
         decay.epoch_end(training.decay.state, training.clock, score=float(score), l1_norm=norm)
 
+    @apart
     def diagnostics(self) -> dict[str, float]:
         """How training stands; see :func:`~mirrormask.optimizer.diagnostics.diagnose`. Reading waits for the device."""
         lrs = [float(group["lr"]) for group in self.param_groups]
@@ -312,7 +321,7 @@ class SparseOptimizer(Optimizer):
         """Call the base optimizer's ``eval()``, if it has one: schedule-free ones need it before evaluation."""
         self._set_mode("eval")
 
-    @torch.no_grad()
+    @apart
     def _set_mode(self, mode: str) -> None:
         parts = self.parts
         parts.edits.adopt(parts.training.clock)
@@ -328,7 +337,7 @@ class SparseOptimizer(Optimizer):
         return StateDict(self.method, self.weights, self.parts.base, self.parts.training, self.parts.edits)
 
     @_disable_dynamo
-    @torch.no_grad()
+    @apart
     def state_dict(self) -> dict[str, Any]:
         """All of it, keyed by the model's parameters: latents, masks, the base optimizer's state, the schedule."""
         self.weights.shards.refresh()
@@ -340,7 +349,7 @@ class SparseOptimizer(Optimizer):
             self.state, self.param_groups = own
 
     @_disable_dynamo
-    @torch.no_grad()
+    @apart
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken, bit for bit; the model's own weights are loaded by the model.
 

@@ -12,7 +12,7 @@ from mirrormask.checks import check_int, check_known
 from mirrormask.masks import DATA_SCORES
 from mirrormask.masks.saliency import Loss, measure
 from mirrormask.methods import Method
-from mirrormask.optimizer.arguments import check_arguments, held_weights, unwrapped
+from mirrormask.optimizer.arguments import check_arguments, frozen_weights, held_weights, unwrapped
 from mirrormask.optimizer.mask_changes import report_empty
 from mirrormask.optimizer.processes import Processes
 from mirrormask.optimizer.shards import is_sharded
@@ -111,6 +111,8 @@ def sparsify(
         model, base, method, named, steps=steps, on_empty=on_empty, fused=fused, processes=processes
     )
     sparse.take_over(scores)
+    if weights is None:
+        sparse.parts.freezing.leave_out(frozen_weights(model, base))
     warn_of_weight_decay(sparse)
     if wrapper is not None:
         _put_into(wrapper, sparse)

@@ -57,6 +57,8 @@ class StateDict:
     def write(self, groups: Sequence[Group]) -> tuple[dict[Tensor, Entry], list[Group]]:
         """State and parameter groups for torch to pack; the state of a latent m of x is under x, as ``"m.exp_avg"``."""
         self.base.check_untouched()
+        self.weights.check_kept()
+        self.base.check_members(groups)
         self.base.sync(groups)  # a scheduler may have stepped since
         state: defaultdict[Tensor, Entry] = defaultdict(dict)
         fresh: list[list[list[Any]]] = [[] for _ in groups]

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from mirrormask.checks import few
 from mirrormask.geometry import Geometry
 from mirrormask.masked import keep_only
 from mirrormask.optimizer.shards import Shards
@@ -83,6 +84,21 @@ class SparseWeights(Mapping[str, nn.Parameter]):
     def holds(self, p: Tensor) -> bool:
         """Whether a parameter of the model is one of these."""
         return "rate" in self._holder.state.get(p, {})
+
+    def check_kept(self) -> None:
+        """Raise where somebody has cleared or replaced what is kept of a weight.
+
+        Raises:
+            RuntimeError: it names the weights.
+        """
+        state = self._holder.state
+        lost = [name for name, x in self.items() if "rate" not in state.get(x, ())]
+        if lost:
+            raise RuntimeError(
+                f"the state of {few(lost)} was cleared or replaced: latents and masks are in it, and the training is "
+                "lost with them; to forget the momentum of the base optimizer clear optimizer.base.state, to begin "
+                "anew call mm.sparsify on a new optimizer, to go back load a state_dict()"
+            )
 
     def geometry_of(self, x: Sequence[Tensor], clock: Clock | None = None) -> Geometry:
         """The geometry, for functions that sum over these weights, which may be on several processes."""

@@ -1,4 +1,7 @@
-"""Momentum, step, mask and push of x = a sinh(u) in one loop: three arrays read, three written."""
+"""Momentum, step, mask and push of x = a sinh(u) in one loop: three arrays read, three written.
+
+Without momentum two are read and two written.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +24,15 @@ LARGEST = 88.0
 COSH = [1 / math.factorial(k) for k in (6, 4, 2, 0)]
 SINH = [1 / math.factorial(k) for k in (7, 5, 3, 1)]
 
-STEP = """
+MOMENTUM = """
   %b.1 = call float @llvm.fma.f32(float %momentum, float %b.0, float %g.0)
   %b.abs = call float @llvm.fabs.f32(float %b.1)
   %b.big = fcmp oge float %b.abs, {state_snap}
   %b.2 = select i1 %b.big, float %b.1, float 0.0
   %n = call float @llvm.fma.f32(float %momentum, float %b.2, float %g.0)
+  store float %b.2, ptr %b.p
+"""
+STEP = """
   %d.0 = fmul float %lr, {update}
   %d.most = call float @llvm.minnum.f32(float %d.0, float %clip)
   %d.least = fneg float %clip
@@ -63,7 +69,6 @@ END = """
   %x.1 = fmul float %s.twice, %half
   %x.2 = fadd float %x.1, 0.0
   store float {u}, ptr %u.p
-  store float %b.2, ptr %b.p
   store float %x.2, ptr %x.p
 """
 
@@ -74,7 +79,7 @@ class Dual(Update):
     With the gradient g of x, the scale a (that has decayed by this step) and the mask::
 
         b = μ b + g
-        d = lr b, or lr (g + μ b) for Nesterov                    (between -clip and clip)
+        d = lr b, or lr (g + μ b) for Nesterov, or lr g without momentum         (between -clip and clip)
         u = u - d                                                 (0 if pruned)
         x = a sinh(u)
     """
@@ -91,11 +96,12 @@ class Dual(Update):
         found = [mask for mask in map(weights.mask_of, weights.values()) if mask is not None]
         return found or None
 
-    def body(self, *, nesterov: bool, masked: bool) -> str:
+    def body(self, *, nesterov: bool, masked: bool, momenta: bool) -> str:
         """The equations of the class, element by element."""
-        lines = load_lines({"g": "grad", "u": "u", "b": "bu"})
+        lines = load_lines({"g": "grad", "u": "u", **({"b": "bu"} if momenta else {})})
         lines += ["  %x.p = getelementptr float, ptr %x, i64 %i"]
-        lines += [STEP.format(update="%n" if nesterov else "%b.2", state_snap=float_literal(STATE_SNAP))]
+        lines += [MOMENTUM.format(state_snap=float_literal(STATE_SNAP))] if momenta else []
+        lines += [STEP.format(update="%g.0" if not momenta else "%n" if nesterov else "%b.2")]
         u = "%u.2" if masked else "%u.1"
         lines += [MASK] if masked else []
         split = {"largest": float_literal(LARGEST), "least": float_literal(-LARGEST)}

@@ -37,7 +37,7 @@ class Plain(Update):
     arrays: ClassVar[tuple[str, ...]] = ("x", "grad", "bx")
     numbers: ClassVar[tuple[str, ...]] = ("weight_decay",)
 
-    def body(self, *, nesterov: bool, masked: bool) -> str:
+    def body(self, *, nesterov: bool, masked: bool, momenta: bool) -> str:
         """The equations of the class, element by element."""
         lines = load_lines({"x": "x", "g": "grad", "b": "bx"})
         return "\n".join([*lines, STEP.format(update="%n" if nesterov else "%b.1")])

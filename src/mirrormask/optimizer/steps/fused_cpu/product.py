@@ -1,4 +1,7 @@
-"""Pullback, momentum, decay, step and push of x = m ⊙ w in one loop: five arrays read, five written."""
+"""Pullback, momentum, decay, step and push of x = m ⊙ w in one loop: five arrays read, five written.
+
+Without momentum three are read and three written.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +15,28 @@ from mirrormask.optimizer.weights import SNAP, STATE_SNAP, SparseWeights
 
 __all__ = ["Product"]
 
-#: What happens to each of the two factors (own = m, other = w, and the other way round).
-FACTOR = """
+#: What happens to each of the two factors (own = m, other = w, and the other way round): its gradient,
+GRADIENT = """
   %c{own} = fmul float %coupled, %{own}.0
   %g{own} = call float @llvm.fma.f32(float %g, float %{other}.0, float %c{own})
+"""
+#: its momentum, if there is one,
+MOMENTUM = """
   %b{own}.1 = call float @llvm.fma.f32(float %momentum, float %b{own}.0, float %g{own})
   %b{own}.abs = call float @llvm.fabs.f32(float %b{own}.1)
   %b{own}.big = fcmp oge float %b{own}.abs, {state_snap}
   %b{own}.2 = select i1 %b{own}.big, float %b{own}.1, float 0.0
   %n{own} = call float @llvm.fma.f32(float %momentum, float %b{own}.2, float %g{own})
+  store float %b{own}.2, ptr %b{own}.p
+"""
+#: and the step.
+STEP = """
   %k{own} = fmul float %keep, %{own}.0
   %{own}.1 = call float @llvm.fma.f32(float %minus, float {update}, float %k{own})
   %{own}.abs = call float @llvm.fabs.f32(float %{own}.1)
   %{own}.big = fcmp oge float %{own}.abs, {snap}
   %{own}.2 = select i1 %{own}.big, float %{own}.1, float 0.0
   store float %{own}.2, ptr %{own}.p
-  store float %b{own}.2, ptr %b{own}.p
 """
 
 
@@ -38,7 +47,7 @@ class Product(Update):
 
         gm = g w + c m                gw = g m + c w
         bm = μ bm + gm                bw = μ bw + gw
-        um = gm + μ bm or bm          uw = gw + μ bw or bw        (Nesterov or not)
+        um = gm + μ bm or bm          uw = gw + μ bw or bw        (Nesterov or not; gm and gw without momentum)
         m  = keep m - lr um           w  = keep w - lr uw         (0 if below SNAP)
         x  = m w
 
@@ -53,22 +62,18 @@ class Product(Update):
     streams: ClassVar[bool] = True
     snaps: ClassVar[bool] = True
 
-    def body(self, *, nesterov: bool, masked: bool) -> str:
+    def body(self, *, nesterov: bool, masked: bool, momenta: bool) -> str:
         """The equations of the class, element by element."""
-        lines = load_lines({"g": "grad", "m": "m", "w": "w", "bm": "bm", "bw": "bw"})
+        lines = load_lines({"g": "grad", "m": "m", "w": "w", **({"bm": "bm", "bw": "bw"} if momenta else {})})
+        update = "%g{own}" if not momenta else "%n{own}" if nesterov else "%b{own}.2"
+        factor = GRADIENT + (MOMENTUM if momenta else "") + STEP.replace("{update}", update)
         lines += [
             "  %g = fadd float %g.0, 0.0",
             "  %x.p = getelementptr float, ptr %x, i64 %i",
             "  %minus = fneg float %lr",
         ]
         lines += [
-            FACTOR.format(
-                own=own,
-                other=other,
-                update=f"%n{own}" if nesterov else f"%b{own}.2",
-                snap=float_literal(SNAP),
-                state_snap=float_literal(STATE_SNAP),
-            )
+            factor.format(own=own, other=other, snap=float_literal(SNAP), state_snap=float_literal(STATE_SNAP))
             for own, other in (("m", "w"), ("w", "m"))
         ]
         lines += ["  %x.1 = fmul float %m.2, %w.2", "  store float %x.1, ptr %x.p"]

@@ -34,6 +34,7 @@ class FusedCPU(Step):
         self._possible = self._can_serve()
         self._table: Table | None = None
         self._plain: Table | None = None  # of the other parameters that have gradients
+        self._groups = {base.group_of[x] for x in weights.values()}
 
     def _can_serve(self) -> bool:
         """What cannot change between steps: the kinds of base and geometry, devices, dtypes and layouts."""
@@ -57,14 +58,18 @@ class FusedCPU(Step):
             for group in options
         ):
             return False
+        momenta = {bool(options[group]["momentum"]) for group in self._groups}
+        if len(momenta) != 1:
+            return False
         own = list(self.weights.values())
         masks = self._update.masks(self.weights)
         if masks is not None and [mask.stride() for mask in masks] != [x.stride() for x in own]:
             return False
-        if self._table is None or not self._table.fits(own):
-            if not self._alike(self._update, own):
+        (has_momenta,) = momenta
+        if self._table is None or not self._table.fits(own, momenta=has_momenta):
+            if not self._alike(self._update, own, momenta=has_momenta):
                 return False
-            self._table = Table(self._update, self.weights, self.base, own)
+            self._table = Table(self._update, self.weights, self.base, own, momenta=has_momenta)
         if not self._table.take_gradients():
             return False
         self._ready_plain(all(group["momentum"] for group in options))
@@ -77,22 +82,22 @@ class FusedCPU(Step):
         if not live or not momentum or not all(map(_is_plain, others)):
             self._plain = None
             return
-        if self._plain is None or not self._plain.fits(live):
-            if not self._alike(PLAIN, live):
+        if self._plain is None or not self._plain.fits(live, momenta=True):
+            if not self._alike(PLAIN, live, momenta=True):
                 self._plain = None
                 return
             self._plain = Table(PLAIN, self.weights, self.base, live)
         if not self._plain.take_gradients():
             self._plain = None
 
-    def _alike(self, update: Update, parameters: Sequence[Tensor]) -> bool:
+    def _alike(self, update: Update, parameters: Sequence[Tensor], *, momenta: bool) -> bool:
         """Whether every array lies in memory as its parameter does: a loop reads them by one index.
 
         They did at the start, but the model may have been converted to channels_last since, or the state loaded.
         """
         return all(
             tensor.shape == p.shape and tensor.dtype == p.dtype and tensor.stride() == p.stride()
-            for tensors in update.tensors(list(parameters), self.weights, self.base).values()
+            for tensors in update.tensors(list(parameters), self.weights, self.base, momenta=momenta).values()
             for tensor, p in zip(tensors, parameters, strict=True)
         )
 

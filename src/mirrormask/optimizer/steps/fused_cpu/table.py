@@ -50,10 +50,10 @@ class _Kernel(NamedTuple):
 
 
 @functools.cache
-def _kernel(update: Update, nesterov: bool, masked: bool) -> _Kernel:
-    name = f"sgd_{update.name}{'_nesterov' * nesterov}{'_masked' * masked}"
+def _kernel(update: Update, nesterov: bool, masked: bool, momenta: bool) -> _Kernel:
+    name = f"sgd_{update.name}{'_nesterov' * nesterov}{'_masked' * masked}{'_still' * (not momenta)}"
     own, check = name, f"{name}_check"
-    ir = update.ir(name, nesterov=nesterov, masked=masked)
+    ir = update.ir(name, nesterov=nesterov, masked=masked, momenta=momenta)
     at = functions("sgd", ir, (own, f"{own}_team", check, f"{check}_team"))
     kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
     return _Kernel(*(_Function(kind(at[function]), at[f"{function}_team"]) for function in (own, check)))
@@ -74,27 +74,36 @@ class Table:
         update: the update.
         parameters: the model's parameters.
         groups: the parameter group of each.
+        momenta: whether there is momentum, of all of them or of none.
     """
 
     def __init__(
-        self, update: Update, weights: SparseWeights, base: BaseOptimizer, parameters: Sequence[Tensor]
+        self,
+        update: Update,
+        weights: SparseWeights,
+        base: BaseOptimizer,
+        parameters: Sequence[Tensor],
+        *,
+        momenta: bool = True,
     ) -> None:
-        self.update = update
+        self.update, self.momenta = update, momenta
         self.parameters = list(parameters)
         self.groups = [base.group_of[p] for p in self.parameters]
         self._weights, self._base = weights, base
         self._threads = torch.get_num_threads()
-        self._places = [p.data_ptr() for p in self.parameters]
+        self._columns = update.columns(momenta=momenta)
         self._rates = [float(weights.state(p)["rate"]) if weights.holds(p) else 1.0 for p in self.parameters]
         size, numbers = len(self.parameters), len(update.numbers) + 2
         pieces, starts = self._cut()
         self._pieces = _integers(itertools.chain.from_iterable(pieces))
         self._bounds = _integers([*starts, len(pieces)])
-        self._arrays = _integers([0] * (len(update.columns) * size))
+        self._arrays = _integers([0] * (len(self._columns) * size))
         self._numbers = (ctypes.c_float * (numbers * size))()
         self._bad = (ctypes.c_int32 * len(pieces))()
         self._column, self._row = struct.Struct(f"{size}q"), struct.Struct(f"{numbers * size}f")
-        for field, tensors in update.tensors(self.parameters, weights, base).items():
+        self._held = self._found()  # so that what the addresses are of stays there
+        self._places = [[tensor.data_ptr() for tensor in tensors] for tensors in self._held.values()]
+        for field, tensors in self._held.items():
             self._point(field, tensors)
         team = openmp()
         self._task = _integers(
@@ -112,11 +121,19 @@ class Table:
         """How many threads a step is shared out to."""
         return len(self._bounds) - 1
 
-    def fits(self, parameters: Sequence[Tensor]) -> bool:
-        """Whether the table is of these parameters, where they are now, and of the threads that there are now."""
-        places = [p.data_ptr() for p in parameters]
-        same = places == self._places and all(map(operator.is_, parameters, self.parameters))
-        return same and torch.get_num_threads() == self._threads
+    def fits(self, parameters: Sequence[Tensor], *, momenta: bool) -> bool:
+        """Whether the table is of these parameters and of the threads that there are now, and all is where it was.
+
+        Somebody may have put other tensors into the state of the base optimizer, or moved those that are there.
+        """
+        if momenta != self.momenta or torch.get_num_threads() != self._threads:
+            return False
+        if len(parameters) != len(self.parameters) or not all(map(operator.is_, parameters, self.parameters)):
+            return False
+        return [[tensor.data_ptr() for tensor in tensors] for tensors in self._found().values()] == self._places
+
+    def _found(self) -> dict[str, list[Tensor]]:
+        return self.update.tensors(self.parameters, self._weights, self._base, momenta=self.momenta)
 
     def take_gradients(self) -> bool:
         """Look up where the gradients are; False if one is missing or laid out unlike its parameter."""
@@ -131,7 +148,7 @@ class Table:
 
     def finite(self, *, nesterov: bool) -> bool:
         """Whether all gradients are finite."""
-        self._run(_kernel(self.update, nesterov, False).check)
+        self._run(_kernel(self.update, nesterov, False, self.momenta).check)
         return not any(self._bad)
 
     def step(self, now: Now, *, nesterov: bool, masks: list[Tensor] | None) -> None:
@@ -144,17 +161,17 @@ class Table:
         rows = Rows(self.parameters, self.groups)
         numbers = itertools.chain(lrs, momenta, *self.update.fill(rows, self._weights, self._base, now))
         self._row.pack_into(self._numbers, 0, *numbers)
-        self._run(_kernel(self.update, nesterov, masks is not None).step)
+        self._run(_kernel(self.update, nesterov, masks is not None, self.momenta).step)
 
     def _point(self, field: str, tensors: list[Tensor]) -> None:
         """Write where these tensors, one a parameter, are."""
-        offset = self.update.columns.index(field) * self._column.size
+        offset = self._columns.index(field) * self._column.size
         self._column.pack_into(self._arrays, offset, *[tensor.data_ptr() for tensor in tensors])
 
     def _streams(self) -> bool:
         """Whether x is written past the caches: where they cannot keep it anyway until the next forward pass."""
         total = sum(p.numel() for p in self.parameters)
-        return self.update.streams and total * len(self.update.arrays) >= STREAMED_ELEMENTS
+        return self.update.streams and total * (len(self._columns) - 1) >= STREAMED_ELEMENTS
 
     def _cut(self) -> tuple[list[tuple[int, int, int]], list[int]]:
         """Cut the parameters into pieces (parameter, first element, count), such that every thread gets the same number

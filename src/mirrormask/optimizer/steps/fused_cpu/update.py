@@ -140,7 +140,8 @@ class Update(ABC):
     name: ClassVar[str]
     #: Whose update it is.
     geometry: ClassVar[type[Geometry]]
-    #: The arrays: x, its gradient, then the latents and their momenta, ``"b" + latent``.
+    #: The arrays: x, its gradient, then the latents and their momenta, ``"b" + latent``, which SGD without momentum has
+    #: not.
     arrays: ClassVar[tuple[str, ...]]
     #: The numbers of a piece beside ``lr`` (that of the latents) and ``momentum``.
     numbers: ClassVar[tuple[str, ...]]
@@ -156,7 +157,7 @@ class Update(ABC):
         return steps_like(geometry, self.geometry)
 
     @abstractmethod
-    def body(self, *, nesterov: bool, masked: bool) -> str:
+    def body(self, *, nesterov: bool, masked: bool, momenta: bool) -> str:
         """The IR that updates element ``%i``."""
 
     @abstractmethod
@@ -167,33 +168,36 @@ class Update(ABC):
         """The masks that the loop must apply, one a weight; None for none."""
         return None
 
-    def tensors(self, parameters: list[Tensor], weights: SparseWeights, base: BaseOptimizer) -> dict[str, list[Tensor]]:
+    def tensors(
+        self, parameters: list[Tensor], weights: SparseWeights, base: BaseOptimizer, *, momenta: bool
+    ) -> dict[str, list[Tensor]]:
         """The arrays that stay where they are between steps, each with a tensor for each of the parameters."""
         found = {"x": parameters}
         for name in self.latents or ("x",):
             held = [weights.state(p)[name] for p in parameters] if self.latents else parameters
             found[name] = held
-            found["b" + name] = [base.momentum(tensor) for tensor in held]
+            if momenta:
+                found["b" + name] = [base.momentum(tensor) for tensor in held]
         return found
 
-    @property
-    def columns(self) -> tuple[str, ...]:
+    def columns(self, *, momenta: bool) -> tuple[str, ...]:
         """The arrays as they stand in a table, the mask last."""
-        return (*self.arrays, "mask")
+        kept = {"b" + name for name in self.latents or ("x",)}
+        return (*(name for name in self.arrays if momenta or name not in kept), "mask")
 
-    def ir(self, name: str, *, nesterov: bool, masked: bool) -> str:
+    def ir(self, name: str, *, nesterov: bool, masked: bool, momenta: bool = True) -> str:
         """LLVM IR of ``name(task, first, last)``, the update of every element of the pieces [first, last) of a table.
 
         ``name_check(task, first, last)`` sets ``bad`` of each piece to whether its gradient is not all finite.
         ``name_team(task)`` and ``name_check_team(task)`` are what a thread of a team does of it, see
         :data:`mirrormask.optimizer.steps.fused_cpu.team.TEAM`.
         """
-        numbers = ("lr", "momentum", *self.numbers)
+        numbers, columns = ("lr", "momentum", *self.numbers), self.columns(momenta=momenta)
         fields = {
             field: ARRAY.format(field=field, index=index, element="i8" if field == "mask" else "float")
-            for index, field in enumerate(self.columns)
+            for index, field in enumerate(columns)
         } | {field: NUMBER.format(field=field, index=index) for index, field in enumerate(numbers)}
-        kinds = [("ptr noalias", field) for field in self.columns] + [("float", field) for field in numbers]
+        kinds = [("ptr noalias", field) for field in columns] + [("float", field) for field in numbers]
         parameters = ", ".join(f"{kind} %{field}" for kind, field in [*kinds, ("i64", "count")])
         arguments = ", ".join(f"{kind.split()[0]} %{field}" for kind, field in [*kinds, ("i64", "count")])
         task = {
@@ -204,10 +208,10 @@ class Update(ABC):
         table = "\n".join(task[field] for field in ("arrays", "numbers", "pieces", "bad", "parameters", "stream"))
         team = "\n".join(task[field] for field in ("bounds", "shares", "thread_num", "num_threads"))
         piece = STREAMED_PIECE if self.streams else PIECE
-        check = f"{name}_check"
+        body, check = self.body(nesterov=nesterov, masked=masked, momenta=momenta), f"{name}_check"
         return "\n".join(
             (
-                BLOCK.format(name=name, parameters=parameters, body=self.body(nesterov=nesterov, masked=masked)),
+                BLOCK.format(name=name, parameters=parameters, body=body),
                 piece.format(name=name, parameters=parameters, arguments=arguments, **block_fields(kinds)),
                 TABLE.format(name=name, loads=table, fields="".join(fields.values()), arguments=arguments),
                 TEAM.format(name=name, loads=team),

@@ -1,0 +1,78 @@
+"""Weights that lie in memory of which another parameter is made too: two masks on one number undo each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mirrormask.optimizer.shards import shard_of
+
+__all__ = ["check_memory"]
+
+
+def check_memory(model: nn.Module, base: Optimizer, chosen: Mapping[str, Tensor]) -> None:
+    """Refuse a weight of which some memory is another parameter's, as ``nn.Parameter(other.weight.t())`` makes it.
+
+    Under a torch optimizer both write there, and it trains. Latents are of one of the two, and so are masks.
+
+    Args:
+        model: the network.
+        base: its optimizer, which may hold parameters of others.
+        chosen: the weights to sparsify, by name.
+
+    Raises:
+        ValueError: it names both.
+    """
+    names = {id(p): name for name, p in model.named_parameters()}
+    held = [p for group in base.param_groups for p in group["params"]]
+    own = {id(p) for p in chosen.values()}
+    found = sorted(_spans({id(p): p for p in [*model.parameters(), *held]}.values()), key=lambda span: span[:3])
+    reach: tuple[str, int, int, Tensor] | None = None  # of those so far on this device, the one that ends last
+    for span in found:
+        if reach is not None and reach[0] == span[0] and span[1] < reach[2]:
+            pair = [reach[3], span[3]]
+            if any(id(p) in own for p in pair) and _share(shard_of(pair[0].detach()), shard_of(pair[1].detach())):
+                one, other = (repr(names.get(id(p), "a parameter of another model")) for p in pair)
+                raise ValueError(
+                    f"{one} and {other} are two parameters in one memory, which two masks would undo in each other; "
+                    "make them one parameter (b.weight = a.weight; transpose it in forward), clone one of them, or "
+                    "leave both out with weights="
+                )
+        if reach is None or reach[0] != span[0] or span[2] > reach[2]:
+            reach = span
+
+
+def _spans(parameters: Iterable[Tensor]) -> list[tuple[str, int, int, Tensor]]:
+    """Device, first and last byte of those whose memory can be looked at, and the parameter."""
+    found = []
+    for p in parameters:
+        own = shard_of(p.detach())
+        plain = own.layout == torch.strided and not isinstance(own, torch._subclasses.FakeTensor)
+        if not plain or own.is_meta or not own.numel():
+            continue
+        try:
+            start = own.data_ptr()
+        except RuntimeError:  # of a subclass that is made of other tensors
+            continue
+        found.append((str(own.device), start, start + _reach(own) * own.element_size(), p))
+    return found
+
+
+def _reach(tensor: Tensor) -> int:
+    """How many elements lie from its first to its last, those that are not its own included."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _share(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors whose spans cross have bytes in common: columns of one matrix cross and have none."""
+    if a.element_size() != b.element_size() or a.is_contiguous() or b.is_contiguous():
+        return True
+    start = min(a.data_ptr(), b.data_ptr())
+    places = [(t.data_ptr() - start) // t.element_size() for t in (a, b)]
+    room = max(place + _reach(t) for place, t in zip(places, (a, b), strict=True))
+    marks = torch.zeros(room, dtype=torch.bool, device="cpu")
+    marks.as_strided(a.shape, a.stride(), places[0]).fill_(True)
+    return bool(marks.as_strided(b.shape, b.stride(), places[1]).any())
