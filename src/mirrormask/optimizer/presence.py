@@ -110,8 +110,8 @@ class Presence:
                 )
             raise RuntimeError(
                 f"the model does not hold {few(gone)} any more: something has put other parameters in their place "
-                "(another module, fully_shard, to_empty, load_state_dict(assign=True), quantization, ...), which this optimizer does "
-                "not train; do that first, then build the optimizer, then call mm.sparsify"
+                "(another module, fully_shard, to_empty, load_state_dict(assign=True), quantization, ...), which this "
+                "optimizer does not train; do that first, then build the optimizer, then call mm.sparsify"
             )
         for (name, x), (shape, dtype, device) in zip(self._weights.items(), self._kinds.values(), strict=True):
             if x.shape != shape or x.dtype != dtype or x.device != device:
