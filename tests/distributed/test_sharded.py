@@ -297,11 +297,10 @@ def what_each_measures_is_averaged(rank):
     optimizer = mm.sparsify(model, base, mm.methods.snip(0.7), steps=STEPS, batches=[batch(rank)], loss_fn=loss)
     for mask, expected in zip(optimizer.masks.values(), mm.masks.select(scores, 0.7, "global"), strict=True):
         assert torch.equal(mask, expected)
-    own = [batch(0)] if rank == 0 else []
-    with pytest.raises(*((RuntimeError, "another process could not") if rank == 0 else (ValueError, "batches"))):
-        mm.sparsify(
-            model, BASES["sgd"](model.parameters()), mm.methods.snip(0.7), steps=STEPS, batches=own, loss_fn=loss
-        )
+    base, own = BASES["sgd"](model.parameters()), [batch(0)][: 1 - rank]
+    kind, said = (ValueError, "batches") if rank else (RuntimeError, "another process could not measure its scores")
+    with pytest.raises(kind, match=said):
+        mm.sparsify(model, base, mm.methods.snip(0.7), steps=STEPS, batches=own, loss_fn=loss)
 
 
 def an_empty_row_of_weight_norm_is_refused():

@@ -149,7 +149,7 @@ def test_without_a_mask_what_is_written_stays(name):
 
 
 @pytest.mark.parametrize("name", ["mirror", "gmp"])
-@pytest.mark.parametrize("how", ["assign", "setattr", "to_empty", "half", "another device"])
+@pytest.mark.parametrize("how", ["assign", "setattr", "module", "to_empty", "half", "another device"])
 def test_parameters_that_are_replaced_are_an_error_at_the_next_step(name, how):
     model, optimizer = build(name)
     train(model, optimizer, 2)
@@ -157,6 +157,8 @@ def test_parameters_that_are_replaced_are_an_error_at_the_next_step(name, how):
         model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
     elif how == "setattr":
         model[0].weight = nn.Parameter(model[0].weight.detach().clone())
+    elif how == "module":
+        model[0] = copy.deepcopy(model[0])
     elif how == "to_empty":
         model.to("meta").to_empty(device="cpu")
     elif how == "half":
@@ -176,6 +178,15 @@ def test_a_parametrization_registered_later_moves_the_parameter_and_keeps_it():
     train(model, optimizer, STEPS)
     optimizer.finalize()
     assert nonzeros(model) == KEPT
+
+
+def test_a_module_that_is_wrapped_later_keeps_its_parameter_until_another_takes_its_place():
+    model, optimizer = build()
+    model[0] = nn.Sequential(model[0])
+    train(model, optimizer, 2)
+    model[0][0] = copy.deepcopy(model[0][0])
+    with pytest.raises(RuntimeError, match=r"does not hold 0\.weight any more.*another module"):
+        train(model, optimizer, 1)
 
 
 # -- numbers that are not finite --------------------------------------------------------------------------------------
