@@ -147,7 +147,8 @@ class Presence:
         path: dict[tuple[int, str], tuple[nn.Module, str, nn.Module]] = {}
         modules = dict(self.model.named_modules(remove_duplicate=False))
         for at, module in modules.items():
-            own = [(leaf, p) for leaf, p in module._parameters.items() if id(p) in names and names.pop(id(p))]
+            own = [(leaf, p) for leaf, p in module._parameters.items()
+                   if p is not None and id(p) in names and names.pop(id(p))]  # fmt: skip
             self._places += [(module, leaf, p) for leaf, p in own]
             while own and at:
                 above, _, name = at.rpartition(".")
