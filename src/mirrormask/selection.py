@@ -14,6 +14,7 @@ from mirrormask import selection_notes as notes
 from mirrormask.checks import callers_level
 from mirrormask.flats import count_each
 from mirrormask.matrices import Candidate, candidates, defaults
+from mirrormask.resharding import reshard
 
 __all__ = ["LayerSparsity", "Sparsity", "Weights", "count_zeros", "select_weights", "sparsity"]
 
@@ -194,6 +195,7 @@ def sparsity(model: nn.Module, weights: Weights | None = None) -> Sparsity:
         >>> sparsity(layer, weights=["weight", "bias"]).numel
         5
     """
+    reshard(model)
     listed = candidates(model)
     chosen = _choose(model, listed, weights, frozen=True)
     layers = count_zeros({c.name: c.parameter for c in chosen}).layers

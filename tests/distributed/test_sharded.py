@@ -18,7 +18,7 @@ import mirrormask as mm
 #: What differs in how it sums, chooses or exchanges; every other method is made of these parts.
 METHODS = [("mirror", "sgd"), ("mirror", "adamw"), ("str", "sgd"), ("cs", "adamw"), ("rigl", "sgd"), ("set", "adamw"),
            ("acdc_ham", "sgd"), ("pilot", "sgd"), ("sign_in", "sgd"), ("powerprop", "adamw"),
-           ("lth", "sgd"), ("elsa", "adamw")]  # fmt: skip
+           ("lth", "sgd"), ("elsa", "adamw"), ("dwf", "sgd")]  # fmt: skip
 
 
 def test_two_processes(tmp_path):
@@ -44,6 +44,9 @@ def _two(rank, size, folder):
     yield "refused", refused_by_name
     yield "order", sharded_afterwards_is_refused
     yield "agreement", lambda: disagreement_is_named(rank)
+    yield "one goes its own way", lambda: one_process_goes_its_own_way(rank)
+    yield "scores", lambda: what_each_measures_is_averaged(rank)
+    yield "weight norm", an_empty_row_of_weight_norm_is_refused
     yield "ddp", lambda: rank_0_s_latents_are_everyone_s(rank)
     yield "columns", lambda: columns_sharded(rank, size, alone)
     for kind in ("bf16", "checkpointing", "compile", "offload"):
@@ -162,14 +165,25 @@ def zeros_are_counted_and_kept(rank):
     optimizer.finalize()
     wanted = round(0.3 * mm.sparsity(model).numel)
     assert mm.sparsity(model).nonzeros == wanted
-    other = sharded(make_model(seed=5))
+    other = fully_shard(make_model(seed=5))
+    with pytest.raises(ValueError, match="has no zeros to keep"):
+        mm.keep_zeros(other, torch.optim.SGD(other.parameters(), lr=0.1))
+    seen(other)
     mm.apply_masks(other, optimizer.masks)
+    seen(other)
     assert mm.sparsity(other).nonzeros == wanted
     tuned = torch.optim.AdamW(model.parameters(), lr=0.1)
+    seen(model)
     mm.keep_zeros(model, tuned)
     nn.functional.mse_loss(model(batch(1)[0]), batch(1)[1]).backward()
     tuned.step()
     assert mm.sparsity(model).nonzeros == wanted
+
+
+def seen(model):
+    """After this FSDP leaves whole tensors where its parameters were; what is written into them is lost."""
+    with torch.no_grad():
+        model.eval()(batch(0)[0].to(next(model.parameters()).dtype))
 
 
 class Mixing(mm.methods.get("mirror")(0.5).geometry.__class__):
@@ -187,7 +201,7 @@ def refused_by_name():
         fails(f"score='{name}' reads gradients of whole weights", make_method(name), batches=[batch(0)])
     fails("Adafactor steps a part of a tensor otherwise", make_method("gmp"), torch.optim.Adafactor)
     method = mm.methods.Method(Mixing(), make_method("dense").decay, make_method("gmp").mask)
-    fails("Mixing does not say whether", method)
+    fails("Mixing of the method .* does not say that it may be given a part", method)
     torn = nn.Linear(12, 4)
     torn.weight = nn.Parameter(distribute_tensor(torch.ones(4, 12), mesh_of(2), [Shard(1)]))
     method = mm.methods.gmp(0.5, pattern="2:4")
@@ -199,6 +213,24 @@ def refused_by_name():
     for use_orig_params in (True, False):
         old = FullyShardedDataParallel(make_model(), use_orig_params=use_orig_params, device_id=torch.device("cpu"))
         fails("FullyShardedDataParallel lays parameters end to end", make_method("gmp"), model=old)
+
+    model = fully_shard(make_model().float())
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    tools = {
+        "prune": lambda: mm.prune(model, [batch(0)[0]], 0.5),
+        "quantize": lambda: mm.quantize(model),
+        "compile": lambda: mm.compile(model, batch(0)[0].float()),
+        "export": lambda: mm.export.torch_sparse(model),
+        "exp": lambda: mm.export.two_four(model),
+    }
+    for verb, tool in tools.items():
+        seen(model)
+        with pytest.raises(ValueError, match=f"0.weight.*sharded over processes; {verb}"):
+            tool()
+    seen(model)
+    with pytest.raises(ValueError, match="after a forward pass, which leaves whole tensors in their place until"):
+        mm.sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), make_method("gmp"), steps=STEPS)
+    mm.sparsify(model, base, make_method("gmp"), steps=STEPS)
 
 
 def sharded_afterwards_is_refused():
@@ -228,6 +260,58 @@ def disagreement_is_named(rank):
         optimizer.load_state_dict(state)
     with pytest.raises(RuntimeError, match=r"step is \d+ on rank 0 and 0 on rank 1"):
         train(other, optimizer, 0, 1)
+
+
+def one_process_goes_its_own_way(rank):
+    """A rate of its own, an end of its own; a score of its own is one of several."""
+    for kind in ("fsdp", "ddp"):
+        model = sharded(make_model()) if kind == "fsdp" else nn.parallel.DistributedDataParallel(make_model())
+        method = mm.methods.magnitude(0.5, at=0.5)
+        optimizer = mm.sparsify(model, BASES["sgd"](model.parameters()), method, steps=8)
+        optimizer.param_groups[0]["lr"] *= 1 + rank
+        with pytest.raises(RuntimeError, match=r"groups.0.lr is 0.05 on rank 0 and 0.1 on rank 1"):
+            train(model, optimizer, 0, 1, rank, 2)
+    model = nn.parallel.DistributedDataParallel(make_model())
+    optimizer = mm.sparsify(model, BASES["sgd"](model.parameters()), make_method("gmp"), steps=STEPS)
+    train(model, optimizer, 0, 2, rank, 2)
+    if rank:
+        optimizer.finalize()
+    with pytest.raises(RuntimeError, match="finalized is False on rank 0 and True on rank 1"):
+        train(model, optimizer, 2, STEPS, rank, 2)
+    model = nn.parallel.DistributedDataParallel(make_model())
+    optimizer = mm.sparsify(model, BASES["sgd"](model.parameters()), make_method("pilot"), steps=STEPS)
+    for score in (0.5, 0.6 - 0.4 * rank):  # the mean falls
+        optimizer.epoch_end(score=score)
+    assert optimizer.parts.training.decay.state["score"] == pytest.approx(0.4)
+    assert optimizer.parts.training.decay.state["alpha"] == pytest.approx(0.01)
+
+
+def what_each_measures_is_averaged(rank):
+    """With the weights of rank 0, whatever each began with, and each one's own batches."""
+    found = mm.masks.saliency.snip
+    one, loss = make_model(), nn.functional.mse_loss
+    weights = {name: p for name, p in one.named_parameters() if name.endswith("weight")}
+    scores = [sum(each) for each in zip(*(found(one, weights, [batch(i)], loss) for i in range(2)), strict=True)]
+    model = make_model(seed=rank)
+    base = BASES["sgd"](model.parameters())
+    optimizer = mm.sparsify(model, base, mm.methods.snip(0.7), steps=STEPS, batches=[batch(rank)], loss_fn=loss)
+    for mask, expected in zip(optimizer.masks.values(), mm.masks.select(scores, 0.7, "global"), strict=True):
+        assert torch.equal(mask, expected)
+    base, own = BASES["sgd"](model.parameters()), [batch(0)][: 1 - rank]
+    kind, said = (ValueError, "batches") if rank else (RuntimeError, "another process could not measure its scores")
+    with pytest.raises(kind, match=said):
+        mm.sparsify(model, base, mm.methods.snip(0.7), steps=STEPS, batches=own, loss_fn=loss)
+
+
+def an_empty_row_of_weight_norm_is_refused():
+    for dim in (0, 1):
+        model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 8), dim=dim))
+        with torch.no_grad():
+            model[0].parametrizations.weight.original1.select(dim, 5).mul_(1e-3)
+        fully_shard(model)
+        method = mm.methods.Method(mm.geometry.Euclidean(), mm.decay.ConstantDecay(), mm.masks.AtStart(0.5))
+        with pytest.raises(RuntimeError, match=r"leaves nothing of some rows of 0\.parametrizations\.weight"):
+            mm.sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), method, steps=4)
 
 
 def rank_0_s_latents_are_everyone_s(rank):

@@ -39,6 +39,14 @@ class Held:
         """From sums over what is here, one number a weight, those over all of it."""
         return parts
 
+    def cut(self, x: Tensor, full: Tensor) -> Tensor:
+        """What belongs to ``x`` of a tensor of the whole weight's shape."""
+        return full
+
+    def first(self, x: Tensor, count: int) -> Tensor:
+        """The first elements of the weight in row-major order, in float64, in CPU memory."""
+        return x.detach().reshape(-1)[:count].double().cpu()
+
 
 class Geometry(ABC):
     """How a weight moves: the map ``x = φ(θ)`` and its pullback ``∂θ = (Dφ)ᵀ ∂x``.

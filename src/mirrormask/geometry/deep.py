@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mirrormask.checks import check_int, check_number
-from mirrormask.geometry.base import Geometry, Latents
+from mirrormask.geometry.base import Geometry, Held, Latents
 from mirrormask.geometry.hadamard import balance, check_beta_and_gain
 
 __all__ = ["DeepProduct", "draw_factors"]
@@ -26,7 +26,9 @@ GROWN = 16.0
 MOST = 8
 
 
-def draw_factors(x: Tensor, sigma: float, depth: int, least: float, generator: torch.Generator) -> list[Tensor]:
+def draw_factors(
+    x: Tensor, sigma: float, depth: int, least: float, generator: torch.Generator, held: Held = Geometry.held
+) -> list[Tensor]:
     """``depth`` factors whose product is x, of truncated normal sizes.
 
     The sizes are drawn from a normal of deviation ``σ^(1/D)``, between ``(least σ)^(1/D)`` and ``(2 σ)^(1/D)``, and all
@@ -40,6 +42,7 @@ def draw_factors(x: Tensor, sigma: float, depth: int, least: float, generator: t
         depth: D, at least 2.
         least: what counts as too small to move, as a share of σ, in (0, 1].
         generator: in CPU memory.
+        held: knows what is elsewhere of the weight: each element's draw goes by its place in all of it.
 
     Returns:
         D new tensors; all but the last are positive.
@@ -51,7 +54,8 @@ def draw_factors(x: Tensor, sigma: float, depth: int, least: float, generator: t
         True
     """
     low, high = ((bound ** (1 / depth)) / math.sqrt(2) for bound in (least, 2.0))
-    span = torch.rand((depth, *x.shape), generator=generator, dtype=torch.float64)
+    span = torch.stack([held.cut(x, draw) for draw in
+                        torch.rand((depth, *held.shape(x)), generator=generator, dtype=torch.float64)])  # fmt: skip
     sizes = torch.erfinv(math.erf(low) + (math.erf(high) - math.erf(low)) * span).mul_(
         math.sqrt(2)
     )  # in units of σ^(1/D)
@@ -106,8 +110,7 @@ class DeepProduct(Geometry):
     seed: int = 0
 
     keeps_zeros: ClassVar[bool] = True
-    #: The draw is of whole tensors.
-    shards: ClassVar[bool] = False
+    shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if check_int("depth", self.depth, low=2) > MOST:
@@ -127,12 +130,13 @@ class DeepProduct(Geometry):
         """The factors of :func:`draw_factors`, in float32 at least; the same for the same weights."""
         x = x.detach()
         x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        if not x.numel():
+        if not self.held.size(x):
             return {name: x.clone() for name in self.latents}
-        first = x.reshape(-1)[:4096].double().cpu().numpy().tobytes()  # so that layers of one shape differ
+        # So that layers of one shape differ; a sum over processes has no -0.
+        first = (self.held.first(x, 4096) + 0.0).numpy().tobytes()
         words = np.random.SeedSequence([self.seed, zlib.crc32(first)]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(words[0] >> 1))
-        factors = draw_factors(x, balance("rms", x, self.held) / 2, self.depth, self.least, generator)
+        factors = draw_factors(x, balance("rms", x, self.held) / 2, self.depth, self.least, generator, self.held)
         return dict(zip(self.latents, factors, strict=True))
 
     def pullback(self, grads: list[Tensor], x: list[Tensor], latents: Latents) -> dict[str, list[Tensor]]:
@@ -164,8 +168,8 @@ class DeepProduct(Geometry):
             return 1.0
         ones = torch.ones_like(latents[self.latents[0]])
         slopes = self.pullback([ones], [x], {name: [latents[name]] for name in self.latents})
-        total = sum(float((s.double().abs() if adaptive else s.double().square()).sum()) for (s,) in slopes.values())
-        speed = total / self.held.size(x)
+        totals = [(s.double().abs() if adaptive else s.double().square()).sum() for (s,) in slopes.values()]
+        speed = sum(float(total) for own in totals for total in self.held.sums([own])) / self.held.size(x)
         gain = self.gain
         if isinstance(gain, str):
             power = 1 / self.depth - 1 / 2
@@ -175,7 +179,8 @@ class DeepProduct(Geometry):
     def revive(self, latents: Mapping[str, Tensor], alive: Tensor, new: Tensor, values: Tensor | None = None) -> None:
         """All factors but the last are the D-th root of the living weights' rms; the last is 0, or what x takes."""
         x = torch.stack([latents[name] for name in self.latents]).prod(0)
-        size = (x.square() * alive).sum().div(alive.sum().clamp(min=1)).sqrt()
+        (total,), (lived,) = self.held.sums([(x.square() * alive).sum()]), self.held.sums([alive.sum()])
+        size = total.div(lived.clamp(min=1)).sqrt()
         start = torch.where(size > 0, size, torch.ones_like(size)).pow(1 / self.depth)
         for name in self.latents[:-1]:
             latents[name].copy_(torch.where(new, start.to(latents[name].dtype), latents[name]))

@@ -114,6 +114,12 @@ def held_weights(
     chosen = select_weights(model, weights)
     held = {id(p) for group in base.param_groups for p in group["params"]}
     missing = [name for name, p in chosen.items() if id(p) not in held]
+    if missing and all(is_sharded(chosen[name]) for name in missing):
+        raise ValueError(
+            f"the optimizer does not hold {few(missing)}, which are sharded: it was built before the model was, or "
+            "after a forward pass, which leaves whole tensors in their place until model.reshard(); build it over "
+            "model.parameters() after fully_shard(model) and before the first forward pass, then call mm.sparsify"
+        )
     if missing:
         raise ValueError(
             f"the optimizer does not hold {few(missing)}; build it over model.parameters(), or choose other weights "
@@ -179,8 +185,10 @@ def check_shards(method: Method, weights: SparseWeights, base: BaseOptimizer) ->
     for part in (method.geometry, method.correction):
         if part is not None and not vars(type(part)).get("shards", False):
             raise ValueError(
-                f"{type(part).__name__} does not say whether it may be given a part of a weight, and several processes "
-                "hold parts; set shards = True in its class body if it sums over a tensor through self.held alone"
+                f"{type(part).__name__} of the method {method.name!r} does not say that it may be given a part of a "
+                "weight, and several processes hold parts; train with DistributedDataParallel, choose another method, "
+                "or, if the class is your own and sums over a tensor through self.held alone, set shards = True in its "
+                "class body"
             )
     if not base.splits:
         raise ValueError(

@@ -9,7 +9,7 @@ from torch import Tensor
 from mirrormask.optimizer import diagnostics
 from mirrormask.optimizer.parts import Parts
 
-__all__ = ["change_masks", "gradients_for_growth", "keep_if_due", "observe", "recur", "watch"]
+__all__ = ["change_masks", "gradients_for_growth", "is_change_due", "keep_if_due", "observe", "recur", "watch"]
 
 #: How many steps pass between two rounds of snapping, and so how long a denormal number can live; a step that
 #: snaps by itself needs no such round, which passes over memory as often as three steps.
@@ -22,6 +22,15 @@ def gradients_for_growth(parts: Parts) -> list[Tensor | None] | None:
     if not mask.regrows or training.finalized or not mask.regrow_at(training.clock.next):
         return None
     return [None if x.grad is None else x.grad.clone() for x in parts.weights.values()]
+
+
+def is_change_due(parts: Parts) -> bool:
+    """Whether the masks change after the step just taken, unless they are final already.
+
+    All processes compare themselves then. One that has been finalized alone does so too: the others wait for it.
+    """
+    mask, clock = parts.method.mask, parts.training.clock
+    return mask.sparsity_at(clock) is not None or (mask.regrows and bool(mask.regrow_at(clock)))
 
 
 def change_masks(parts: Parts, dense: Sequence[Tensor | None] | None) -> str | None:

@@ -135,11 +135,11 @@ class MaskChanges(MaskChoice):
 
     def _check_rows(self, masks: Sequence[Tensor]) -> None:
         """Weight norm divides a row by its norm: refuse a mask that leaves nothing of one, before it is NaN."""
-        bad = [
-            name
-            for name, mask in zip(self.weights, masks, strict=True)
-            if self.normed.get(name) and not self.weights.shards.spread and not bool(mask.sum(self.normed[name]).all())
-        ]
+        normed = [(name, x, mask) for (name, x), mask in zip(self.weights.items(), masks, strict=True)
+                  if self.normed.get(name)]  # fmt: skip
+        sums = [(x, mask.sum(self.normed[name]), self.normed[name]) for name, x, mask in normed]
+        rows = self.weights.shards.rows(sums)
+        bad = [name for (name, _, _), living in zip(normed, rows, strict=True) if not bool(living.all())]
         if bad:
             raise RuntimeError(
                 f"this sparsity leaves nothing of some rows of {few(bad)}, which weight norm divides by their norms, "

@@ -14,6 +14,7 @@ from mirrormask.checks import few
 from mirrormask.flats import which_not_finite
 from mirrormask.optimizer.shards import is_sharded
 from mirrormask.optimizer.weights import SparseWeights
+from mirrormask.resharding import reshard
 
 __all__ = ["Presence"]
 
@@ -34,9 +35,7 @@ class Presence:
         self.model = model
         self._weights = {name: weights.shards.whole(x) for name, x in weights.items()}
         self._shards = weights.shards
-        modules = dict(model.named_modules(remove_duplicate=False))
-        self._places = {name: (modules[name.rpartition(".")[0]], name.rpartition(".")[2]) for name in weights}
-        self._ways = _ways(modules, weights)
+        self._note_places()
         self._kinds = {name: (x.shape, x.dtype, x.device) for name, x in self._weights.items()}
         self._successors: list[tuple[weakref.ref[Presence], list[str]]] = []
         self._wrappers: list[weakref.ref[nn.Module]] | None = None
@@ -100,9 +99,7 @@ class Presence:
         self._check_alone()
         gone = self._gone()
         if gone and self._shards.any:
-            for module in self.model.modules():  # FSDP leaves its root whole after a forward pass
-                if any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__):
-                    module.reshard()  # type: ignore[operator]
+            reshard(self.model)
             gone = self._gone()
         if gone:
             if any(is_sharded(p) for p in self.model.parameters()) and not self._shards.any:
@@ -113,7 +110,7 @@ class Presence:
                 )
             raise RuntimeError(
                 f"the model does not hold {few(gone)} any more: something has put other parameters in their place "
-                "(fully_shard, to_empty, load_state_dict(assign=True), quantization, another layer, ...), which this "
+                "(another module, fully_shard, to_empty, load_state_dict(assign=True), quantization, ...), which this "
                 "optimizer does not train; do that first, then build the optimizer, then call mm.sparsify"
             )
         for (name, x), (shape, dtype, device) in zip(self._weights.items(), self._kinds.values(), strict=True):
@@ -132,14 +129,32 @@ class Presence:
 
     def _gone(self) -> list[str]:
         """The weights that the model does not hold now."""
-        gone = [name for name, (module, leaf) in self._places.items()
-                if module._parameters.get(leaf) is not self._weights[name]]  # fmt: skip
-        if not all(above._modules.get(leaf) is module for above, leaf, module in self._ways):
-            gone = list(self._weights)  # a layer was taken out, or wrapped
-        if gone:
-            there = {id(p) for p in self.model.parameters()}  # a parametrization moves a parameter, and keeps it
-            gone = [name for name in gone if id(self._weights[name]) not in there]
+        same = all(module._parameters.get(leaf) is x for module, leaf, x in self._places)
+        if same and all(above._modules.get(name) is module for above, name, module in self._path):
+            return []
+        there = {
+            id(p) for p in self.model.parameters()
+        }  # a parametrization or a wrapper moves a parameter, and keeps it
+        gone = [name for name, x in self._weights.items() if id(x) not in there]
+        if not gone:
+            self._note_places()
         return gone
+
+    def _note_places(self) -> None:
+        """Where each weight is: its module, and how one gets there from the model."""
+        names = {id(x): name for name, x in self._weights.items()}
+        self._places: list[tuple[nn.Module, str, Tensor]] = []
+        path: dict[tuple[int, str], tuple[nn.Module, str, nn.Module]] = {}
+        modules = dict(self.model.named_modules(remove_duplicate=False))
+        for at, module in modules.items():
+            own = [(leaf, p) for leaf, p in module._parameters.items()
+                   if p is not None and id(p) in names and names.pop(id(p))]  # fmt: skip
+            self._places += [(module, leaf, p) for leaf, p in own]
+            while own and at:
+                above, _, name = at.rpartition(".")
+                path[id(modules[above]), name] = modules[above], name, modules[at]
+                at = above
+        self._path = list(path.values())
 
     def check_finite(self) -> None:
         """Raise unless all numbers in the weights are finite.
@@ -161,13 +176,3 @@ class Presence:
         wanted = {id(p) for p in parameters}
         found = [name for name, p in self.model.named_parameters() if id(p) in wanted]
         return few(found) if found else f"{len(wanted)} parameters"
-
-
-def _ways(modules: dict[str, nn.Module], weights: Iterable[str]) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Every step down from the model to the modules of these weights: a module, the name of one in it, that one."""
-    paths = {name.rpartition(".")[0] for name in weights}
-    for path in list(paths):
-        while path:
-            path = path.rpartition(".")[0]
-            paths.add(path)
-    return [(modules[path.rpartition(".")[0]], path.rpartition(".")[2], modules[path]) for path in paths if path]

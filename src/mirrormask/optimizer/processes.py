@@ -49,6 +49,15 @@ class Processes:
         """The maximum over all processes; a new tensor, where ``tensor`` is."""
         return self._reduced(tensor, dist.ReduceOp.MAX) if self.count > 1 else tensor
 
+    def mean(self, number: float) -> float:
+        """The mean over all processes; where it is one number on all of them, that number to the last bit."""
+        if self.count == 1:
+            return number
+        least, most = (-self.max(torch.tensor([-number, number], dtype=torch.float64)) * torch.tensor([1, -1])).tolist()
+        if least == most:
+            return number
+        return float(self.sum(torch.tensor(number, dtype=torch.float64))) / self.count
+
     def same(self, numbers: Sequence[int]) -> bool:
         """Whether every process has these integers of 64 bits."""
         if self.count == 1 or not numbers:

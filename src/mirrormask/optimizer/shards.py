@@ -215,6 +215,27 @@ class Shards:
         own = [n * self.counts(t) for n, t in zip(numbers, x, strict=True)]
         return self.processes.sum(torch.tensor(own, dtype=torch.int64)).tolist()  # type: ignore[no-any-return]
 
+    def rows(self, found: Sequence[tuple[Tensor, Tensor, tuple[int, ...]]]) -> list[Tensor]:
+        """Sums over some dimensions of weights, of all of each; one exchange.
+
+        Args:
+            found: a weight, the integers that came of summing what is here of it, and the dimensions summed over.
+        """
+        if not self.spread or not found:
+            return [own for _, own, _ in found]
+        wholes = []
+        for x, own, dims in found:
+            shape, left = self.shape(x), [d for d in range(x.dim()) if d not in dims]
+            here = [self.places(x, d) for d in left]
+            whole = torch.zeros([shape[d] for d in left], dtype=torch.int64)
+            along = [torch.arange(shape[d]) if at is None else at for d, at in zip(left, here, strict=True)]
+            if self.counts(x):
+                whole[torch.meshgrid(*along, indexing="ij") if along else ...] = own.cpu()
+            wholes.append(whole)
+        flat = self.processes.sum(torch.cat([whole.view(-1) for whole in wholes]))
+        parts = torch.split(flat, [whole.numel() for whole in wholes])
+        return [part.view(whole.shape) for part, whole in zip(parts, wholes, strict=True)]
+
     def max(self, numbers: Sequence[float]) -> list[float]:
         """The largest of each number."""
         if not self.spread:
@@ -243,6 +264,20 @@ class _HeldHere(Held):
     def shape(self, x: Tensor) -> torch.Size:
         (own,) = self._x
         return self._shards.shape(own)
+
+    def cut(self, x: Tensor, full: Tensor) -> Tensor:
+        (own,) = self._x
+        return self._shards.cut(own, full)
+
+    def first(self, x: Tensor, count: int) -> Tensor:
+        (own,) = self._x
+        if not self._shards.spread:
+            return super().first(x, count)
+        there = self._shards.index(own)(torch.arange(x.numel()))
+        chosen, found = there < count, torch.zeros(min(count, self._shards.size(own)), dtype=torch.float64)
+        if self._shards.counts(own):
+            found[there[chosen]] = x.detach().reshape(-1).cpu()[chosen].double()
+        return self._shards.processes.sum(found)
 
     def sums(self, parts: list[Tensor]) -> list[Tensor]:
         if not parts or not self._shards.spread:  # under DDP each process holds all of it

@@ -17,7 +17,15 @@ from mirrormask.optimizer.agreement import fingerprint
 from mirrormask.optimizer.arguments import check_group, check_shards
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
 from mirrormask.optimizer.decay_clock import DecayClock
-from mirrormask.optimizer.due import change_masks, gradients_for_growth, keep_if_due, observe, recur, watch
+from mirrormask.optimizer.due import (
+    change_masks,
+    gradients_for_growth,
+    is_change_due,
+    keep_if_due,
+    observe,
+    recur,
+    watch,
+)
 from mirrormask.optimizer.edits import Edits
 from mirrormask.optimizer.freezing import Freezing
 from mirrormask.optimizer.mask_changes import MaskChanges
@@ -30,11 +38,14 @@ from mirrormask.optimizer.shards import Shards, is_sharded
 from mirrormask.optimizer.state_dict import StateDict
 from mirrormask.optimizer.steps import FUSED, STEPS, Now, Step
 from mirrormask.optimizer.surroundings import apart
-from mirrormask.optimizer.together import agree_on_state, begin_together
+from mirrormask.optimizer.together import agree_on_state, begin_together, mean_of_all
 from mirrormask.optimizer.training import Training
 from mirrormask.optimizer.weights import SparseWeights
 
 __all__ = ["SparseOptimizer"]
+
+#: How many steps processes that train together go at most without comparing what they are at.
+AGREE_EVERY = 64
 
 
 class SparseOptimizer(Optimizer):
@@ -75,18 +86,16 @@ class SparseOptimizer(Optimizer):
         super().__init__([dict(group) for group in base.param_groups], dict(base.defaults))
 
     @apart
-    def take_over(self, scores: Sequence[Tensor] | None) -> None:
+    def take_over(self, measured: Callable[[], Sequence[Tensor]] | None) -> None:
         """Before the first step: give every weight its latents, hand them to the base, and prune if that is due.
 
         Args:
-            scores: measured on data, one tensor a weight; None where the mask reads none.
+            measured: the scores that data give, one tensor a weight; None where the mask reads none.
         """
         weights, base = self.parts.weights, self.parts.base
         check_shards(self.method, weights, base)
         begin_together(self.parts, self.param_groups)
-        processes = weights.shards.processes
-        if scores is not None and processes.count > 1:
-            scores = [processes.sum(score).div_(processes.count) for score in scores]
+        scores = None if measured is None else mean_of_all(measured, weights.shards.processes)
         for index, x in enumerate(weights.values()):
             geometry = weights.geometry_of([x])
             latents = geometry.init(x)
@@ -226,7 +235,7 @@ class SparseOptimizer(Optimizer):
         parts.base.sync(self.param_groups)
         if self._to_agree:
             self._to_agree = False
-            agree_on_state(parts, latents=True)
+            agree_on_state(parts, self.param_groups, latents=True)
         if training.step == 0:
             watch(parts)  # only now: a trained network may have been loaded since this optimizer was made
         now = self._now()
@@ -246,13 +255,13 @@ class SparseOptimizer(Optimizer):
         training.skipped_in_a_row = 0
         if not training.finalized:
             changed = change_masks(parts, dense)
-            if changed:
-                agree_on_state(parts)
             if changed == "round":
                 self._steps = []
             keep_if_due(parts)
             observe(parts)
         recur(parts, snapped=step.snaps)
+        if is_change_due(parts) or training.step % AGREE_EVERY == 0:
+            agree_on_state(parts, self.param_groups)
         parts.edits.note()
 
     def _now(self) -> Now:
@@ -293,6 +302,8 @@ class SparseOptimizer(Optimizer):
     def epoch_end(self, score: float | None = None) -> None:
         """Tell the method that an epoch is over, with its training accuracy; only PILoT's own schedule reads it.
 
+        Where several processes train together, each of them calls this; of different scores their mean counts.
+
         Raises:
             ValueError: the method's decay needs a score and got None.
         """
@@ -301,9 +312,11 @@ class SparseOptimizer(Optimizer):
             return
         if score is None:
             raise ValueError(f"{type(decay).__name__} reads the training accuracy; call epoch_end(score=accuracy)")
-        self.weights.shards.refresh()
+        shards = self.weights.shards
+        shards.refresh()
+        mean = shards.processes.mean(float(score))  # of its part of the data each process has an accuracy of its own
         norm = diagnostics.l1_norm(self.weights)
-        decay.epoch_end(training.decay.state, training.clock, score=float(score), l1_norm=norm)
+        decay.epoch_end(training.decay.state, training.clock, score=mean, l1_norm=norm)
 
     @apart
     def diagnostics(self) -> dict[str, float]:

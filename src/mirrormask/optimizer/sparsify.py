@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mirrormask.checks import check_int, check_known
@@ -15,10 +15,11 @@ from mirrormask.methods import Method
 from mirrormask.optimizer.arguments import check_arguments, frozen_weights, held_weights, unwrapped
 from mirrormask.optimizer.mask_changes import report_empty
 from mirrormask.optimizer.processes import Processes
-from mirrormask.optimizer.shards import is_sharded
 from mirrormask.optimizer.sparse_optimizer import SparseOptimizer
+from mirrormask.optimizer.together import copy_model
 from mirrormask.optimizer.unheard import warn_of_weight_decay
 from mirrormask.progress import Clock
+from mirrormask.resharding import reshard
 from mirrormask.selection import Weights
 
 __all__ = ["sparsify"]
@@ -86,6 +87,8 @@ def sparsify(
         20
     """
     base, wrapper = unwrapped(optimizer)
+    if isinstance(model, nn.Module):
+        reshard(model)
     if isinstance(base, SparseOptimizer):
         raise ValueError("this optimizer is wrapped already; pass the base optimizer, and wrap it once")
     check_arguments(model, base, method)
@@ -101,16 +104,16 @@ def sparsify(
     empty = method.mask.check_weights({name: tuple(x.shape) for name, x in named.items()})
     if method.mask.sparsity_at(Clock(0, steps)) is None:  # else the pruning before the first step tells
         report_empty(empty, on_empty)
-    scores = None
-    if method.reads_data and not any(map(is_sharded, named.values())):  # of shards it is refused below
-        rule = method.mask
-        scores = measure(
-            rule.score, model, named, batches, loss_fn, sparsity=method.sparsity, allocation=rule.allocation
-        )
     sparse = SparseOptimizer(
         model, base, method, named, steps=steps, on_empty=on_empty, fused=fused, processes=processes
     )
-    sparse.take_over(scores)
+
+    def measured() -> list[Tensor]:
+        rule = method.mask
+        copy_model(model, processes)
+        return measure(rule.score, model, named, batches, loss_fn, sparsity=method.sparsity, allocation=rule.allocation)
+
+    sparse.take_over(measured if method.reads_data else None)
     if weights is None:
         sparse.parts.freezing.leave_out(frozen_weights(model, base))
     warn_of_weight_decay(sparse)

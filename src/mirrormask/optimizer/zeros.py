@@ -12,10 +12,11 @@ from torch.utils.hooks import RemovableHandle
 
 from mirrormask.masked import keep_only
 from mirrormask.optimizer.arguments import unwrapped
-from mirrormask.optimizer.shards import Shards, is_sharded, shard_of
+from mirrormask.optimizer.shards import Shards, shard_of
 from mirrormask.optimizer.sparse_optimizer import SparseOptimizer
 from mirrormask.optimizer.weights import bare_name
-from mirrormask.selection import Weights, select_weights
+from mirrormask.resharding import reshard
+from mirrormask.selection import Weights, count_zeros, select_weights
 
 __all__ = ["apply_masks", "keep_zeros"]
 
@@ -47,6 +48,7 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         raise TypeError(
             f"masks is a {type(masks).__name__}, not masks by name; pass optimizer.masks of what mm.sparsify returned"
         )
+    reshard(model)
     exact = dict(model.named_parameters(remove_duplicate=False))
     bare = {bare_name(name): p for name, p in exact.items()}
     work = []
@@ -100,16 +102,17 @@ def keep_zeros(model: nn.Module, optimizer: Optimizer, *, weights: Weights | Non
         raise TypeError(f"optimizer={own!r} is a {type(own).__name__}, not a torch optimizer")
     if isinstance(own, SparseOptimizer):
         raise ValueError("a SparseOptimizer keeps its zeros itself, after finalize() too")
+    reshard(model)
     trained = {id(p) for group in own.param_groups for p in group["params"]}
     if not any(id(p) in trained for p in model.parameters()):
         raise ValueError(
             f"this {type(own).__name__} holds no parameter of the model, so it trains another one; pass the optimizer "
-            "that was built over model.parameters()"
+            "that was built over model.parameters(), of a sharded one before its first forward pass"
         )
     chosen = select_weights(model, weights)
-    alive = {p: shard_of(p.detach()) != 0 for p in chosen.values()}
-    if not any(map(is_sharded, alive)):  # a part of a weight may have no zeros where the whole has
-        alive = {p: mask for p, mask in alive.items() if not bool(mask.all())}
+    counted = count_zeros(chosen).layers  # of all processes: a part of a weight may have no zeros where the whole has
+    some = [p for p, layer in zip(chosen.values(), counted, strict=True) if layer.nonzeros < layer.numel]
+    alive = {p: shard_of(p.detach()) != 0 for p in some}
     if not alive:
         raise ValueError("the model has no zeros to keep; sparsify it first, or pass the weights= that were sparsified")
 

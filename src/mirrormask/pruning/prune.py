@@ -22,6 +22,7 @@ from mirrormask.pruning.choice import choose
 from mirrormask.pruning.report import PrunedLayer, PruneReport
 from mirrormask.pruning.solver import reconstruct, relative_error
 from mirrormask.pruning.undo import all_or_nothing
+from mirrormask.resharding import reshard
 from mirrormask.selection import Weights, select_weights
 
 __all__ = ["prune"]
@@ -105,6 +106,7 @@ def prune(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model={model!r} is a {type(model).__name__}, not an nn.Module")
+    reshard(model)
     check_known("method", method, MOMENT_SCORES)
     by_row = check_known("compare", COMPARE[method] if compare is None else compare, ("layer", "row")) == "row"
     check_number("damping", damping, low=0.0)

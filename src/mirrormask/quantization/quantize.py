@@ -15,6 +15,7 @@ from mirrormask.pruning.solver import relative_error
 from mirrormask.pruning.undo import all_or_nothing
 from mirrormask.quantization.levels import levels, output_axes, per_output, rounded, scales
 from mirrormask.quantization.rounding import round_together
+from mirrormask.resharding import reshard
 
 __all__ = ["QuantizeReport", "QuantizedLayer", "quantize"]
 
@@ -94,6 +95,7 @@ def quantize(
         raise TypeError(f"model={model!r} is a {type(model).__name__}, not an nn.Module")
     if forward is not None and batches is None:
         raise ValueError("forward= says how a model is given its batches, and there are none; pass batches=")
+    reshard(model)
     axes = output_axes(model)
     weights = {name: p for name, p in model.named_parameters() if name in axes}
     _check(model, weights)

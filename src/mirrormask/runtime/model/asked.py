@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mirrormask.resharding import check_whole
 from mirrormask.runtime.graph.export import Arguments, signature_of
 
 __all__ = ["check_model", "example_arguments", "expected_of", "first_line"]
@@ -64,10 +65,11 @@ def check_model(model: Any) -> None:
 
     Raises:
         TypeError: it is no module.
-        ValueError: it is in training mode, not in float32, or not on the CPU.
+        ValueError: it is sharded, in training mode, not in float32, or not on the CPU.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}, not a torch.nn.Module")
+    check_whole(model, "compile")
     for name, module in model.named_modules():
         if module.training:
             raise ValueError(f"{name or 'the model'!r} is in training mode; call model.eval() first")

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mirrormask.checks import check_known, require
+from mirrormask.resharding import check_whole
 from mirrormask.storage.export.onnx import eval_mode
 from mirrormask.storage.tensors import named_tensors
 
@@ -87,6 +88,7 @@ def coreml(
     target = Path(path)
     if target.suffix != ".mlpackage":
         raise ValueError(f"path={str(path)!r} does not end with .mlpackage, which Core ML asks for")
+    check_whole(model, "export")
     with _quiet():
         ct = require("coremltools", "coreml", "exporting to Core ML")
         inputs = example if isinstance(example, tuple) else (example,)

@@ -8,6 +8,7 @@ import warnings
 from torch import Tensor, nn
 
 from mirrormask.checks import check_sparsity
+from mirrormask.resharding import check_whole
 
 __all__ = ["torch_sparse"]
 
@@ -37,6 +38,7 @@ def torch_sparse(model: nn.Module, *, min_sparsity: float = 0.5) -> nn.Module:
         [1.0, 2.0]
     """
     check_sparsity(min_sparsity, "min_sparsity")
+    check_whole(model, "export")
     other = copy.deepcopy(model)
     converted: dict[int, nn.Parameter] = {}  # tied weights stay tied
     for module in other.modules():

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.sparse import SparseSemiStructuredTensorCUTLASS
 from torch.sparse._semi_structured_conversions import sparse_semi_structured_from_dense_cutlass
 
+from mirrormask.resharding import check_whole
+
 __all__ = ["two_four"]
 
 _TYPES = (torch.float16, torch.bfloat16)
@@ -40,6 +42,7 @@ def two_four(model: nn.Module) -> nn.Module:
         >>> two_four(nn.Sequential(layer))[0].weight.packed.shape
         torch.Size([32, 32])
     """
+    check_whole(model, "export")
     other = copy.deepcopy(model)
     converted: dict[int, nn.Parameter] = {}
     refused = []
