@@ -221,7 +221,7 @@ def test_mistakes_on_the_command_line(tmp_path, capsys):
     assert main(["serve", str(tmp_path / "x.mirror"), "--port", "70000"]) == 2
     assert main(["serve", "a.mirror", "b.mirror", "--name", "c"]) == 2
     error = capsys.readouterr().err
-    assert "--port=70000 is above 65535" in error and "--name='c' is for one file, and there are 2" in error
+    assert "--port is above 65,535" in error and "--name='c' is for one file, and there are 2" in error
     assert "No such file" in error and "the header claims" in error and "--max-batch=0 is below 1" in error
 
 
