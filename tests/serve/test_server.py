@@ -145,6 +145,12 @@ BAD = {
     "texts": ({"inputs": [tensor(X, data=["a"] * 864)]}, 400, "needs 864 numbers"),
     "bools": ({"inputs": [tensor(X, data=[True] * 864)]}, 400, "needs 864 numbers"),
     "ragged": ({"inputs": [tensor(X, data=[[1.0], [1.0, 2.0]])]}, 400, "needs 864 numbers"),
+    "nested in another order": (
+        {"inputs": [tensor(X, data=X.transpose(0, 2, 3, 1).tolist())]}, 400, "nested as [2, 12, 12, 3]; they differ",
+    ),
+    "beyond fp32": ({"inputs": [tensor(X, data=[1e39] + [0.0] * 863)]}, 400, "numbers beyond 3.4e38"),
+    "no text": ({"inputs": [tensor(X, shape="\ud800")]}, 400, "it is a list of sizes"),
+    "no text either": ({"inputs": [tensor(X, datatype="\udfff")]}, 400, "this model takes FP32"),
     "huge": ({"inputs": [tensor(X, shape=[1 << 30, 1 << 30, 4])]}, 400, "numbers in 'data'"),
     "negative": ({"inputs": [tensor(X, shape=[-2, 3, 12, 12])]}, 400, "it is a list of sizes"),
     "no such output": ({"inputs": [tensor(X)], "outputs": [{"name": "y"}]}, 400, "there is no output 'y'"),
@@ -169,8 +175,9 @@ def test_bad_bodies_of_bytes_and_bad_paths(server):
     for tail, words in ((b"1234", "takes 1728 bytes"), (b"0" * 1732, "4 bytes are left over")):
         status, said, _ = server.infer({"inputs": [row]}, tail)
         assert status == 400 and words in said["error"]
-    lying = server.infer({"inputs": [row]}, b"1", {"Inference-Header-Content-Length": "999999"})
-    assert lying[0] == 400 and "the body has" in lying[1]["error"]
+    for length in ("999999", "9" * 5000):
+        lying = server.infer({"inputs": [row]}, b"1", {"Inference-Header-Content-Length": length})
+        assert lying[0] == 400 and "the body has" in lying[1]["error"]
     assert server.ask("POST", "/v2/models/small/infer", b"x", {"Content-Encoding": "gzip"})[0] == 415
     assert server.ask("GET", "/v2/models/small/versions/7")[0] == server.ask("GET", "/nothing")[0] == 404
     assert server.ask("GET", "/v2/models/small/infer")[0] == 405
@@ -211,7 +218,10 @@ def test_mistakes_on_the_command_line(tmp_path, capsys):
     (tmp_path / "x.mirror").write_bytes(struct.pack("<Q", 9) + b"{}")
     assert main(["serve", str(tmp_path / "x.mirror")]) == 2
     assert main(["serve", str(tmp_path / "x.mirror"), "--max-batch", "0"]) == 2
+    assert main(["serve", str(tmp_path / "x.mirror"), "--port", "70000"]) == 2
+    assert main(["serve", "a.mirror", "b.mirror", "--name", "c"]) == 2
     error = capsys.readouterr().err
+    assert "--port is above 65,535" in error and "--name='c' is for one file, and there are 2" in error
     assert "No such file" in error and "the header claims" in error and "--max-batch=0 is below 1" in error
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import prometheus_client as prometheus
 from starlette.applications import Starlette
@@ -199,9 +201,16 @@ class _Server:
         return name
 
 
+class _Error(JSONResponse):
+    """What was wrong, in ASCII: it may quote what a client sent, which need not be text that UTF-8 can hold."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content).encode("ascii")
+
+
 async def _bad_request(request: HttpRequest, error: BadRequest) -> Response:
-    return JSONResponse({"error": str(error)}, error.status)
+    return _Error({"error": str(error)}, error.status)
 
 
 async def _http_error(request: HttpRequest, error: HTTPException) -> Response:
-    return JSONResponse({"error": f"{request.method} {request.url.path[:200]}: {error.detail}"}, error.status_code)
+    return _Error({"error": f"{request.method} {request.url.path[:200]}: {error.detail}"}, error.status_code)

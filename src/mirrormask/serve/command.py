@@ -37,9 +37,13 @@ def main(arguments: Sequence[str]) -> int:
         check_int("--max-waiting", asked.max_waiting, low=1),
         int(check_number("--max-body-mb", asked.max_body_mb, low=0.001, high=4096.0) * (1 << 20)),
     )
+    check_int("--port", asked.port, low=0, high=65535)
+    check_int("--grace", asked.grace, low=0)
+    if asked.name and len(asked.file) > 1:
+        raise ValueError(f"--name={asked.name!r} is for one file, and there are {len(asked.file)}; leave it out")
     models = {}
     for path in map(Path, asked.file):
-        name = asked.name if asked.name and len(asked.file) == 1 else path.stem
+        name = asked.name or path.stem
         if not NAME.fullmatch(name) or name in models:
             raise ValueError(f"{name!r} cannot be a model's name, or two files have it; rename one, or pass --name")
         models[name] = model = load(path, tune=not asked.no_tune, threads=asked.threads)

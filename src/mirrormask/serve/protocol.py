@@ -23,6 +23,8 @@ Array = npt.NDArray[np.float32]
 #: The header that says how many bytes of a body are JSON.
 LENGTH_HEADER = "Inference-Header-Content-Length"
 MOST_DIMENSIONS = 16
+#: Digits of that header: Python refuses to read numbers of some thousands.
+MOST_DIGITS = 20
 
 
 class BadRequest(ValueError):
@@ -60,7 +62,7 @@ def parsed(body: bytes, length: str | None, outputs: tuple[Port, ...]) -> Reques
     """
     size = len(body)
     if length is not None:
-        if not length.isdecimal() or int(length) > size:
+        if not length.isdecimal() or len(length) > MOST_DIGITS or int(length) > size:
             raise BadRequest(f"{LENGTH_HEADER} is {length[:20]!r}, and the body has {size} bytes")
         size = int(length)
     try:
@@ -171,4 +173,10 @@ def _tensor(tensor: Any, rest: memoryview) -> tuple[str, Array, int]:
         plain = np.asarray(None)
     if plain.size != count or (count and plain.dtype.kind not in "if"):
         raise BadRequest(f"the input {name!r} of shape {shape} needs {count} numbers in 'data', flat or nested")
-    return name, plain.astype(np.float32).reshape(shape), 0
+    if plain.ndim > 1 and count and list(plain.shape) != shape:  # of channels last, say: not the numbers' order
+        raise BadRequest(f"the input {name!r} of shape {shape} has 'data' nested as {list(plain.shape)}; they differ")
+    with np.errstate(over="ignore"):
+        array = plain.astype(np.float32)
+    if plain.dtype.kind == "f" and (np.isinf(array) & np.isfinite(plain)).any():
+        raise BadRequest(f"the input {name!r} has numbers beyond 3.4e38 in 'data', which FP32 cannot hold")
+    return name, array.reshape(shape), 0
