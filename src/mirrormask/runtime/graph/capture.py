@@ -19,6 +19,7 @@ from mirrormask.runtime.graph.guards import Guards
 from mirrormask.runtime.graph.ir import Graph
 from mirrormask.runtime.graph.leading import views_last
 from mirrormask.runtime.graph.left import left_of
+from mirrormask.runtime.graph.moments import loops
 from mirrormask.runtime.graph.partition import (
     Support,
     constants_of,
@@ -128,10 +129,10 @@ def _cut(model: nn.Module, exported: Export, without: Mapping[str, str] | None, 
         respond(module)
     constants, constant_names = constants_of(module)
     tensors = {constant_names[node]: tensor for node, tensor in constants.items()}
+    regions = loops(module, constant_names) if rewrite else {}
     reasons: dict[str, str] = {}
     shared = dict.fromkeys(written(module.graph), "it shares memory with what an operation changes in place")
-    regions: dict[str, Graph] = {}
-    members: dict[str, frozenset[str]] = {}
+    members: dict[str, frozenset[str]] = {name: frozenset() for name in regions}
     has_maps = any(n.target in CONVOLUTIONS for n in module.graph.nodes)
     # First the images (with the linear layers of their heads), then the linear layers over rows of what is left.
     for rows in (False, True) if has_maps else (True,):

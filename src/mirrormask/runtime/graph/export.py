@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 
 from mirrormask.runtime.graph.guards import Guards
 from mirrormask.runtime.graph.lengths import open_lengths
+from mirrormask.runtime.graph.moments import ByMoments
 
 __all__ = ["LOCK", "Arguments", "Export", "Refused", "export", "private_copy", "signature_of"]
 
@@ -171,6 +172,8 @@ def export(model: nn.Module, arguments: Arguments, *, batch_alone: bool = False)
     Raises:
         Refused: no attempt succeeds.
     """
+    # One tensor given twice would become one argument of the program, which reads it for the other too.
+    arguments = arguments.with_tensors(Tensor.detach)
     doubled = arguments.with_tensors(_two) if _one_item(arguments) else arguments
     attempts: list[tuple[Arguments, int | None]] = [(doubled, None), (doubled, 0)]
     attempts += [(arguments, None)] if doubled is not arguments else []
@@ -180,7 +183,7 @@ def export(model: nn.Module, arguments: Arguments, *, batch_alone: bool = False)
     last: Exception | None = None
     for given, which in attempts:
         try:
-            with _quiet(), _ShortSizes(), open_lengths(model):
+            with _quiet(), _ShortSizes(), ByMoments(), open_lengths(model):
                 made = _export(model, given, which)
             if made.guards.hold(arguments.named()):
                 return made

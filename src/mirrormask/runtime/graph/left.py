@@ -20,6 +20,7 @@ from mirrormask.runtime.graph.functions import (
     spaced,
     spaced_conv,
 )
+from mirrormask.runtime.graph.moments import OPERATION
 
 __all__ = ["left_of"]
 
@@ -37,6 +38,7 @@ NAMES = {
     response: "linalg_vector_norm",
     spaced_conv: "conv_transpose2d",
     spaced: "conv_transpose2d",
+    OPERATION: "recurrent layer",
 }
 
 
