@@ -68,7 +68,8 @@ def _shape_of_moments(pre: Tensor, first: Tensor | None, weight: Tensor, bias: T
     return pre.new_empty(pre.shape[0], pre.shape[1], _states(kind) * weight.shape[1])
 
 
-_library = torch.library.Library("mirrormask_runtime", "DEF")  # lives as long as the process
+_Library: Any = torch.library.Library
+_library = _Library("mirrormask_runtime", "DEF")  # lives as long as the process
 _library.define("moments(Tensor pre, Tensor? first, Tensor weight, Tensor? bias, str kind) -> Tensor")
 _library.impl("moments", moments, "CompositeExplicitAutograd")
 torch.library.register_fake("mirrormask_runtime::moments", _shape_of_moments, lib=_library)
@@ -201,10 +202,10 @@ def _takes_hidden(user: fx.Node, node: fx.Node, hidden: int) -> bool:
     return user.target is aten.slice.Tensor and user.args == (node, 2, 0, hidden)
 
 
-def _is_zero(node: fx.Node) -> bool:
+def _is_zero(node: Any) -> bool:
     """Whether a tensor is made of zeros alone."""
     if node.target is aten.cat.default:
-        return all(_is_zero(part) for part in node.args[0])  # type: ignore[union-attr]
+        return all(_is_zero(part) for part in node.args[0])
     if node.target in (aten.select.int, aten.expand.default, aten.slice.Tensor):
-        return _is_zero(node.args[0])  # type: ignore[arg-type]
+        return _is_zero(node.args[0])
     return node.target in ZEROS

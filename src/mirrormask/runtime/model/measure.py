@@ -56,7 +56,7 @@ def layer_reports(region: Region, inputs: tuple[Tensor, ...], dense: dict[str, f
             rows.append(LayerReport(op.node, (), 0.0, op.kind, seconds, 0.0, 0.0))
             continue
         if node.name not in dense:
-            dense[node.name] = _dense_seconds(node, graph.node(node.inputs[0]).shape, items)
+            dense[node.name] = moments * _dense_seconds(node, graph.node(node.inputs[0]).shape, items)
         weight = node.weight
         rows.append(LayerReport(node.layer, weight.shape, weight.sparsity, op.label, seconds, dense[node.name], 0.0))
     return rows

@@ -45,7 +45,7 @@ class Moments(Region):
         for x in inputs:
             if x.dtype is not torch.float32 or not x.is_cpu or x.layout is not torch.strided:
                 raise TypeError(f"a region takes dense float32 tensors on the CPU, not {x.dtype} on {x.device}")
-        pre, first = (*inputs, None)[:2]
+        pre, first = inputs[0], inputs[1] if len(inputs) > 1 else None
         width, states = self.graph.shapes["pre"], self.graph.node("before").span
         if pre.dim() != 3 or pre.shape[2:] != width or (first is not None and first.shape != (pre.shape[1], *states)):
             raise ValueError(
