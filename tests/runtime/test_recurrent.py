@@ -116,6 +116,9 @@ def test_what_the_loop_does_not_know_stays_in_pytorch_and_is_right():
     agree(fast, projected, torch.randn(4, 2, 6))
     model = sparse(Tagger(nn.LSTM(10, 12), 12, states=False))
     fast = mm.compile(model, torch.randn(4, 2, 6), tune=False, force=True)
+    again = mm.compile(model, torch.randn(4, 2, 6), tune=False, force=True)  # its structure comes from the cache
+    agree(again, model, torch.randn(7, 3, 6))
+    agree(copy.deepcopy(again), model, torch.randn(2, 9, 6))
     with pytest.raises(RuntimeError, match="sequence length"):  # in the model's own words
         fast(torch.randn(0, 2, 6))
     with pytest.raises(ValueError, match="moments of a recurrent layer"):

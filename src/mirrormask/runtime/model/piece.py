@@ -168,7 +168,9 @@ class Piece(nn.Module):
         kept = tuple(captured for captured in self.captures if captured.region is not None)
         if not kept and self.snapshot.model is not None and self.snapshot.changed():
             raise RuntimeError("the model has changed since it was compiled; compile it again, and copy that")
-        return {**self.__dict__, "captures": kept, "_found": {}}
+        state = {**self.__dict__, "captures": kept, "_found": {}}
+        state.pop("_seen", None)
+        return state
 
     def __getattr__(self, name: str) -> Any:
         # The code around a part may look at it: PyTorch's encoders ask their first layer for its settings.
