@@ -553,7 +553,7 @@ def test_the_report_names_what_stays_and_where():
     class Reads(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.rnn, self.head = nn.LSTM(24, 24, batch_first=True), nn.Linear(24, 5)
+            self.rnn, self.head = nn.LSTM(24, 24, proj_size=20, batch_first=True), nn.Linear(20, 5)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.rnn(x)[0])
@@ -694,3 +694,13 @@ def test_arguments_of_a_users_own_kind_and_sparse_buffers():
 def test_a_layer_that_has_no_shape_yet_is_named():
     with pytest.raises(ValueError, match=r"'0\.weight' has no shape yet"):
         compiled(nn.Sequential(nn.LazyLinear(4)).eval(), torch.randn(2, 3))
+
+
+def test_views_that_are_to_be_negated_and_traces():
+    model, x = linears(lambda m, x: m.b(torch.relu(m.a(x)))), torch.randn(5, 24)
+    fast = compiled(model, x)
+    for _ in range(2):  # the second call takes the short way
+        agree(fast, model, torch._neg_view(x))
+        agree(fast, model, x)
+    with pytest.raises(RuntimeError, match="cannot be traced"):
+        torch.jit.trace(fast, x)

@@ -93,7 +93,7 @@ class Arguments:
     def kind(self) -> str:
         """All but the tensors' sizes and values: what must be equal for a capture to be of use."""
         leaves, spec = pytree.tree_flatten((self.args, self.kwargs))
-        facts = [(str(leaf.dtype), leaf.dim()) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves]
+        facts = [_fact(leaf) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves]
         return repr((str(spec), facts))
 
     def named(self) -> dict[str, Any]:
@@ -125,6 +125,11 @@ class Arguments:
             lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, (self.args, self.kwargs)
         )
         return Arguments(args, kwargs, self.signature)
+
+
+def _fact(x: Tensor) -> tuple[Any, ...]:
+    plain = (str(x.dtype), x.dim())
+    return plain if x.layout is torch.strided else (*plain, str(x.layout))
 
 
 def _named(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

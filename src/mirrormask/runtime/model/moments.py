@@ -67,14 +67,14 @@ class Moments(Region):
         except Exception as error:
             self.failed = f"no plan could be made: {error}"
             raise
-        given = pre.contiguous()
+        given = pre.contiguous().resolve_neg()
         if tokens != rows:
             given = pre.new_zeros(length, tokens, pre.shape[2])
             given[:, :rows] = pre
         made = torch.empty(length, tokens, *self.graph.shapes["after"])
         addresses = np.array([given.data_ptr(), made.data_ptr()], np.int64)
         with plan.lock:
-            plan.set_state(None if first is None else first.detach().numpy())
+            plan.set_state(None if first is None else first.detach().resolve_neg().numpy())
             plan.prepare(addresses.ctypes.data, length)()
             again = plan.spreads and plan.lower_flag()
         if again:
