@@ -21,8 +21,8 @@ import mirrormask as mm
 from zoo import status_bytes
 from zoo_networks import ZOO, build
 
-#: The length of the sequences that a network for text is compiled for, and the longest that it is called with.
-FIRST, LONGEST = 128, 512
+#: The length of the sequences that a network for text is compiled for.
+FIRST = 128
 
 
 def costs(fast: nn.Module, inputs: list[Callable[[], Tensor]]) -> tuple[list[float], int]:
@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--tokens", nargs="*", default=["bert"], choices=[n for n, z in ZOO.items() if z.tokens])
     parser.add_argument("--images", nargs="*", default=["resnet18"], choices=list(ZOO))
     parser.add_argument("--lengths", type=int, default=1000)
+    parser.add_argument("--longest", type=int, default=512, help="tokens of the longest sequence")
     parser.add_argument("--sizes", type=int, default=20)
     parser.add_argument("--sparsity", type=float, default=0.9)
     options = parser.parse_args()
@@ -68,7 +69,7 @@ def main() -> None:
         for name in options.tokens:
             model, _ = build(ZOO[name], options.sparsity, 1000)
             fast = mm.compile(model, torch.randint(1000, (1, FIRST)), tune=False, force=True)
-            shapes = [(order.randint(1, 4), order.randint(2, LONGEST)) for _ in range(options.lengths)]
+            shapes = [(order.randint(1, 4), order.randint(2, options.longest)) for _ in range(options.lengths)]
             measure("lengths", name, fast, [lambda s=s: torch.randint(1000, s) for s in shapes], 0.01)
         for name in options.images:
             model, _ = build(ZOO[name], options.sparsity, 1000)

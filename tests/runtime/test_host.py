@@ -108,6 +108,14 @@ def test_a_region_takes_nothing_but_what_it_was_made_for():
     agree(fast, model, torch.randn(1, 24).expand(9, 24))
 
 
+def test_the_examples_arguments_may_be_one_tensor():
+    model = linears(lambda m, x, y: (torch.relu(m.a(x)) - m.b(y), x * y))
+    x = torch.randn(5, 24)
+    fast = compiled(model, x, x)
+    agree(fast, model, x, x)
+    agree(fast, model, torch.randn(5, 24), torch.randn(5, 24))
+
+
 def test_an_output_that_is_an_input():
     model = linears(lambda m, x: (F.dropout(x, 0.5, m.training), m.a(x), x.contiguous()))
     fast = compiled(model, torch.randn(16, 24))
@@ -545,7 +553,7 @@ def test_the_report_names_what_stays_and_where():
     class Reads(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.rnn, self.head = nn.LSTM(24, 24, batch_first=True), nn.Linear(24, 5)
+            self.rnn, self.head = nn.LSTM(24, 24, proj_size=20, batch_first=True), nn.Linear(20, 5)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.rnn(x)[0])
@@ -604,3 +612,95 @@ def test_accuracy_is_judged_beside_eagers_own():
         model, result = Rounded(own), x + ours
         expected = model(x)
         assert acceptable(difference(result, expected), False, model, arguments, expected, result) == right
+
+
+# -- models that look at themselves, keep a state, or take what is no tensor -------------------------------------------
+
+
+class Counts(nn.Module):
+    """Writes a buffer at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(24, 24)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.layer(x) + self.calls
+
+
+def test_building_leaves_the_buffers_of_the_model_alone():
+    model, x = sparse(Counts()), torch.randn(3, 24)
+    fast = compiled(model, x)
+    assert not fast.report.compiled and "state" in fast.report.reason
+    assert float(model.calls) == 0 and fast.stale() == []
+    agree(fast, copy.deepcopy(model), x)  # it begins where the model is
+
+
+class AsksItsLayer(nn.Module):
+    """Decides by the data, and by what its first layer is: as PyTorch's own encoders do."""
+
+    def __init__(self, asks) -> None:
+        super().__init__()
+        self.layer, self.asks = nn.Sequential(nn.Linear(24, 24), nn.ReLU()), asks
+
+    def forward(self, x):
+        y = self.layer(x)
+        return y * self.asks(self.layer) if float(y.sum()) > 0 else -y
+
+
+def test_code_around_a_compiled_part_may_look_at_it():
+    model, x = sparse(AsksItsLayer(lambda layer: layer[0].out_features)), torch.rand(3, 24)
+    fast = compiled(model, x)
+    assert not fast.report.compiled and "does not run around compiled parts" in fast.report.reason
+    agree(fast, model, x)
+    model = sparse(AsksItsLayer(lambda layer: layer.asked))
+    model.layer.asked = 2.0
+    fast = compiled(model, x)
+    assert fast.report.regions == 1 and fast.report.compiled
+    agree(fast, model, x)
+    with pytest.raises(AttributeError, match="nothing"):
+        fast._body.layer.nothing  # noqa: B018
+
+
+@dataclasses.dataclass
+class Settings:
+    x: Tensor
+    gain: float = 2.0
+
+
+class TakesSettings(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(24, 24)
+        self.register_buffer("links", torch.eye(24).to_sparse())
+
+    def forward(self, given):
+        return torch.sparse.mm(self.links, self.layer(given.x).T) * given.gain
+
+
+def test_arguments_of_a_users_own_kind_and_sparse_buffers():
+    model = sparse(TakesSettings())
+    fast = compiled(model, Settings(torch.randn(3, 24)))
+    assert fast.report.regions == 1  # the layer; the model around it runs as it is
+    for given in (Settings(torch.randn(3, 24)), Settings(torch.randn(5, 24), 3.0)):
+        agree(fast, model, given)
+    dense = sparse(Of(lambda m, x: m.b(m.a(x.to_dense())), nn.Linear(24, 24), nn.Linear(24, 24)))
+    fast = compiled(dense, torch.eye(24).to_sparse())
+    agree(fast, dense, torch.rand(24, 24).to_sparse())
+
+
+def test_a_layer_that_has_no_shape_yet_is_named():
+    with pytest.raises(ValueError, match=r"'0\.weight' has no shape yet"):
+        compiled(nn.Sequential(nn.LazyLinear(4)).eval(), torch.randn(2, 3))
+
+
+def test_views_that_are_to_be_negated_and_traces():
+    model, x = linears(lambda m, x: m.b(torch.relu(m.a(x)))), torch.randn(5, 24)
+    fast = compiled(model, x)
+    for _ in range(2):  # the second call takes the short way
+        agree(fast, model, torch._neg_view(x))
+        agree(fast, model, x)
+    with pytest.raises(RuntimeError, match="cannot be traced"):
+        torch.jit.trace(fast, x)

@@ -399,3 +399,15 @@ def test_without_padding_a_kernel_may_reach_far(name):
     assert fast.report.compiled and not fast.report.left and fast.report.regions == 1, f"{fast.report.left}"
     for length in (200, 37, 150):
         agrees(fast, model, torch.randn(3, 4, length))
+
+
+def test_transposed_convolutions_of_sequences():
+    layers = [nn.Conv1d(4, 6, 3, padding=1), nn.ReLU(), nn.ConvTranspose1d(6, 4, 4, 2, 1), nn.ReLU()]
+    layers += [nn.ConvTranspose1d(4, 6, 3, 3, 2, output_padding=1, groups=2, dilation=2, bias=False)]
+    model = nn.Sequential(*layers).eval()
+    for layer in model[::2]:
+        layer.weight.data *= torch.rand_like(layer.weight) >= 0.5
+    fast = mm.compile(model, torch.randn(2, 4, 11), tune=False, force=True)
+    assert fast.report.compiled and not fast.report.left and fast.report.regions == 1, f"{fast.report.left}"
+    for shape in [(2, 4, 11), (1, 4, 40), (3, 4, 5)]:
+        agrees(fast, model, torch.randn(shape))

@@ -14,13 +14,13 @@ from mirrormask.machine.cache import processor_name
 from mirrormask.machine.targets import best_target, fp16_target
 from mirrormask.runtime.graph.export import Arguments
 from mirrormask.runtime.model.accuracy import acceptable, difference
-from mirrormask.runtime.model.asked import check_model, example_arguments, expected_of
+from mirrormask.runtime.model.asked import check_model, example_arguments, expected_of, first_line
 from mirrormask.runtime.model.compiled import CompiledModel
 from mirrormask.runtime.model.levels import with_weights
 from mirrormask.runtime.model.parts import Options, body_of, captured_parts, own_copy
 from mirrormask.runtime.model.race import ExampleCall, measured, tuners_of
 from mirrormask.runtime.model.report import LayerReport, Report
-from mirrormask.runtime.model.snapshot import Snapshot
+from mirrormask.runtime.model.snapshot import Snapshot, unchanged
 
 __all__ = ["compile"]
 
@@ -124,6 +124,15 @@ def _build(model: nn.Module, arguments: Arguments, options: Options, snapshot: S
     Args:
         snapshot: of the model, or of the one that it is a copy of.
     """
+    with unchanged(model):
+        body, report = _raced(model, arguments, options, snapshot)
+    return CompiledModel(own_copy(model) if body is None else body, arguments.signature, snapshot, report)
+
+
+def _raced(
+    model: nn.Module, arguments: Arguments, options: Options, snapshot: Snapshot
+) -> tuple[nn.Module | None, Report]:
+    """What shall run instead of the model, or None if itself, and what is to be said of it."""
     expected = expected_of(model, arguments)
     parts, left, around = captured_parts(model, arguments, options)
     regions = [region for part in parts for region in part.regions.values()]
@@ -136,13 +145,17 @@ def _build(model: nn.Module, arguments: Arguments, options: Options, snapshot: S
     elif difference(model(*arguments.args, **arguments.kwargs), expected) > 0.0:
         reason = "it gives another result at every call: it draws random numbers or keeps a state"
     else:
-        result = call()
-        error = difference(result, expected)
-        if not acceptable(error, options.target.half, model, arguments, expected, result):
-            reason = f"its output would differ by {error:.1e}"
-        rows, eager, seconds, cached = measured(model, parts, regions, call, arguments, options)
-        if not reason and seconds >= eager and not options.force:
-            reason = f"the plan takes {1e3 * seconds:.3f} ms where eager PyTorch takes {1e3 * eager:.3f} ms"
+        try:
+            result = call()
+        except Exception as failure:  # of the model's own code, around parts that are others now
+            reason = f"its code does not run around compiled parts: {type(failure).__name__}: {first_line(failure)}"
+        else:
+            error = difference(result, expected)
+            if not acceptable(error, options.target.half, model, arguments, expected, result):
+                reason = f"its output would differ by {error:.1e}"
+            rows, eager, seconds, cached = measured(model, parts, regions, call, arguments, options)
+            if not reason and seconds >= eager and not options.force:
+                reason = f"the plan takes {1e3 * seconds:.3f} ms where eager PyTorch takes {1e3 * eager:.3f} ms"
     report = Report(
         compiled=not reason,
         reason=reason or options.note,
@@ -162,4 +175,4 @@ def _build(model: nn.Module, arguments: Arguments, options: Options, snapshot: S
         processor=processor_name(),
         unsure=len({(tuner.key, name) for tuner in tuners_of(parts) for name in tuner.unsure}),
     )
-    return CompiledModel(own_copy(model) if reason else body, arguments.signature, snapshot, report)
+    return (None if reason else body), report

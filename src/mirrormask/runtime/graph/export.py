@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 
 from mirrormask.runtime.graph.guards import Guards
 from mirrormask.runtime.graph.lengths import open_lengths
+from mirrormask.runtime.graph.moments import ByMoments
 
 __all__ = ["LOCK", "Arguments", "Export", "Refused", "export", "private_copy", "signature_of"]
 
@@ -92,7 +93,7 @@ class Arguments:
     def kind(self) -> str:
         """All but the tensors' sizes and values: what must be equal for a capture to be of use."""
         leaves, spec = pytree.tree_flatten((self.args, self.kwargs))
-        facts = [(str(leaf.dtype), leaf.dim()) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves]
+        facts = [_fact(leaf) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves]
         return repr((str(spec), facts))
 
     def named(self) -> dict[str, Any]:
@@ -124,6 +125,11 @@ class Arguments:
             lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, (self.args, self.kwargs)
         )
         return Arguments(args, kwargs, self.signature)
+
+
+def _fact(x: Tensor) -> tuple[Any, ...]:
+    plain = (str(x.dtype), x.dim())
+    return plain if x.layout is torch.strided else (*plain, str(x.layout))
 
 
 def _named(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,6 +177,8 @@ def export(model: nn.Module, arguments: Arguments, *, batch_alone: bool = False)
     Raises:
         Refused: no attempt succeeds.
     """
+    # One tensor given twice would become one argument of the program, which reads it for the other too.
+    arguments = arguments.with_tensors(Tensor.detach)
     doubled = arguments.with_tensors(_two) if _one_item(arguments) else arguments
     attempts: list[tuple[Arguments, int | None]] = [(doubled, None), (doubled, 0)]
     attempts += [(arguments, None)] if doubled is not arguments else []
@@ -180,7 +188,7 @@ def export(model: nn.Module, arguments: Arguments, *, batch_alone: bool = False)
     last: Exception | None = None
     for given, which in attempts:
         try:
-            with _quiet(), _ShortSizes(), open_lengths(model):
+            with _quiet(), _ShortSizes(), ByMoments(), open_lengths(model):
                 made = _export(model, given, which)
             if made.guards.hold(arguments.named()):
                 return made

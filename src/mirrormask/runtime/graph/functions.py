@@ -154,7 +154,12 @@ def attend_maps(
 
 
 def spaced(x: Tensor, stride: tuple[int, int], around: tuple[int, int, int, int]) -> Tensor:
-    """Maps with ``stride - 1`` zeros between their numbers, and so many more left, right, above and below."""
+    """Maps with ``stride - 1`` zeros between their numbers, and so many more left, right, above and below.
+
+    A sequence of numbers is a map of one row.
+    """
+    if x.dim() == 3:
+        return spaced(x[:, :, None], stride, around)[:, :, 0]
     rows, columns = x.shape[2], x.shape[3]
     made = x.new_zeros(*x.shape[:2], (rows - 1) * stride[0] + 1, (columns - 1) * stride[1] + 1)
     made[:, :, :: stride[0], :: stride[1]] = x
@@ -163,6 +168,8 @@ def spaced(x: Tensor, stride: tuple[int, int], around: tuple[int, int, int, int]
 
 def spaced_conv(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: tuple[int, int], groups: int) -> Tensor:
     """The convolution that a transposed one is of :func:`spaced` maps: ``weight`` is ``[inputs, outputs, ...]``."""
+    if x.dim() == 3:
+        return spaced_conv(x[:, :, None], weight[:, :, None], bias, dilation, groups)[:, :, 0]
     inputs, outputs = weight.shape[:2]
     parts = weight.reshape(groups, inputs // groups, outputs, *weight.shape[2:]).transpose(1, 2)
     turned = parts.reshape(groups * outputs, inputs // groups, *weight.shape[2:]).flip(-1, -2)

@@ -105,7 +105,8 @@ class Node:
     Attributes:
         op: ``input``, ``conv``, ``linear``, ``act``, ``add``, ``combine``, ``concat``, ``slice``, ``gather``, ``pool``,
             ``adaptive``, ``mean``, ``pad``, ``crop``, ``resample``, ``flatten``, ``norm``, ``group_norm``, ``softmax``,
-            ``attention`` (of rows), ``attend`` (of columns of maps), ``arrange``, ``stored`` or ``join``.
+            ``attention`` (of rows), ``attend`` (of columns of maps), ``arrange``, ``stored``, ``join``, or of a
+            recurrent layer ``state`` (the hidden state of the moment before) and ``moments`` (a step to the next).
         name: of the value it makes.
         inputs: names of the values it reads.
         shape: of the value, per item: ``(channels, height, width)`` or ``(features,)``.
@@ -118,7 +119,8 @@ class Node:
             keys]``, of which ``stride`` holds the first two sizes.
         kind: the activation, what ``combine`` does, ``"max"`` / ``"mean"`` for a pool, ``"layer"`` / ``"rms"`` /
             ``"mean"`` for a norm, ``"norm"`` for a ``mean`` that is the root of all squares instead, ``"softmax"`` /
-            ``"log_softmax"``, ``"causal"`` or not, and ``"mask"`` for an input that is one.
+            ``"log_softmax"``, the kind of a recurrent layer, ``"causal"`` or not, and ``"mask"`` for an input that is
+            one.
         values: the activation's parameters; a norm's eps; the scale of attention; what a ``pad`` fills with; the
             scales of a ``resample``, if it has any; what a ``gather`` multiplies each channel with, if anything.
         span: the first channel and past the last of a ``slice``; the channels of a ``gather`` in their new order;
@@ -126,7 +128,7 @@ class Node:
             how much a ``pad`` adds left, right, above and below (to maps with zeros between, of one number in
             ``stride``, if it is ``"spaced"``); the axis, start, stop and step of a ``crop``; of each channel, then of
             each position of an ``arrange``, where in an item its numbers come from; the axis along which a ``join``
-            puts maps together.
+            puts maps together; how many numbers a ``state`` has, cells included.
         ceil: whether the last windows of a pool may run over the edge.
         captured: the only map size that the settings hold for; empty if they hold for any.
         origin: where weight and bias come from, until they are filled in.
@@ -176,6 +178,11 @@ class Graph:
     def sequences(self) -> bool:
         """Whether some rows read others of their sequence: the last leading dimension counts a sequence's tokens."""
         return any(node.op == "attention" for node in self.nodes)
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether items are moments, each of which needs the state that the one before left."""
+        return any(node.op == "state" for node in self.nodes)
 
     @property
     def masks(self) -> list[str]:

@@ -31,7 +31,7 @@ def turn(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
         made = None
         with module.graph.inserting_before(node):
-            if node.target is aten.conv_transpose2d.input:
+            if node.target in (aten.conv_transpose1d.default, aten.conv_transpose2d.input):
                 made = _turned(node)
             elif node.target is aten.prelu.default:
                 made = _prelu(node)
@@ -71,12 +71,15 @@ def _is_stored(node: Any) -> bool:
 
 def _turned(node: fx.Node) -> fx.Node | None:
     x, weight, bias = (argument(node, i, name) for i, name in enumerate(("input", "weight", "bias")))
-    if not _is_stored(weight) or not isinstance(x, fx.Node) or len(x.meta["val"].shape) != 4:
+    one = node.target is aten.conv_transpose1d.default
+    if not _is_stored(weight) or not isinstance(x, fx.Node) or len(x.meta["val"].shape) != (3 if one else 4):
         return None
     names = (("stride", 1), ("padding", 0), ("output_padding", 0))
-    stride, padding, more = (pair(argument(node, 3 + i, name, fill)) for i, (name, fill) in enumerate(names))
-    groups, dilation = int(argument(node, 6, "groups", 1)), pair(argument(node, 7, "dilation", 1))
-    kernel = weight.meta["val"].shape[2:]
+    stride, padding, more = (
+        pair(argument(node, 3 + i, name, fill), one=one, fill=fill) for i, (name, fill) in enumerate(names)
+    )
+    groups, dilation = int(argument(node, 6, "groups", 1)), pair(argument(node, 7, "dilation", 1), one=one)
+    kernel = (1, *weight.meta["val"].shape[2:])[-2:]
     before = [d * (int(k) - 1) - p for d, k, p in zip(dilation, kernel, padding, strict=True)]
     around = (before[1], before[1] + more[1], before[0], before[0] + more[0])
     return _put(node, spaced_conv, _put(node, spaced, x, stride, around), weight, bias, dilation, groups)
@@ -145,8 +148,8 @@ def _spaced_conv(context: Context, node: fx.Node) -> Node:
     if context.rows:
         raise Unsupported("it works on maps")
     (weight, shape), (bias, _) = context.constant(node.args[1]), context.constant(node.args[2])
-    dilation = pair(node.args[3])
-    if shape[3] * dilation[1] > 48:
+    dilation, kernel = pair(node.args[3]), (1, *shape[2:])[-2:]
+    if kernel[1] * dilation[1] > MOST_BESIDE:
         raise Unsupported("its kernel is wider than 48")
     return Node(
         "conv",
@@ -157,7 +160,7 @@ def _spaced_conv(context: Context, node: fx.Node) -> Node:
         origin=Origin(weight, bias, transposed=True),
         dilation=dilation,
         groups=int(node.args[4]),  # type: ignore[arg-type]
-        kernel=(shape[2], shape[3]),
+        kernel=(kernel[0], kernel[1]),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from mirrormask.resharding import check_whole
 from mirrormask.runtime.graph.export import Arguments, signature_of
@@ -39,7 +40,8 @@ def example_arguments(model: nn.Module, example: Any, kwargs: Mapping[str, Any] 
             raise ValueError(f"example_input is on {x.device}, and the runtime is for the CPU; pass x.cpu()")
         if x.requires_grad:
             raise ValueError("example_input requires grad, and a compiled model computes none; pass x.detach()")
-    if not arguments.tensors:
+    plain = (bool, int, float, str, type(None))
+    if not arguments.tensors and all(isinstance(leaf, plain) for leaf in arguments.leaves):
         raise TypeError(f"example_input holds no tensor: {example!r}")
     return arguments
 
@@ -74,6 +76,8 @@ def check_model(model: Any) -> None:
         if module.training:
             raise ValueError(f"{name or 'the model'!r} is in training mode; call model.eval() first")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(f"{name!r} has no shape yet; call the model once first")
         if tensor.device.type != "cpu":
             raise ValueError(f"{name!r} is on {tensor.device}, and the runtime is for the CPU; call model.cpu()")
         if tensor.is_floating_point() and tensor.dtype != torch.float32:

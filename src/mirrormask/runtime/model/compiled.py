@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, empty_strided, float32, get_num_threads, nn
+from torch._C import _is_tracing as is_tracing
 from torch.utils import _pytree as pytree
 
 from mirrormask.runtime.graph.export import Arguments
@@ -60,7 +61,7 @@ class CompiledModel(nn.Module):
             TypeError: the model does not take such arguments.
             ValueError: a tensor is not on the CPU, or requires grad; or the call needs a new capture, and the model is
                 gone.
-            RuntimeError: the call needs a new capture, and the model has other weights by now.
+            RuntimeError: the call needs a new capture, and the model has other weights by now; or it is traced.
             Exception: what the model itself says of a call that it does not take.
         """
         x = args[0] if args else None
@@ -74,6 +75,8 @@ class CompiledModel(nn.Module):
                 and x.is_cpu
                 and not x.requires_grad
                 and x.is_contiguous()
+                and not x.is_neg()
+                and not is_tracing()
             ):
                 result = empty_strided(quick.size, quick.strides)
                 with quick.lock:
@@ -81,6 +84,10 @@ class CompiledModel(nn.Module):
                     quick.function(quick.words)
                     spread = quick.spreads and quick.lower_flag()
                 return quick.directly(x) if spread else result
+        if is_tracing():
+            raise RuntimeError(
+                "a compiled model cannot be traced: native calls are no operations; trace the model itself"
+            )
         try:
             arguments = Arguments.of(self._signature, args, kwargs)
         except TypeError as error:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mirrormask.machine.targets import Target, best_target
 from mirrormask.runtime.graph.ir import Graph, Node
+from mirrormask.runtime.model.moments import Moments
 from mirrormask.runtime.model.ranges import RangeFinder
 from mirrormask.runtime.model.region import Region
 from mirrormask.runtime.schedule.runner import MOST_SHAPES, resized
@@ -23,7 +24,12 @@ __all__ = ["Mixed", "make_region", "split"]
 
 
 def make_region(graph: Graph, target: Target, tuner: Tuner, wide: Collection[str] = (), check: bool = False) -> Region:
-    """A region that runs ``graph`` on ``target``; in half precision, the nodes ``wide`` stay in fp32."""
+    """A region that runs ``graph`` on ``target``; in half precision, the nodes ``wide`` stay in fp32.
+
+    So do recurrent layers: what is rounded at one moment is in all that come after.
+    """
+    if graph.recurrent:
+        return Moments(graph, best_target() if target.half else target, tuner)
     if target.half and (wide or check):
         return Mixed(graph, target, tuner, frozenset(wide), check)
     return Region(graph, target, tuner)

@@ -26,7 +26,9 @@ def layer_reports(region: Region, inputs: tuple[Tensor, ...], dense: dict[str, f
     """
     if region.parts != [region]:
         return _by_parts(region, inputs, dense)
-    graph = region.graph
+    graph, moments = region.graph, 1
+    if graph.recurrent:
+        moments, inputs = inputs[0].shape[0], (inputs[0][0],)
     items = math.prod(graph.leading(inputs[0].shape))
     length = graph.leading(inputs[0].shape)[-1] if graph.sequences else 0
     plan, tokens = region.plan_for(items, length), region.tokens(items, length)
@@ -39,7 +41,7 @@ def layer_reports(region: Region, inputs: tuple[Tensor, ...], dense: dict[str, f
     addresses = np.array([t.data_ptr() for t in (*padded, *results)], np.int64)
     place = addresses.ctypes.data
     plan.run(place, 1, plan.tokens)
-    calls = -(-items // tokens)
+    calls = moments * -(-items // tokens)
     owners = _owners(region)
     rows = []
     clearing = 0.0
@@ -54,7 +56,7 @@ def layer_reports(region: Region, inputs: tuple[Tensor, ...], dense: dict[str, f
             rows.append(LayerReport(op.node, (), 0.0, op.kind, seconds, 0.0, 0.0))
             continue
         if node.name not in dense:
-            dense[node.name] = _dense_seconds(node, graph.node(node.inputs[0]).shape, items)
+            dense[node.name] = moments * _dense_seconds(node, graph.node(node.inputs[0]).shape, items)
         weight = node.weight
         rows.append(LayerReport(node.layer, weight.shape, weight.sparsity, op.label, seconds, dense[node.name], 0.0))
     return rows

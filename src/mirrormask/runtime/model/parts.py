@@ -106,7 +106,10 @@ def _calls_of(model: nn.Module, arguments: Arguments) -> dict[nn.Module, Argumen
         with contextlib.suppress(TypeError):
             calls.setdefault(module, Arguments.of(signature_of(module), args, kwargs))
 
-    hooks = [m.register_forward_pre_hook(note, with_kwargs=True) for m in model.modules()]  # type: ignore[arg-type]
+    hooks = []
+    for module in model.modules():
+        with contextlib.suppress(RuntimeError):  # a scripted module takes none
+            hooks.append(module.register_forward_pre_hook(note, with_kwargs=True))  # type: ignore[arg-type]
     model(*arguments.args, **arguments.kwargs)
     for hook in hooks:
         hook.remove()
@@ -173,9 +176,9 @@ def _compare_small(at_work: Captured, module: nn.Module, arguments: Arguments) -
     for size in (1, 0):
         if size > batch:
             continue
-        few = arguments.with_tensors(lambda x, n=size: x[:n] if x.dim() and x.shape[0] == batch else x)  # type: ignore[misc]
-        if at_work.guards.hold(few.named()) and at_work.guards.small(few.shapes):
-            with contextlib.suppress(Exception):  # what the model does not take
+        with contextlib.suppress(Exception):  # what the model does not take, or a tensor of which there are no parts
+            few = arguments.with_tensors(lambda x, n=size: x[:n] if x.dim() and x.shape[0] == batch else x)  # type: ignore[misc]
+            if at_work.guards.hold(few.named()) and at_work.guards.small(few.shapes):
                 at_work.compare(module, few)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from mirrormask.checks import few
 from mirrormask.machine.targets import Target
 from mirrormask.runtime.graph.capture import Capture, capture
-from mirrormask.runtime.graph.export import LOCK, Arguments, Refused
+from mirrormask.runtime.graph.export import LOCK, Arguments, Refused, private_copy
 from mirrormask.runtime.graph.guards import Guards
 from mirrormask.runtime.graph.ir import Unfit
 from mirrormask.runtime.model.accuracy import difference
@@ -103,10 +103,10 @@ def working(
         at_work.program = None if captured.blueprint is None else captured.blueprint.program
         try:
             return captured, regions, at_work, at_work(arguments)
-        except Exception:
+        except Exception as error:
             failed = {name: region.failed for name, region in regions.items() if region.failed}
             if not failed or not captured.nodes:
-                raise
+                raise Refused(f"what was captured of it fails: {type(error).__name__}: {error}") from error
             without |= {node: why for name, why in failed.items() for node in captured.nodes[name]}
             first = None
 
@@ -168,7 +168,23 @@ class Piece(nn.Module):
         kept = tuple(captured for captured in self.captures if captured.region is not None)
         if not kept and self.snapshot.model is not None and self.snapshot.changed():
             raise RuntimeError("the model has changed since it was compiled; compile it again, and copy that")
-        return {**self.__dict__, "captures": kept, "_found": {}}
+        state = {**self.__dict__, "captures": kept, "_found": {}}
+        state.pop("_seen", None)
+        return state
+
+    def __getattr__(self, name: str) -> Any:
+        # The code around a part may look at it: PyTorch's encoders ask their first layer for its settings.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            original = self.__dict__.get("original")
+            if original is None or name.startswith("__"):
+                raise
+            if "_seen" not in self.__dict__:
+                self._module(Arguments((), {}, None))  # with the weights of the build
+                self.__dict__["_seen"] = private_copy(original)
+                own_tensors(self.__dict__["_seen"])
+            return getattr(self.__dict__["_seen"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module."""

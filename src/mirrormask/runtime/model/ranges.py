@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mirrormask.runtime.graph.functions import arrange, attend, attend_maps, channel_norm, map_norm, spaced
 from mirrormask.runtime.graph.ir import Graph, Node
+from mirrormask.runtime.graph.moments import moments
 
 __all__ = ["LIMIT", "RangeFinder"]
 
@@ -70,6 +71,8 @@ class RangeFinder(nn.Module):
     def forward(self, *inputs: Tensor) -> Any:
         """Run the graph; what was noted adds up over calls."""
         graph = self.graph
+        if graph.recurrent:
+            return _states(graph, *inputs)  # in fp32 whatever they are
         leading = graph.leading(inputs[0].shape)
         given = dict(zip(graph.inputs, inputs, strict=True))
         values: dict[str, Tensor] = {}
@@ -220,3 +223,12 @@ def _result(node: Node, sources: list[Tensor]) -> Tensor:
     if node.op == "mean":
         return x.mean((2, 3)).reshape(len(x), *node.shape)
     return x.reshape(len(x), *node.shape)
+
+
+def _states(graph: Graph, pre: Tensor, first: Tensor | None = None) -> Tensor:
+    """What a recurrent layer's graph computes."""
+    layer, made = graph.layers()[0], graph.nodes[-1]
+    assert layer.weight is not None
+    weight = torch.from_numpy(layer.weight.dense())
+    bias = None if layer.bias is None else torch.from_numpy(layer.bias)
+    return moments(pre, first, weight, bias, made.kind)[..., : made.shape[0]]

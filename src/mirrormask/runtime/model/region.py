@@ -103,8 +103,8 @@ class Region(nn.Module):
 
 
 def _run(call: Call, inputs: tuple[Tensor, ...]) -> Any:
-    tensors = [x.contiguous() for x in inputs[: call.streams]]
-    masks = inputs[call.streams :]
+    tensors = [x.contiguous().resolve_neg() for x in inputs[: call.streams]]
+    masks = [mask.resolve_neg() for mask in inputs[call.streams :]]
     if call.padded != call.items:
         tensors = [_pad(x.reshape(call.items, -1), call.padded) for x in tensors]
     results = [torch.empty(shape) for shape in call.inner]

@@ -42,6 +42,11 @@ def save(body: nn.Module, report: Report, path: str | os.PathLike[str], metadata
     if not isinstance(body, Piece):
         raise ValueError(_why_not(report))
     native = [captured for captured in body.captures if _steps(captured) is not None]
+    if any(region.graph.recurrent for region in _regions(body.captures[0])):
+        raise ValueError(
+            "a file runs without PyTorch, and the loop over the moments of a recurrent layer does not yet; "
+            "save the weights by mm.save, or export to ONNX"
+        )
     if body.captures[0] not in native:
         raise ValueError(_why_not(report))
     arrays = _Arrays()
@@ -56,6 +61,11 @@ def save(body: nn.Module, report: Report, path: str | os.PathLike[str], metadata
     text = json.dumps(said, ensure_ascii=False, separators=(",", ":"))
     form = Form(signed_zeros=True)  # of dense weights and biases: the same bits
     write(make_plan(arrays.tensors, metadata, None, form, more={KEY.removeprefix(PREFIX): text}), path)
+
+
+def _regions(captured: Captured) -> list[Region]:
+    inner = () if captured.module is None else captured.module.modules()
+    return [module for module in (captured.region, *inner) if isinstance(module, Region)]
 
 
 def _why_not(report: Report) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from mirrormask.runtime.graph.bind import tensors_of
 
-__all__ = ["Snapshot"]
+__all__ = ["Snapshot", "unchanged"]
 
 
 class Snapshot:
@@ -51,10 +53,29 @@ class Snapshot:
         self._model = _gone  # type: ignore[assignment]
 
 
+@contextlib.contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Inside, calls may write the model's buffers, as some models do; afterwards these are what they were."""
+    kept = [
+        (owner, name, buffer, buffer._version, buffer.detach().clone())
+        for owner in model.modules()
+        for name, buffer in owner._buffers.items()
+        if buffer is not None and not buffer.is_inference()
+    ]
+    try:
+        yield
+    finally:
+        for owner, name, buffer, version, value in kept:
+            if buffer._version != version:
+                buffer.detach().copy_(value)
+            owner._buffers[name] = buffer
+
+
 def _gone() -> None:
     return None
 
 
 def _checksum(tensor: Tensor) -> int:
-    data = tensor.detach().cpu().contiguous()
+    data = tensor.detach().cpu()
+    data = (data if data.layout is torch.strided else data.to_dense()).contiguous()
     return zlib.crc32(data.view(-1).view(torch.uint8).numpy().data) if data.numel() else 0

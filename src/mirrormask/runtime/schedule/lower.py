@@ -9,6 +9,7 @@ from mirrormask.runtime.graph.ir import Graph
 from mirrormask.runtime.schedule.arranged import Arranged
 from mirrormask.runtime.schedule.channels import Channels
 from mirrormask.runtime.schedule.layers import Layers
+from mirrormask.runtime.schedule.moments import Moments
 from mirrormask.runtime.schedule.places import Chooser, Value
 from mirrormask.runtime.schedule.plan import Plan
 from mirrormask.runtime.schedule.rowwise import Rowwise
@@ -35,7 +36,7 @@ def lower(graph: Graph, target: Target, threads: int, choose: Chooser, tokens: i
     return _Lowering(graph, target, threads, choose, tokens).plan()
 
 
-class _Lowering(Layers, Channels, Spatial, Rowwise, Arranged):
+class _Lowering(Layers, Channels, Spatial, Rowwise, Arranged, Moments):
     """One method ``_op`` for each operation that a node may be."""
 
     def plan(self) -> Plan:
@@ -59,7 +60,8 @@ class _Lowering(Layers, Channels, Spatial, Rowwise, Arranged):
         shapes = [graph.shapes[name] for name in graph.outputs]
         numbers = self.memory.size + 4096
         tokens = self.tokens if graph.sequences else 0
-        return Plan(self.ops, numbers, strides, shapes, self.threads, self.target.dtype, self.panels, tokens=tokens)
+        kind = self.target.dtype
+        return Plan(self.ops, numbers, strides, shapes, self.threads, kind, self.panels, tokens, self.state)
 
     def _stride(self, name: str) -> int:
         """Floats of a tensor outside from one item to the next; of sequences, from one token; of a mask, none."""

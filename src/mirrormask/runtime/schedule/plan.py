@@ -19,7 +19,23 @@ from mirrormask.runtime.kernels.driver import MAX_TENSORS, op_words
 from mirrormask.runtime.schedule.memory import aligned_array
 from mirrormask.runtime.schedule.turns import Sequences, segments
 
-__all__ = ["Plan", "Run"]
+__all__ = ["Plan", "Run", "State"]
+
+
+@dataclass(frozen=True)
+class State:
+    """What stays in a plan's memory from one item to the next.
+
+    Attributes:
+        place: the number at which it begins.
+        features, plane: how many there are, and the numbers from one to the next.
+        rows: sequences, each of which has them.
+    """
+
+    place: int
+    features: int
+    plane: int
+    rows: int
 
 
 @dataclass
@@ -34,6 +50,7 @@ class Plan:
         threads: for which the work is shared out.
         dtype: of the arena's numbers.
         panels: dense weights by node, in the form that the plan reads: whoever holds the graph need not keep another.
+        state: of a plan whose items are moments of a recurrent layer.
         tokens: of a plan over sequences, the tokens that a buffer holds, and strides are those of one token; else 0.
     """
 
@@ -45,6 +62,7 @@ class Plan:
     dtype: np.dtype[Any]
     panels: dict[str, Weight] = field(default_factory=dict)
     tokens: int = 0
+    state: State | None = None
     _keep: list[npt.NDArray[np.int64]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -79,6 +97,15 @@ class Plan:
     def spreads(self) -> bool:
         """Whether some kernel may spread numbers that are not finite further than the weights do, and then notes it."""
         return any(op.kernel.spreads for op in self.ops)
+
+    def set_state(self, values: npt.NDArray[Any] | None) -> None:
+        """What is there before the first item: ``[rows, features]`` of as many rows as are wanted, zeros without."""
+        assert self.state is not None
+        end = self.state.place + self.state.features * self.state.plane
+        planes = self.memory[self.state.place : end].reshape(self.state.features, self.state.plane)
+        planes[:] = 0
+        if values is not None:
+            planes[:, : len(values)] = values.T
 
     def lower_flag(self) -> bool:
         """Whether :attr:`flag` was set; it no longer is. To be called under :attr:`lock`."""
