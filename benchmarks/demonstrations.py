@@ -14,7 +14,9 @@
 
 Every run of a seed begins with the same weights, has the same batches, steps and learning rate, which nobody tuned, and
 a cosine to zero. A new head is fitted on the frozen network first (`linear probe`). The sparse networks are exactly as
-sparse as asked over all convolutions and linear layers, depthwise ones and the head included.
+sparse as asked over all convolutions and linear layers, depthwise ones and the head included. Batch norm keeps
+ImageNet's statistics: with those of 32 images of 64 pixels, a hundred steps left the dense network at 41.6%, where the
+linear probe alone has 62.0%.
 
 A run is a line of DEMONSTRATION.jsonl in `--out`; what is there is not run again. `distill` keeps its networks there,
 and times them in the end, compiled by `mm.compile`: processor time, in turns.
@@ -44,7 +46,7 @@ from pretrained import ROOT, SUPERSENSES, efficientnet_lite0, glosses, minilm, t
 from prune_pretrained import IMAGENET
 
 PIXELS, BATCH, HELD_OUT, PROBED = 64, 32, 1000, 1000
-SETTINGS = {"vision": ("sgd", 0.02), "language": ("adamw", 3e-4), "distill": ("adamw", 3e-4)}
+SETTINGS = {"vision": ("sgd", 0.01), "language": ("adamw", 3e-4), "distill": ("adamw", 3e-4)}
 #: The order of the runs: what interests most first.
 METHODS = ("dense", "mirror", "gmp", "magnitude")
 
@@ -58,7 +60,7 @@ class Demonstration:
         batches: an endless stream by seed.
         objective: for a model, the loss of a batch.
         judge: numbers by name.
-        inputs: those of `mm.recalibrate` and `mm.prune`, without labels.
+        inputs: those of `mm.prune`, without labels.
         named: what `start` is in the table.
         pruned: whether `mm.prune` without training is one of the rows.
     """
@@ -239,6 +241,9 @@ def train(demo: Demonstration, name: str, method: str, sparsity: float, seed: in
     schedule = torch.optim.lr_scheduler.LambdaLR(trained, lambda k: 0.5 * (1 + math.cos(math.pi * k / steps)))
     loss_of, stream = demo.objective(model), demo.batches(seed)
     model.train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
     for _ in range(steps):
         trained.zero_grad()
         loss_of(next(stream)).backward()  # type: ignore[no-untyped-call]
@@ -249,7 +254,6 @@ def train(demo: Demonstration, name: str, method: str, sparsity: float, seed: in
         held = mm.sparsity(model)
         if held.nonzeros != round((1 - sparsity) * held.numel):
             raise AssertionError(f"{method} at {sparsity}: {held.nonzeros} nonzeros of {held.numel}")
-    mm.recalibrate(model, demo.inputs[:10])
     return model.eval()
 
 
