@@ -132,7 +132,7 @@ class SparsityCallback(Sparsifying, Callback):
         if not optimizer.finalized and optimizer.step_count == 0 < trainer.global_step:
             raise ValueError(
                 f"the trainer goes on at step {trainer.global_step} and its optimizer has taken none; a checkpoint "
-                "needs the optimizer's state (save_weights_only=False)"
+                "needs the optimizer's state (save_weights_only=False), and a second fit() a new Trainer"
             )
         self._print = mask_print(optimizer)
 
