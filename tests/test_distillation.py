@@ -199,12 +199,13 @@ def test_bad_input_is_refused_at_once(case):
         (nn.Linear(6, 4), {}, r"output is \(5, 3\), the teacher's \(5, 4\)"),
         (narrow(), {"features": ["0"]}, r"'0' of the student is \(5, 8\), '0' of the teacher \(5, 5\)"),
         (nn.GRU(6, 3), {"temperature": None, "features": {"1": "inner"}}, "no module 'inner'"),
+        (nn.Linear(6, 3), {"classes": 0}, r"output \(1, 3\) has one class along dimension 0"),
         (Counted(*narrow()), {"features": {"1": "2"}}, r"'2' of the teacher \(5, 3\)"),
     ],
 )
 def test_what_differs_in_shape_is_refused_at_the_first_call(teacher, options, match):
     student, _ = pair()
-    x = torch.randn(5, 6)
+    x = torch.randn(1 if "classes" in options else 5, 6)
     with pytest.raises(ValueError, match=match):
         mm.distill(student, teacher, **{"temperature": 2.0, **options})(student(x), x)
 

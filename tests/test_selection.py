@@ -212,6 +212,25 @@ def test_mm_sparsify_warns_at_the_users_own_line():
     assert [warning.filename for warning in caught] == [__file__]
 
 
+def test_layers_that_are_frozen_and_more_than_what_becomes_sparse_are_named():
+    """A head that is trained alone at first, or adapters: the backbone stays dense, which nothing else would tell."""
+    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 3))
+    model[:2].requires_grad_(False)
+
+    def wrap(**options):
+        mm.sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), mm.methods.gmp(0.5), steps=2, **options)
+
+    with pytest.warns(UserWarning, match="48 weights become sparse, and 384 of frozen layers stay") as caught:
+        wrap()
+    assert [warning.filename for warning in caught] == [__file__]
+    assert "1.weight (256), 0.weight (128)" in str(caught[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        wrap(weights="2.weight")
+        model[1].requires_grad_(True)  # now more becomes sparse than is frozen
+        wrap()
+
+
 def test_a_pattern_of_the_warning_takes_in_nothing_that_was_not_named():
     model = nn.Sequential(nn.Linear(2, 2), own(Tower, x=(9, 9)), own(Tower, x=(9,)), own(Tower, x=(9, 8)))
     model.add_module("a[b]", own(Tower, x=(8, 8)))

@@ -149,6 +149,12 @@ class Distillation:
                     "the same classes in the same order: exchange the head of one, or pass temperature=None with "
                     "features="
                 )
+            if student.shape[self.classes] == 1:
+                raise ValueError(
+                    f"the output {tuple(student.shape)} has one class along dimension {self.classes}, and the softmax "
+                    "of one is 1 whatever the student learns; name the dimension with classes=, give a sigmoid's "
+                    "logit z as (0, z), or pass temperature=None with features="
+                )
             parts["logits"] = logit_loss(student, teacher, self.temperature, self.classes)
         for name, theirs_name in self.pairs.items():
             if ours[name].shape != theirs[name].shape:
@@ -207,7 +213,7 @@ def distill(
         temperature: T, in (0, inf): the larger, the more the teacher's small probabilities count; 2 to 4 is usual. None
             leaves out the logits.
         features: names of modules whose outputs shall agree, ``["encoder.layer.5"]``, or a mapping from the student's
-            to the teacher's. A tuple's first tensor counts.
+            to the teacher's. A tuple's first tensor counts, and the last output of a module that runs more than once.
         feature_weight: in [0, inf).
         classes: the dimension of the classes in the logits.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mirrormask.matrices import FLOATS, Candidate, made_from
 
-__all__ = ["matches", "of_no_match", "of_nothing", "on_default", "on_ties", "problem"]
+__all__ = ["matches", "of_no_match", "of_nothing", "on_default", "on_frozen", "on_ties", "problem"]
 
 #: How many tensors, or groups of them, a message names, the largest first.
 NAMED = 5
@@ -161,6 +161,23 @@ def on_default(model: nn.Module, listed: list[Candidate], chosen: list[Candidate
             "torch.nn.utils.remove_weight_norm(module))"
         )
     return notes
+
+
+def on_frozen(listed: list[Candidate], chosen: Collection[str]) -> str:
+    """What to say where more of a model's layers is frozen than becomes sparse; empty otherwise.
+
+    A backbone that is frozen for its first epochs, or for good under adapters, is what its owner wanted sparse.
+    """
+    frozen = [c for c in listed if c.is_default and not c.parameter.requires_grad]
+    left, taken = sum(c.numel for c in frozen), sum(c.numel for c in listed if c.name in chosen)
+    if left <= taken:
+        return ""
+    largest = ", ".join(f"{pattern} ({numel:,})" for pattern, numel in _groups(frozen, listed)[:NAMED])
+    return (
+        f"{taken:,} weights become sparse, and {left:,} of frozen layers stay as they are, now and after they are "
+        f"unfrozen: {largest}; call requires_grad_(True) on these before mm.sparsify, and give them to the optimizer "
+        f"(at lr=0 while they shall rest), or say with weights= which are meant"
+    )
 
 
 def on_ties(listed: list[Candidate], patterns: Sequence[str]) -> list[str]:

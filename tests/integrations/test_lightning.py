@@ -171,6 +171,11 @@ def test_the_final_mask_is_there_before_the_last_validation_and_checkpoint(tmp_p
     for epoch, nonzeros in ((0, 176), (1, KEEP)):
         tensors = torch.load(tmp_path / f"epoch={epoch}.ckpt", weights_only=True)["state_dict"]
         assert sum(int(t.count_nonzero()) for t in tensors.values() if t.dim() > 1) == nonzeros
+    other = Module()  # of the same names, validated beside it: the masks are not its own
+    trainer.validate(other, loader(), verbose=False)
+    trainer.save_checkpoint(tmp_path / "other.ckpt")
+    assert mm.sparsity(other).nonzeros == 176
+    assert torch.equal(torch.load(tmp_path / "other.ckpt")["state_dict"]["net.0.weight"], other.net[0].weight)
 
 
 @pytest.mark.parametrize(("epochs", "where"), [(3, "epoch=1"), (3, "step=8")])

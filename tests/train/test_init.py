@@ -27,7 +27,17 @@ def same(a, b, *names):
 BODY = ("0.weight", "0.bias", "1.weight", "1.running_mean")
 
 
-@pytest.mark.parametrize("kind", ["pt", "within", "wrapped", "safetensors", "sparse"])
+#: What wrappers and trainers write before the names, and what they write beside them.
+WRAPPED = {
+    "wrapped": ("module", {}),
+    "wrapped twice": ("_orig_mod.module", {}),
+    "a module's network": ("module.model", {}),
+    "averaged": ("module", {"n_averaged": torch.tensor(3)}),
+    "lightning": ("model", {"loss.weight": torch.ones(5)}),
+}
+
+
+@pytest.mark.parametrize("kind", ["pt", "within", *WRAPPED, "safetensors", "sparse"])
 def test_each_kind_of_file(tmp_path, kind):
     torch.manual_seed(0)
     source, model = net(), net()
@@ -37,8 +47,9 @@ def test_each_kind_of_file(tmp_path, kind):
         torch.save(state, path)
     elif kind == "within":
         torch.save({"epoch": 3, "state_dict": state}, path)
-    elif kind == "wrapped":
-        torch.save({f"module.{name}": value for name, value in state.items()}, path)
+    elif kind in WRAPPED:
+        first, beside = WRAPPED[kind]
+        torch.save({**{f"{first}.{name}": value for name, value in state.items()}, **beside}, path)
     elif kind == "safetensors":
         from safetensors.torch import save_file
 
@@ -48,7 +59,10 @@ def test_each_kind_of_file(tmp_path, kind):
     said = init.initialise(model, str(path), name="net", classes=5)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
     assert "9 tensors" in said
-    assert ("without the 'module'" in said) == (kind == "wrapped")
+    first, beside = WRAPPED.get(kind, ("", {}))
+    assert ("without the" in said) == bool(first)
+    assert repr(first) in said or not first
+    assert all(f"nothing asked for {name}" in said for name in beside)
 
 
 def test_another_number_of_classes_keeps_the_model_s_own_head_and_says_so(tmp_path):
@@ -86,6 +100,9 @@ def test_the_same_network_under_other_names_goes_by_order_and_says_so(tmp_path):
         (lambda: {k: v for k, v in net().state_dict().items() if k != "0.bias"}, "lacks 0.bias of this model"),
         (lambda: {("0.bia" if k == "0.bias" else k): v for k, v in net().state_dict().items()},
          "lacks 0.bias of this model; the file has left over 0.bia"),
+        (lambda: {k: v.to(torch.int8) if v.dim() == 2 else v for k, v in net().state_dict().items()},
+         "has 0.weight, 2.weight as torch.int8, where the model computes with torch.float32"),
+        (lambda: {k: v / 0 if k == "1.bias" else v for k, v in net().state_dict().items()}, "nan or inf in 1.bias"),
         (lambda: [1, 2], "holds a list without tensors by name"),
         (lambda: {"model": 3}, "without tensors by name"),
     ],

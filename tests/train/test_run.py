@@ -184,7 +184,8 @@ def test_with_a_validation_split_the_test_images_are_looked_at_once(tmp_path):
     assert log.read(tmp_path / "run")[-1]["test_accuracy"] == result.test_accuracy
 
 
-def test_batch_norm_is_estimated_anew_on_the_pruned_network(tmp_path, monkeypatch):
+def test_batch_norm_is_estimated_anew_on_the_pruned_and_on_the_dense_network(tmp_path, monkeypatch):
+    """Fine-tuned for 15 steps, a dense network lost 30 points to its sparse self by its running averages alone."""
     seen = []
     monkeypatch.setattr(mm, "recalibrate", lambda model, batches: seen.append(sum(len(x) for x in batches)))
     recipe = small(
@@ -192,7 +193,7 @@ def test_batch_norm_is_estimated_anew_on_the_pruned_network(tmp_path, monkeypatc
     )
     run(recipe)
     run(dataclasses.replace(recipe, method=Method("dense"), sparsity=0.0, out=str(tmp_path / "b")))
-    assert seen == [1442 // 128 * 128]
+    assert seen == [1442 // 128 * 128] * 2
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -132,7 +132,7 @@ class SparsityCallback(Sparsifying, Callback):
         if not optimizer.finalized and optimizer.step_count == 0 < trainer.global_step:
             raise ValueError(
                 f"the trainer goes on at step {trainer.global_step} and its optimizer has taken none; a checkpoint "
-                "needs the optimizer's state (save_weights_only=False)"
+                "needs the optimizer's state (save_weights_only=False), and a second fit() a new Trainer"
             )
         self._print = mask_print(optimizer)
 
@@ -153,7 +153,7 @@ class SparsityCallback(Sparsifying, Callback):
 
     def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """An average that is validated in the model's place is validated as it will be."""
-        if self._optimizer is not None and self._optimizer.finalized:
+        if trainer.state.fn == "fit" and self._optimizer is not None and self._optimizer.finalized:
             apply_masks(pl_module, self._optimizer.masks)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -181,12 +181,17 @@ class SparsityCallback(Sparsifying, Callback):
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """A checkpoint after the end is sparse, even where a callback has put an average of weights into it."""
-        if self._optimizer is None or not self._optimizer.finalized:
+        if self._optimizer is None or not self._optimizer.finalized or not self._trained(pl_module):
             return
         tensors = checkpoint["state_dict"]
         for name, mask in self._optimizer.masks.items():
             if isinstance(tensors.get(name), torch.Tensor):
                 tensors[name] = tensors[name].masked_fill(~mask.to(tensors[name].device), 0.0)
+
+    def _trained(self, pl_module: Any) -> bool:
+        """Whether these are the parameters that were trained: a trainer may be given another module afterwards."""
+        held = dict(pl_module.named_parameters())
+        return all(held.get(name) is x for name, x in self.optimizer.weights.items())
 
 
 def stepping_batches(trainer: Any, pl_module: Any, epochs: int | None) -> int:

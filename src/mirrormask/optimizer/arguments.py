@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mirrormask.checks import few
+from mirrormask.checks import callers_level, few
 from mirrormask.flats import which_not_finite
 from mirrormask.masks.patterns import check_pattern
-from mirrormask.matrices import EMBEDDINGS, default_weights, inputs_elsewhere, output_axis
+from mirrormask.matrices import EMBEDDINGS, candidates, default_weights, inputs_elsewhere, output_axis
 from mirrormask.methods import Method
 from mirrormask.optimizer.base_groups import Group
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
@@ -23,6 +24,7 @@ from mirrormask.optimizer.scores import SPREAD_SCORES
 from mirrormask.optimizer.shards import is_sharded, shard_of
 from mirrormask.optimizer.weights import SparseWeights
 from mirrormask.selection import Weights, select_weights
+from mirrormask.selection_notes import on_frozen
 
 __all__ = ["check_arguments", "check_group", "check_shards", "frozen_weights", "held_weights", "unwrapped"]
 
@@ -112,6 +114,8 @@ def held_weights(
             "optimizer, then call mm.sparsify"
         )
     chosen = select_weights(model, weights)
+    if weights is None and (said := on_frozen(candidates(model), chosen)):
+        warnings.warn(said, stacklevel=callers_level())
     held = {id(p) for group in base.param_groups for p in group["params"]}
     missing = [name for name, p in chosen.items() if id(p) not in held]
     if missing and all(is_sharded(chosen[name]) for name in missing):

@@ -38,7 +38,7 @@ def first_state(optimizer: Optimizer, held: Tensor, group: Group) -> dict[str, A
         # A base may draw random numbers: looking must not change what the next dropout draws.
         with torch.random.fork_rng(devices=[held.device] if on_gpu else []):
             bare_step(type(optimizer))(trial)
-    except (RuntimeError, ValueError, TypeError, AssertionError):
+    except Exception:  # of whatever kind a base raises
         return {}
     return dict(trial.state[stand_in])
 
@@ -53,7 +53,7 @@ def _tried(optimizer: Optimizer, starts: Sequence[Tensor], steps: Sequence[Seque
                 for tensor, grad in zip(held, grads, strict=True):
                     tensor.grad = grad.clone()
                 bare_step(type(optimizer))(trial)
-    except (RuntimeError, ValueError, TypeError, AssertionError):
+    except Exception:
         return None
     return [tensor.detach() for tensor in held]
 
@@ -65,6 +65,9 @@ def _stand_in(optimizer: Optimizer, group: Group) -> Optimizer:
     trial._optimizer_step_pre_hooks, trial._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
     trial.state = defaultdict(dict)
     trial.param_groups = [group]
+    mode = getattr(trial, "train", None)
+    if callable(mode):  # schedule-free ones step in this mode only, and are saved and loaded in the other too
+        mode()
     return trial
 
 

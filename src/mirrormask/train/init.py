@@ -53,10 +53,12 @@ def initialise(model: nn.Module, source: str, *, name: str, classes: int) -> str
 
     Raises:
         ValueError: the file cannot be read or holds no state dict, a parameter of the model is not in it (those that
-            are missing and those that are left over are listed), or it has another shape.
+            are missing and those that are left over are listed), it has another shape, is not finite, or is of
+            integers.
     """
     tensors = _of_library(name) if source == "pretrained" else read(Path(source))
     matched = match(tensors, model.state_dict(), classes=classes, source=source)
+    _check_values(matched.tensors, model.state_dict(), source)
     model.load_state_dict(matched.tensors, strict=False)
     said = f"{name} starts from {source}: {len(matched.tensors)} tensors{matched.how}"
     if matched.fresh:
@@ -144,14 +146,26 @@ def match(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, classes:
 
 
 def _unwrapped(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Without a first part that wrappers and trainers add, if more of the names are the model's then."""
-    best, how = dict(given), ""
-    for first in (*WRAPPERS, "model", "net", "backbone"):
-        if all(name.startswith(first + ".") for name in given):
-            bare = {name.removeprefix(first + "."): value for name, value in given.items()}
-            if sum(name in wanted for name in bare) > sum(name in wanted for name in best):
-                best, how = bare, f", without the {first!r} before their names"
-    return best, how
+    """Without the first parts that wrappers and trainers add, where most of the names become the model's by that.
+
+    Up to three of them, in any order; what does not begin with one (a loss, an average's counter) keeps its name.
+    """
+    best, taken, most = dict(given), "", sum(name in wanted for name in given)
+    tried = [("", best)]
+    for _ in range(3):
+        longer = []
+        for before, names in tried:
+            for first in (*WRAPPERS, "model", "net", "backbone"):
+                bare = {n.removeprefix(first + "."): value for n, value in names.items() if n.startswith(first + ".")}
+                if bare:
+                    rest = {n: value for n, value in names.items() if not n.startswith(first + ".") and n not in bare}
+                    longer.append((before + first + ".", {**rest, **bare}))
+        for before, names in longer:
+            hits = sum(name in wanted for name in names)
+            if hits > most:
+                best, taken, most = names, before, hits
+        tried = longer
+    return best, f", without the {taken.removesuffix('.')!r} before their names" if taken else ""
 
 
 def _by_order(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], classes: int) -> dict[str, Tensor] | None:
@@ -163,6 +177,25 @@ def _by_order(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], classes
         if not alike or a.rpartition(".")[2] != b.rpartition(".")[2]:
             return None
     return {b: given[a] for a, b in zip(theirs, own, strict=True)}
+
+
+def _check_values(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str) -> None:
+    """Refuse what ``load_state_dict`` would take without a word: numbers that are codes, and those that are none.
+
+    Raises:
+        ValueError: integers for real numbers (a quantized file, whose scales lie elsewhere), complex ones, nan or inf.
+    """
+    floating = {name: value for name, value in tensors.items() if wanted[name].is_floating_point()}
+    kinds = {name: value.dtype for name, value in floating.items() if not value.is_floating_point()}
+    if kinds:
+        name, dtype = next(iter(kinds.items()))
+        raise ValueError(
+            f"{source!r} has {few(list(kinds))} as {dtype}, where the model computes with {wanted[name].dtype}: a "
+            "quantized file, perhaps, whose scales lie elsewhere; give the file of before it was quantized"
+        )
+    bad = [name for name, value in floating.items() if not bool(value.isfinite().all())]
+    if bad:
+        raise ValueError(f"{source!r} holds nan or inf in {few(bad)}: its training has diverged; give an earlier one")
 
 
 def _head(names: list[str]) -> list[str]:

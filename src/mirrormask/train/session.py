@@ -214,9 +214,12 @@ class Session:
         return model.to(self.accelerator.device)
 
     def finish(self) -> None:
-        """Make the model exactly as sparse as asked, and estimate batch norm's statistics on what is left."""
+        """Make the model exactly as sparse as asked, and estimate batch norm's statistics on what is left.
+
+        The dense network's too, or after few steps it would be compared by running averages of before it was trained.
+        """
         self.optimizer.finalize()
-        if self.recipe.sparsity and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules()):
+        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules()):
             mm.recalibrate(self.model, self._inputs())
 
     def state_dict(self) -> dict[str, Any]:
