@@ -96,9 +96,12 @@ def keep_only_each(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
     for indices in together.values():
         for start in range(0, len(indices), AT_ONCE):
             some = indices[start : start + AT_ONCE]
+            if len(some) == 1:  # whose flat would be the tensor itself
+                keep_only(tensors[some[0]], masks[some[0]])
+                continue
             own = [tensors[index] for index in some]
             flat = _flatten_dense_tensors(own)
-            flat.masked_fill_(_flatten_dense_tensors([masks[index] for index in some]).logical_not_(), 0.0)
+            flat.masked_fill_(~_flatten_dense_tensors([masks[index] for index in some]), 0.0)
             torch._foreach_copy_(own, _unflatten_dense_tensors(flat, own))
 
 

@@ -15,8 +15,8 @@ import mirrormask as mm
 from mirrormask import checks
 from mirrormask.train import batch_norm, data, init, models, parallel, randomness
 from mirrormask.train.batches import Batches
-from mirrormask.train.recipe import Optimizer, Recipe
 from mirrormask.train.origin import digest_of
+from mirrormask.train.recipe import Optimizer, Recipe
 from mirrormask.train.schedule import make_scheduler
 from mirrormask.train.trained import load_teacher
 
