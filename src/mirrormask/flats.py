@@ -6,14 +6,19 @@ import cmath
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-from mirrormask.masked import count_true
+from mirrormask.masked import count_true, keep_only
 
-__all__ = ["ROOM", "all_finite", "count_each", "flats", "which_not_finite"]
+__all__ = ["ROOM", "SMALL", "all_finite", "count_each", "flats", "is_small", "keep_only_each", "which_not_finite"]
 
 #: Elements that a flat of several tensors has at most; of a tensor with more, nothing is copied.
 ROOM = 2**16
+#: Of a tensor with so many elements or fewer, a call takes longer than copying it.
+SMALL = 2**12
+#: How many small tensors are written at once: at most 4 MB of float32.
+AT_ONCE = 256
 
 
 @torch.no_grad()
@@ -70,6 +75,45 @@ def count_each(tensors: Sequence[Tensor]) -> list[int]:
             counts.append(sums[end] - before)
             before = sums[end]
     return counts
+
+
+@torch.no_grad()
+def keep_only_each(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+    """As :func:`mirrormask.masked.keep_only` of each tensor with its mask; several small ones of a kind at once.
+
+    Example:
+        >>> small = [torch.tensor([1.0, float("nan")]), torch.tensor([[-2.0], [3.0]])]
+        >>> keep_only_each(small, [torch.tensor([True, False]), torch.tensor([[False], [True]])])
+        >>> [tensor.tolist() for tensor in small]
+        [[1.0, 0.0], [[0.0], [3.0]]]
+    """
+    together: dict[torch.dtype, list[int]] = {}
+    for index, (tensor, mask) in enumerate(zip(tensors, masks, strict=True)):
+        if is_small(tensor) and mask.shape == tensor.shape:
+            together.setdefault(tensor.dtype, []).append(index)
+        else:
+            keep_only(tensor, mask)
+    for indices in together.values():
+        for start in range(0, len(indices), AT_ONCE):
+            some = indices[start : start + AT_ONCE]
+            if len(some) == 1:  # whose flat would be the tensor itself
+                keep_only(tensors[some[0]], masks[some[0]])
+                continue
+            own = [tensors[index] for index in some]
+            flat = _flatten_dense_tensors(own)  # type: ignore[no-untyped-call]
+            flat.masked_fill_(~_flatten_dense_tensors([masks[index] for index in some]), 0.0)  # type: ignore[no-untyped-call]
+            torch._foreach_copy_(own, _unflatten_dense_tensors(flat, own))  # type: ignore[no-untyped-call]
+
+
+def is_small(tensor: Tensor) -> bool:
+    """Whether it is an ordinary tensor in CPU memory that is sooner copied than asked about."""
+    return (
+        0 < tensor.numel() <= SMALL
+        and tensor.is_cpu
+        and type(tensor) in (Tensor, nn.Parameter)
+        and tensor.layout == torch.strided
+        and not tensor.is_inference()
+    )
 
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:

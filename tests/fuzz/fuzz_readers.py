@@ -81,7 +81,7 @@ def changed_bytes(sound: bytes, data: bytes) -> bytes:
 
 def changed_values(tree, data: bytes):
     """A copy of a tree with values replaced, removed or nested where ``data`` says."""
-    tree = json.loads(json.dumps(tree))
+    tree, copies = json.loads(json.dumps(tree)), 1
     for index in range(0, len(data) - 5, 6):
         *way, what = data[index : index + 6]
         holder, key = None, None
@@ -95,7 +95,8 @@ def changed_values(tree, data: bytes):
             tree = copy.deepcopy(ODD[what % len(ODD)])
         elif what % 16 == 15:
             del holder[key]
-        elif what % 16 == 14:
+        elif what % 16 == 14 and copies <= 64:  # copies of copies would fill all memory
+            copies *= what // 16 + 1
             holder[key] = [copy.deepcopy(holder[key]) for _ in range(what // 16 + 1)]
         else:
             holder[key] = copy.deepcopy(ODD[what % len(ODD)])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import mirrormask as mm
-from mirrormask.flats import ROOM, all_finite, count_each, flats, which_not_finite
+from mirrormask.flats import ROOM, all_finite, count_each, flats, keep_only_each, which_not_finite
 from mirrormask.masks import allocate, floors, largest, select
 from mirrormask.masks.allocations import erk, uniform
 from mirrormask.storage import reader
@@ -127,6 +127,21 @@ def test_what_is_asked_of_each_is_what_one_by_one_gives():
     assert not all_finite(parameters)
     assert all_finite(MIXED)
     assert all_finite([torch.full((3,), 3e38)])  # whose sum overflows
+
+
+@pytest.mark.parametrize("number", [1, 2, len(MIXED)])
+def test_masks_of_each_are_those_of_one_by_one_and_stay_as_they_are(number):
+    tensors = [x.clone() for x in MIXED[:number]]
+    for x in tensors:
+        if x.is_floating_point() and x.numel() > 1:
+            x.view(-1)[:2] = torch.tensor([float("nan"), -0.0]) if x.is_contiguous() else x.reshape(-1)[:2]
+    masks = [torch.arange(x.numel()).reshape(x.shape) % 2 == number % 2 for x in tensors]
+    wanted = [torch.where(mask, x, torch.zeros_like(x)) for x, mask in zip(tensors, masks, strict=True)]
+    before = [mask.clone() for mask in masks]
+    keep_only_each(tensors, masks)
+    for x, want, mask, was in zip(tensors, wanted, masks, before, strict=True):
+        assert torch.equal(mask, was)
+        assert x.numpy(force=True).tobytes() == want.numpy(force=True).tobytes() if x.dtype != torch.bfloat16 else True
 
 
 @pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.9])

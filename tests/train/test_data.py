@@ -1,11 +1,13 @@
 """Data sets: splits, statistics, folders of images with their cache and their errors."""
 
+import os
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save
 
 from mirrormask.machine.cache import cache_folder
 from mirrormask.train import Data, data, folder
@@ -97,10 +99,27 @@ def test_the_second_start_reads_the_cache_and_a_changed_folder_does_not(birds, m
 
 def test_a_damaged_cache_is_made_again(birds):
     first = data.load(Data(f"folder:{birds}"))
-    (kept,) = cache_folder().glob("*.safetensors")
-    kept.write_bytes(kept.read_bytes()[:40])
-    assert torch.equal(data.load(Data(f"folder:{birds}")).train.x, first.train.x)
-    assert len(kept.read_bytes()) > 40
+    (kept,) = cache_folder().glob("*.images")
+    whole = kept.read_bytes()
+    flipped = whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:]  # of a label or a pixel: another data set, still sound
+    foreign = whole[:32] + save({"other": torch.zeros(3)})
+    for damaged in (whole[:40], b"", flipped, foreign):
+        kept.write_bytes(damaged)
+        again = data.load(Data(f"folder:{birds}"))
+        assert torch.equal(again.train.x, first.train.x)
+        assert torch.equal(again.test.y, first.test.y)
+        assert again.digest == first.digest
+        assert kept.read_bytes() == whole
+
+
+def test_a_file_of_the_same_size_and_time_is_another_one(birds):
+    first, path = data.load(Data(f"folder:{birds}")), birds / "train" / "crow" / "0.png"
+    before = path.stat()
+    other = next(p for p in sorted((birds / "train").rglob("*.png")) if p != path)
+    raw = path.read_bytes()
+    path.write_bytes(other.read_bytes()[: len(raw)].ljust(len(raw), b"\0"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as cp -p and rsync -t do
+    assert not torch.equal(data.load(Data(f"folder:{birds}")).train.x, first.train.x)
 
 
 def test_images_of_several_sizes_are_named_and_can_be_resized(birds):

@@ -396,7 +396,8 @@ def _prune(folder: _Folder, most_bytes: int, most_days: float) -> int:
             if OWN_NAME.fullmatch(entry.name):
                 with contextlib.suppress(OSError):
                     facts = entry.stat(follow_symlinks=False)
-                    found.append((now - facts.st_mtime, facts.st_size, entry.name))
+                    # A time to come is of a clock that went wrong, and would keep its file for ever.
+                    found.append((abs(now - facts.st_mtime), facts.st_size, entry.name))
     gone = 0
     kept = 0
     for age, size, name in sorted(found):

@@ -14,12 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from mirrormask.geometry import Geometry
+from mirrormask.optimizer.shards import Versions
 from mirrormask.optimizer.weights import SparseWeights
 from mirrormask.progress import Clock
 
 __all__ = ["Edits", "Sample"]
 
-Place = tuple[int, torch.Size, tuple[int, ...]] | None
+#: Where tensors lie in CPU memory, and how: addresses (None for one that cannot be looked at), shapes, strides. Lists
+#: of plain values: of a tuple for each of 10^5 tensors Python's collector would look at every one.
+Places = tuple[list[int | None], list[torch.Size], list[tuple[int, ...]]]
 
 
 class Edits:
@@ -31,7 +34,7 @@ class Edits:
 
     def __init__(self, weights: SparseWeights) -> None:
         self._weights = weights
-        self._seen: list[tuple[int, ...]] = []
+        self._seen: Versions = ([], [])
         self._sample = Sample()
 
     def note(self) -> None:
@@ -90,8 +93,10 @@ class Edits:
     def _written(self) -> list[nn.Parameter]:
         """The weights that somebody may have written into since :meth:`note`."""
         own, now = list(self._weights.values()), self._versions()
-        written = [x for x, seen, is_now in zip(own, self._seen, now, strict=True) if seen != is_now]
-        return own if not written and self._sample.has_changed(own) else written
+        if now == self._seen:
+            return own if self._sample.has_changed(own) else []
+        both = zip(own, *self._seen, *now, strict=True)
+        return [x for x, version, place, version_now, place_now in both if (version, place) != (version_now, place_now)]
 
     def _changed(self, x: Tensor, geometry: Geometry) -> Tensor | None:
         """Where a living element of x is not what its latents say; None if nowhere."""
@@ -100,7 +105,7 @@ class Edits:
             changed &= mask
         return changed if bool(changed.any()) else None
 
-    def _versions(self) -> list[tuple[int, ...]]:
+    def _versions(self) -> Versions:
         return self._weights.shards.versions(self._weights.values())
 
 
@@ -126,11 +131,11 @@ class Sample:
     def __init__(self) -> None:
         self._turn = 0
         self._taken: list[Tensor] = []
-        self._places: list[Place] = []
+        self._places: Places = ([], [], [])
         self._bytes: tuple[list[list[Tensor]], list[Tensor]] = ([], [])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_turn": self._turn, "_taken": [], "_places": [], "_bytes": ([], [])}
+        return {"_turn": self._turn, "_taken": [], "_places": ([], [], []), "_bytes": ([], [])}
 
     def take(self, tensors: Sequence[Tensor]) -> None:
         """Remember what they are."""
@@ -142,7 +147,7 @@ class Sample:
         return bool(self._taken) and not all(map(torch.equal, self._taken, self._read(tensors)))
 
     def _read(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        places = [_place(x) for x in tensors]
+        places = _places(tensors)
         if places != self._places:  # at every step they would cost as much as the reading
             self._places, self._bytes = places, self._views(tensors)
         small, pages = self._bytes
@@ -165,16 +170,19 @@ class Sample:
         return list(small.values()), pages
 
 
-def _place(x: Tensor) -> Place:
-    """Where in CPU memory it lies, and how; None where that cannot be looked at."""
-    if x.device.type != "cpu" or isinstance(x, torch._subclasses.FakeTensor):
-        return None
-    return x.data_ptr(), x.shape, x.stride()
+def _places(tensors: Sequence[Tensor]) -> Places:
+    addresses = [x.data_ptr() if _is_in_memory(x) else None for x in tensors]
+    return addresses, [x.shape for x in tensors], [x.stride() for x in tensors]
+
+
+def _is_in_memory(x: Tensor) -> bool:
+    """Whether its bytes can be looked at."""
+    return x.is_cpu and not isinstance(x, torch._subclasses.FakeTensor)
 
 
 def _is_readable(x: Tensor) -> bool:
     """Whether it lies in CPU memory, without gaps, so that its bytes can be looked at."""
-    if _place(x) is None or not x.numel():
+    if not _is_in_memory(x) or not x.numel():
         return False
     if x.is_contiguous():
         return True

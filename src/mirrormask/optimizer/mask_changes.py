@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mirrormask.checks import callers_level, few
-from mirrormask.flats import count_each
-from mirrormask.masked import count_true, keep_only
+from mirrormask.flats import count_each, is_small, keep_only_each
+from mirrormask.masked import count_true
 from mirrormask.masks import Regrow, floors
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
 from mirrormask.optimizer.mask_choice import MaskChoice
@@ -125,13 +125,22 @@ class MaskChanges(MaskChoice):
             ]
         self._check_rows(masks)
         report_empty(empty, self.on_empty)  # before anything changes
-        for index, (x, mask) in enumerate(zip(self.weights.values(), masks, strict=True)):
+        small, keeps, back = list[nn.Parameter](), list[Tensor](), list[nn.Parameter]()
+        for index, (x, mask) in enumerate(zip(own, masks, strict=True)):
             new = self._revive(x, mask, None if values is None else values[index], clock)
             self.weights.state(x)["mask"] = mask
-            self.kill(x, mask if new is None else mask & ~new)
+            keep = mask if new is None else mask & ~new
+            if is_small(x):  # together, and others one by one: nothing of their size is kept
+                small.append(x)
+                keeps.append(keep)
+            else:
+                self.kill([x], [keep])
             if new is not None and self.weights.geometry.latents and bool(new.any()):
-                self.weights.push([x], clock)
-                keep_only(x, mask)
+                back.append(x)
+        self.kill(small, keeps)
+        for some in (back,) if all(map(is_small, back)) else ([x] for x in back):
+            self.weights.push(some, clock)
+            self.weights.hold_zeros((x, x) for x in some)
 
     def _check_rows(self, masks: Sequence[Tensor]) -> None:
         """Weight norm divides a row by its norm: refuse a mask that leaves nothing of one, before it is NaN."""
@@ -160,20 +169,24 @@ class MaskChanges(MaskChoice):
             x.copy_(torch.where(new, value, x))
         return new
 
-    def kill(self, x: Tensor, keep: Tensor) -> None:
+    def kill(self, weights: Sequence[nn.Parameter], keeps: Sequence[Tensor]) -> None:
         """Zeros where the mask of a weight removes it: in the weight, its latents, and the base optimizer's state.
 
         Args:
-            x: the weight, whose mask is set.
-            keep: whose state of the base optimizer stays; what comes back starts without.
+            weights: whose masks are set.
+            keeps: whose state of the base optimizer stays; what comes back starts without.
         """
-        mask, latents = self.weights.state(x)["mask"], self.weights.latents_of(x)
-        self.weights.geometry.prune(latents, mask)
-        for held in latents.values() if latents else (x,):
-            for tensor in self.base.elementwise(held):
-                if tensor.shape == keep.shape:
-                    keep_only(tensor, keep)
-        keep_only(x, mask)
+        states, stay = list[Tensor](), list[Tensor]()
+        for x, keep in zip(weights, keeps, strict=True):
+            latents = self.weights.latents_of(x)
+            if latents:
+                self.weights.geometry.prune(latents, self.weights.state(x)["mask"])
+            for held in latents.values() if latents else (x,):
+                found = [tensor for tensor in self.base.elementwise(held) if tensor.shape == keep.shape]
+                states += found
+                stay += [keep] * len(found)
+        keep_only_each(states, stay)
+        self.weights.hold_zeros((x, x) for x in weights)
 
     @torch.no_grad()
     def exchange(self, fraction: float, grads: Sequence[Tensor | None], clock: Clock) -> None:
@@ -251,8 +264,7 @@ class MaskChanges(MaskChoice):
     def enforce(self, sparsity: float) -> None:
         """The masks are those of ``sparsity``: see to it that the weights are, and warn where that leaves too few."""
         own, masks = list(self.weights.values()), [self.weights.state(x)["mask"] for x in self.weights.values()]
-        for x, mask in zip(own, masks, strict=True):
-            self.kill(x, mask)
+        self.kill(own, masks)
         found = self.weights.shards.count(count_each(own), own)
         wanted = self.weights.shards.count(count_each(masks), own)
         short = [name for name, n, all_ in zip(self.weights, found, wanted, strict=True) if n < all_]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +14,10 @@ from mirrormask.optimizer.processes import Processes
 if TYPE_CHECKING:
     from mirrormask.optimizer.dtensors import Part
 
-__all__ = ["Shards", "is_sharded", "shard_of"]
+__all__ = ["Shards", "Versions", "is_sharded", "shard_of"]
+
+#: Of each parameter what changes with every writer, and where its memory is.
+Versions = tuple[list[object], list[int]]
 
 
 def is_sharded(p: Tensor) -> bool:
@@ -137,19 +140,20 @@ class Shards:
         part = self._parts.get(id(x))
         return None if part is None else part.places[dim]
 
-    def versions(self, x: Iterable[Tensor]) -> list[tuple[int, ...]]:
+    def versions(self, x: Collection[Tensor]) -> Versions:
         """As :meth:`version`, of each."""
         if not self._parts:
-            return [(own._version, own.data_ptr()) for own in x]
-        return list(map(self.version, x))
+            return [own._version for own in x], [own.data_ptr() for own in x]
+        both = [self.version(own) for own in x]
+        return [version for version, _ in both], [place for _, place in both]
 
-    def version(self, x: Tensor) -> tuple[int, ...]:
-        """It changes when somebody writes into the parameter."""
+    def version(self, x: Tensor) -> tuple[object, int]:
+        """It changes when somebody writes into the parameter, and tells where its memory is."""
         part = self._parts.get(id(x))
         if part is None:
             return x._version, x.data_ptr()
         held = part.whole._local_tensor
-        return part.whole._version, held._version, held.data_ptr()
+        return (part.whole._version, held._version), held.data_ptr()
 
     # -- to and from DTensors ------------------------------------------------------------------------------------
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mirrormask.checks import few
+from mirrormask.flats import keep_only_each
 from mirrormask.geometry import Geometry
-from mirrormask.masked import keep_only
 from mirrormask.optimizer.shards import Shards
 from mirrormask.progress import Clock
 
@@ -177,10 +177,8 @@ class SparseWeights(Mapping[str, nn.Parameter]):
         that files must store.
         """
         state = self._holder.state
-        for x, held in tensors:
-            mask = state[x].get("mask")
-            if mask is not None:
-                keep_only(held, mask)
+        masked = [(held, mask) for x, held in tensors if (mask := state[x].get("mask")) is not None]
+        keep_only_each([held for held, _ in masked], [mask for _, mask in masked])
 
 
 def bare_name(name: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,16 @@ class Splits:
     def shape(self) -> tuple[int, ...]:
         """Channels, height and width of an image."""
         return tuple(self.train.x.shape[1:])
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of all images, labels and classes, in their order."""
+        found = hashlib.sha256("\0".join(self.classes).encode(errors="surrogateescape"))
+        for part in (self.train, self.test, *([self.validation] if self.validation else [])):
+            for tensor in (part.x, part.y):
+                found.update(f"\0{tensor.dtype} {tuple(tensor.shape)}\0".encode())
+                found.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
+        return found.hexdigest()
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation per channel over the training images, float32 of shape (channels, 1, 1)."""

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from mirrormask import files
-from mirrormask.machine.cache import cache_folder
+from mirrormask.machine import cache
 from mirrormask.train import image_files
 from mirrormask.train.image_files import LISTED, scan, shown
 
 __all__ = ["load"]
 
 #: Changes when decoding does, so that tensors decoded by an older version are not read.
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 
 Part = tuple[Tensor, Tensor]
 
@@ -29,8 +29,9 @@ Part = tuple[Tensor, Tensor]
 def load(root: Path, size: int | None = None) -> tuple[Part, Part, tuple[str, ...]]:
     """Read ``root/train`` and ``root/test`` (or ``root/val``).
 
-    The decoded images are kept in :func:`mirrormask.machine.cache.cache_folder` under a key of the path and of every
-    file's name, size and time of change, so that the second start reads one file.
+    The decoded images are kept in the cache of :mod:`mirrormask.machine.cache`, which asks whose it is, with their
+    checksum and under a key of the path and of every file's name, size and times of change, so that the second start
+    reads one file.
 
     Args:
         root: the folder.
@@ -68,7 +69,8 @@ def load(root: Path, size: int | None = None) -> tuple[Part, Part, tuple[str, ..
             "test_x": x[len(train) :],
             "test_y": y[len(train) :],
         }
-        _keep(key, tensors)
+        if _key(root, [*train, *test], size) == key:  # else somebody writes there
+            _keep(key, tensors)
     return (tensors["train_x"], tensors["train_y"]), (tensors["test_x"], tensors["test_y"]), classes
 
 
@@ -136,33 +138,36 @@ def _key(root: Path, samples: Sequence[tuple[str, int]], size: int | None) -> st
     digest = hashlib.sha256(json.dumps([CACHE_VERSION, os.fsencode(root.resolve()).hex(), size]).encode())
     for path, label in samples:
         status = os.stat(path)
-        digest.update(os.fsencode(path) + f"\0{label}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        # Who copies a file over another may copy its time too; that of its last change nobody sets.
+        facts = f"\0{label}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\n"
+        digest.update(os.fsencode(path) + facts.encode())
     return digest.hexdigest()[:24]
 
 
 def _cached(key: str) -> dict[str, Tensor] | None:
+    """What was kept under this key, if every byte of it is what was written."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
-    kept = cache_folder()
-    if kept is None:
-        return None
-    path = kept / f"{key}.safetensors"
+    name = _name(key)
     try:
-        return load_file(str(path)) if path.exists() else None
+        kept = cache.read(name)
+        return load(kept[32:]) if kept[:32] == _checksum(name, kept[32:]) else None
     except (SafetensorError, OSError):
-        return None  # a damaged cache is made again
+        return None  # it is made again
 
 
 def _keep(key: str, tensors: dict[str, Tensor]) -> None:
     """Write the cache; a disk that is full or read-only costs the next start time, not this one its run."""
     from safetensors.torch import save
 
-    kept = cache_folder()
-    if kept is None:
-        return
-    try:
-        kept.mkdir(mode=0o700, parents=True, exist_ok=True)
-        files.write_bytes(kept / f"{key}.safetensors", save(tensors))
-    except OSError:
-        return
+    data, name = save(tensors), _name(key)
+    cache.write(name, _checksum(name, data) + data)
+
+
+def _name(key: str) -> str:
+    return f"{key}.images"
+
+
+def _checksum(name: str, data: bytes) -> bytes:
+    return hashlib.sha256(name.encode() + data).digest()

@@ -118,11 +118,15 @@ def read(folder: str | Path) -> list[dict[str, Any]]:
     return [record for _, record in stream(folder)]
 
 
+#: No line of a run's is longer; one that is would take all memory before anything is known of it.
+MOST_LINE = 2**20
+
+
 def stream(folder: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The same one by one, each after its place in the file, so that a log of any length takes the memory of a line."""
     decoder, place = schema.record_decoder(), 0
     with open(Path(folder) / "log.jsonl", "rb") as file:
-        for line in file:
+        while line := file.readline(MOST_LINE):
             try:
                 record = decoder.decode(line)
             except (ValueError, RecursionError):

@@ -12,7 +12,7 @@ from typing import Any
 import mirrormask as mm
 from mirrormask import checks, environment
 from mirrormask.masks import keep_count
-from mirrormask.train import figure, parallel, predictions, recipe_file
+from mirrormask.train import figure, origin, parallel, predictions, recipe_file
 from mirrormask.train.checkpoint import Checkpoints
 from mirrormask.train.data import Splits
 from mirrormask.train.distributions import Distributions
@@ -149,6 +149,8 @@ class _Run:
         self.best: float | None = None
         self.earlier, self.offset = 0.0, 0
         self.digest: str | None = None
+        self.origin = origin.origin(session.splits.digest, session.teacher_digest)
+        self.moved = ""
         self.health = Health(session, self._fault)
         self.checkpoints = Checkpoints(folder.path, session.recipe)
         self.keeper = Keeper(session, self.checkpoints, self._state, request)
@@ -159,6 +161,8 @@ class _Run:
             for fault in damaged:
                 went_on = "the start" if self.came_from is None else f"{self.came_from.name!r}"
                 observer.warned(f"{fault}; it is set aside, and the run goes on from {went_on}")
+            if self.moved:
+                observer.warned(self.moved)
         self.start = time.perf_counter() - self.earlier
         self.log: Log | None = None
         if self.main:
@@ -179,6 +183,9 @@ class _Run:
             if self.log is not None and self.world != self.logged_world:
                 about = {"processes": self.world, "parallel": session.kind}
                 self.log.write({"event": "processes", "step": session.step, "epoch": session.epoch + 1, **about})
+            if self.log is not None and self.moved:
+                about = {"step": session.step, "epoch": session.epoch + 1, "what": self.moved}
+                self.log.write({"event": "environment", **about})
             self.logged_world = self.world
             while session.epoch < session.recipe.epochs:
                 self._epoch()
@@ -253,6 +260,7 @@ class _Run:
             "session": session.state_dict(),
             "processes": [own] if self.world == 1 else _gathered(own),
             "world": self.logged_world,
+            "origin": self.origin,
             "log": None if self.log is None else [self.log.offset, self.log.digest],
             "seconds": self._seconds(),
             "last": dict(self.last),
@@ -274,6 +282,9 @@ class _Run:
         earlier = checks.check_number("seconds", state["seconds"], low=0.0)
         if state["session"]["epoch"] and not {"loss", "train_accuracy"} < last.keys():
             raise ValueError("it lacks what the last epoch gave")
+        there = state.get("origin", {})
+        origin.check(there, self.origin)
+        self.moved = origin.changed_software(there, self.origin)
         session.load_state_dict(state["session"], own)
         self.health.load_state_dict(state["health"])
         self.window.sums.copy_(own["window"])

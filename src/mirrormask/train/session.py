@@ -15,6 +15,7 @@ import mirrormask as mm
 from mirrormask import checks
 from mirrormask.train import batch_norm, data, init, models, parallel, randomness
 from mirrormask.train.batches import Batches
+from mirrormask.train.origin import digest_of
 from mirrormask.train.recipe import Optimizer, Recipe
 from mirrormask.train.schedule import make_scheduler
 from mirrormask.train.trained import load_teacher
@@ -106,6 +107,7 @@ class Session:
             self.note = init.initialise(self.model, recipe.model.init, name=name, classes=classes)
         self.model.to(device)
         teacher = load_teacher(recipe, self.splits.shape, len(self.splits.classes), device)
+        self.teacher_digest = "" if teacher is None else digest_of(teacher.state_dict())
         self.taught: mm.Distillation | None = None
         if teacher is not None:
             self.taught = mm.distill(self.model, teacher, temperature=recipe.teacher.temperature)
