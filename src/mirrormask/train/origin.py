@@ -22,7 +22,7 @@ def origin(data: str, teacher: str) -> dict[str, Any]:
         data: the digest of all images and labels.
         teacher: that of the teacher's weights, empty without one.
     """
-    return {"data": data, "teacher": teacher, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    return {"data": data, "teacher": teacher, "torch": str(torch.__version__), "threads": torch.get_num_threads()}
 
 
 def digest_of(state: Mapping[str, Tensor]) -> str:
