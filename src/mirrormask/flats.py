@@ -100,9 +100,9 @@ def keep_only_each(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
                 keep_only(tensors[some[0]], masks[some[0]])
                 continue
             own = [tensors[index] for index in some]
-            flat = _flatten_dense_tensors(own)
-            flat.masked_fill_(~_flatten_dense_tensors([masks[index] for index in some]), 0.0)
-            torch._foreach_copy_(own, _unflatten_dense_tensors(flat, own))
+            flat = _flatten_dense_tensors(own)  # type: ignore[no-untyped-call]
+            flat.masked_fill_(~_flatten_dense_tensors([masks[index] for index in some]), 0.0)  # type: ignore[no-untyped-call]
+            torch._foreach_copy_(own, _unflatten_dense_tensors(flat, own))  # type: ignore[no-untyped-call]
 
 
 def is_small(tensor: Tensor) -> bool:
