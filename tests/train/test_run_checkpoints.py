@@ -29,6 +29,7 @@ from mirrormask.train import (
     Recipe,
     RunFolder,
     Stopped,
+    data,
     log,
     recipe_file,
     run,
@@ -95,6 +96,27 @@ def parts(tmp_path_factory):
 def folder(parts, tmp_path):
     shutil.copytree(parts, tmp_path / "run")
     return tmp_path / "run"
+
+
+# -- what a recipe only names ------------------------------------------------------------------------------------------
+
+
+def test_a_run_does_not_go_on_with_other_images(folder):
+    splits = data.load(Data(crop=1, flip=True))
+    y = splits.train.y.clone()
+    y[7] += 1 if y[7] < 9 else -1
+    other = dataclasses.replace(splits, train=dataclasses.replace(splits.train, y=y))
+    with pytest.raises(CheckpointError, match="labels are not those that the run was begun with; put them back"):
+        run(small(folder), resume=True, splits=other)
+
+
+def test_a_run_that_goes_on_with_other_software_says_so(folder, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "9.9")
+    observer = Call()
+    run(small(folder), resume=True, observer=observer)
+    (said,) = observer.warnings
+    assert "(here 9.9): what follows need not be the uninterrupted run to the last bit" in said
+    assert [r["what"] for r in log.read(folder) if r["event"] == "environment"] == [said]
 
 
 # -- the tree and the file ---------------------------------------------------------------------------------------------
