@@ -27,6 +27,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "long: takes more than five seconds on a quiet machine; left out by --sample")
+    config.addinivalue_line("markers", "early: takes ten seconds and more; begins first, so that no worker ends late")
     config.addinivalue_line("markers", "cases(number): how many cases of this law, or module, --sample keeps")
 
 
@@ -50,3 +51,4 @@ def pytest_collection_modifyitems(config, items):
         kept.update(cases[(start + i * len(cases) // number) % len(cases)].nodeid for i in range(number))
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in kept])
     items[:] = [item for item in items if item.nodeid in kept]
+    items.sort(key=lambda item: item.get_closest_marker("early") is None)

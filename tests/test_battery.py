@@ -174,6 +174,7 @@ def test_the_compiled_model_answers_like_the_trained_one(name, tmp_path, monkeyp
     torch.testing.assert_close(mm.compile(model, x, tune=False, force=True)(x), model(x).detach(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.early
 def test_ranks_agree(tmp_path, request):
     names = NAMES[::3] if request.config.getoption("sample") else NAMES
     how = processes().get_start_method()  # from a server that has imported torch, where there is one

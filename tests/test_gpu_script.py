@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -16,6 +17,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 ABSENT = ("msgspec", "jsonargparse", "accelerate", "scipy", "sklearn", "plotly", "tensorboard", "torchvision", "rich")
 
 
+@pytest.mark.early
 def test_all_parts_run_on_a_cpu_with_nothing_but_what_a_gpu_s_machine_has(tmp_path):
     kept = tmp_path / "gpu.jsonl"
     for name in ABSENT:

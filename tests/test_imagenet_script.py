@@ -49,6 +49,7 @@ def run(folder, out, *options, launcher=()):
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
+@pytest.mark.early
 def test_it_trains_prunes_saves_and_goes_on(folder, tmp_path):
     done = run(folder, tmp_path, "--epochs", "2")
     assert done.returncode == 0, done.stderr

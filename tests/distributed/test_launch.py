@@ -58,6 +58,7 @@ def test_accelerate_that_starts_one_process_instead_of_two_is_noticed(tmp_path):
 SCRIPT = Path(__file__).parent / "kills.py"
 
 
+@pytest.mark.early
 def test_two_processes_are_killed_and_the_others_say_so_and_the_runs_go_on():
     killed(2, first=1)  # in a change of the mask and in a checkpoint
 

@@ -22,6 +22,7 @@ METHODS = [("mirror", "sgd"), ("mirror", "adamw"), ("str", "sgd"), ("cs", "adamw
            ("lth", "sgd"), ("elsa", "adamw"), ("dwf", "sgd")]  # fmt: skip
 
 
+@pytest.mark.early
 def test_two_processes(tmp_path, request):
     methods = METHODS[::2] if request.config.getoption("sample") else METHODS
     assert run_world(2, functools.partial(_two, methods=methods), tmp_path) == {}

@@ -56,6 +56,7 @@ def small(tmp_path):
     return (tmp_path / "small.safetensors").read_bytes()
 
 
+@pytest.mark.early
 def test_every_single_flipped_bit_is_found(small):
     damaged = bytearray(small)
     for position in range(len(damaged)):

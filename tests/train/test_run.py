@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from itertools import pairwise
 from pathlib import Path
 
@@ -336,7 +337,16 @@ def test_json_stays_json_when_a_scalar_is_not_finite(tmp_path):
 
 def test_a_log_line_that_a_crash_cut_off_is_passed_over(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"event": "step", "step": 1}\n{"event": "st')
-    assert log.read(tmp_path) == [{"event": "step", "step": 1}]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert log.read(tmp_path) == [{"event": "step", "step": 1}]
+
+
+@pytest.mark.parametrize("damage", ["\0", "\ufeff", '{"event": "st\n', "x" * 2**21])
+def test_what_a_damaged_line_hides_of_a_log_is_said(tmp_path, damage):
+    (tmp_path / "log.jsonl").write_text('{"event": "step", "step": 1}\n' + damage + '{"event": "step", "step": 2}\n')
+    with pytest.warns(UserWarning, match=r"log\.jsonl: line 2 is damaged, and what comes after it is not read"):
+        assert log.read(tmp_path) == [{"event": "step", "step": 1}]
 
 
 def test_a_session_in_one_process_sees_all_test_images(tmp_path):

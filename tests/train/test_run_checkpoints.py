@@ -458,6 +458,7 @@ def command_on_full_disk(folder, name, said):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.early
 def test_every_file_that_a_run_writes_may_find_no_room(folder, tmp_path):
     last = small(folder.parent / "out", figure=True)
     run(dataclasses.replace(last, out=str(tmp_path / "whole")))
@@ -534,6 +535,7 @@ def test_deterministic_runs_give_the_same_bits_twice_and_leave_torch_as_it_was(t
 # -- the command of faults -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.early
 def test_killed_damaged_and_starved_runs_are_the_uninterrupted_one(tmp_path):
     script = Path(__file__).parents[1] / "faults" / "faults.py"
     options = ["--kills", "12", "--damages", "4", "--limits", "3", "--seed", str(random.randrange(10**6))]

@@ -8,11 +8,13 @@ import json
 import math
 import os
 import threading
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mirrormask import checks
+from mirrormask.checks import callers_level, printable
 from mirrormask.train import schema
 
 __all__ = ["Log", "at", "read", "stream"]
@@ -110,7 +112,7 @@ class Log:
 
 
 def read(folder: str | Path) -> list[dict[str, Any]]:
-    """The records of a run, oldest first; what comes after a line that is none (a crash cut it off) is passed over.
+    """The records of a run, oldest first, up to a line that is none; with a warning unless a crash cut it off.
 
     Each has ``event`` (``step``, ``epoch`` or ``final``), ``step``, ``epoch``, ``seconds`` and the scalars of that
     moment.
@@ -124,15 +126,21 @@ MOST_LINE = 2**20
 
 def stream(folder: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The same one by one, each after its place in the file, so that a log of any length takes the memory of a line."""
-    decoder, place = schema.record_decoder(), 0
-    with open(Path(folder) / "log.jsonl", "rb") as file:
+    decoder, place, number = schema.record_decoder(), 0, 1
+    path = Path(folder) / "log.jsonl"
+    with open(path, "rb") as file:
         while line := file.readline(MOST_LINE):
             try:
                 record = decoder.decode(line)
             except (ValueError, RecursionError):
+                if line.endswith(b"\n") or file.read(1):  # else a crash cut it off, or it is being written
+                    warnings.warn(
+                        f"{printable(str(path))}: line {number} is damaged, and what comes after it is not read",
+                        stacklevel=callers_level(),
+                    )
                 return
             yield place, record
-            place += len(line)
+            place, number = place + len(line), number + 1
 
 
 def at(folder: str | Path, places: Iterable[int]) -> list[dict[str, Any]]:
