@@ -114,7 +114,8 @@ def held_weights(
             "optimizer, then call mm.sparsify"
         )
     chosen = select_weights(model, weights)
-    if weights is None and (said := on_frozen(candidates(model), chosen)):
+    is_frozen = not all(p.requires_grad for p in model.parameters())
+    if weights is None and is_frozen and (said := on_frozen(candidates(model), chosen)):  # to list them takes a while
         warnings.warn(said, stacklevel=callers_level())
     held = {id(p) for group in base.param_groups for p in group["params"]}
     missing = [name for name, p in chosen.items() if id(p) not in held]

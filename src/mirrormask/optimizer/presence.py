@@ -132,9 +132,7 @@ class Presence:
         same = all(module._parameters.get(leaf) is x for module, leaf, x in self._places)
         if same and all(above._modules.get(name) is module for above, name, module in self._path):
             return []
-        there = {
-            id(p) for p in self.model.parameters()
-        }  # a parametrization or a wrapper moves a parameter, and keeps it
+        there = {id(p) for p in self.model.parameters()}  # a parametrization or a wrapper moves one, and keeps it
         gone = [name for name, x in self._weights.items() if id(x) not in there]
         if not gone:
             self._note_places()

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from mirrormask import checks
-from mirrormask.checks import callers_level, printable
 from mirrormask.train import schema
 
 __all__ = ["Log", "at", "read", "stream"]
@@ -135,8 +134,8 @@ def stream(folder: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
             except (ValueError, RecursionError):
                 if line.endswith(b"\n") or file.read(1):  # else a crash cut it off, or it is being written
                     warnings.warn(
-                        f"{printable(str(path))}: line {number} is damaged, and what comes after it is not read",
-                        stacklevel=callers_level(),
+                        f"{checks.printable(str(path))}: line {number} is damaged, and what comes after it is not read",
+                        stacklevel=checks.callers_level(),
                     )
                 return
             yield place, record
