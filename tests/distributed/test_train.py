@@ -77,7 +77,7 @@ def test_two_processes_give_the_run_of_one_and_go_on_with_another_number(tmp_pat
     for name in CASES:
         run(recipe(tmp_path, name, f"one-{name}"))
     interrupted(recipe(tmp_path, "conv", "one-to-two"))
-    assert run_world(2, _two, tmp_path) == {}
+    run_world(2, _two, tmp_path)
     for name in CASES:
         for kind in parallel_kinds(name):
             same(tmp_path, f"{kind}-{name}", f"one-{name}")
@@ -138,9 +138,9 @@ def one_process_s_nan_ends_all(folder, rank):
 
     own, calls = F.cross_entropy, []
 
-    def spoiled(scores, y):
+    def spoiled(scores, y, **options):
         calls.append(1)
-        return own(scores, y) * (float("nan") if rank == 1 and len(calls) > 5 else 1.0)
+        return own(scores, y, **options) * (float("nan") if rank == 1 and len(calls) > 5 else 1.0)
 
     F.cross_entropy = spoiled
     try:

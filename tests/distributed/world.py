@@ -5,6 +5,7 @@ import tempfile
 import traceback
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -14,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 import mirrormask as mm
 from mirrormask.compare.runner import processes
 
-STEPS = 24
+STEPS = 16
 #: Uneven rows, and a last layer of which a second process holds nothing.
 WIDTHS = (6, 9, 5, 1)
 BASES = {
@@ -43,11 +44,11 @@ def make_method(name, **options):
     return mm.methods.get(name)(0.0 if name == "dense" else 0.7, **{**OPTIONS.get(name, {}), **options})
 
 
-def train(model, optimizer, first=0, last=STEPS, rank=0, world=1):
-    """Each process has its part of every batch."""
+def train(model, optimizer, first=0, last=STEPS, rank=0, world=1, size=8):
+    """Each process has its part of every batch of ``size``."""
     for step in range(first, last):
         optimizer.zero_grad()
-        x, y = batch(step)
+        x, y = batch(step, size)
         part = slice(rank * len(x) // world, (rank + 1) * len(x) // world)
         nn.functional.mse_loss(model(x[part]), y[part]).backward()
         optimizer.step()
@@ -73,11 +74,13 @@ def mesh_of(*shape, names=None):
 
 
 def run_world(size, cases, path):
-    """Run ``cases(rank, world, folder)``, names and functions, on so many processes; what failed, by name."""
+    """Run ``cases(rank, world, folder)``, names and functions, on so many processes; says what failed, by name."""
     folder = Path(tempfile.mkdtemp(dir=path))
     how = processes().get_start_method()
     torch.multiprocessing.start_processes(_work, (size, cases, str(folder)), nprocs=size, start_method=how)
-    return {file.name: file.read_text() for file in sorted(folder.glob("failed-*"))}
+    failed = [f"{file.name}:\n{file.read_text()}" for file in sorted(folder.glob("failed-*"))]
+    if failed:
+        pytest.fail("\n".join(failed), pytrace=False)
 
 
 def _work(rank, size, cases, folder):
