@@ -188,10 +188,10 @@ def measure(network: str, device: torch.device, *, tiny: bool) -> list[dict[str,
     peaks = {name: memory(name, case, device) for name in CONTENDERS}
     contenders = {name: Contender(name, case, device) for name in CONTENDERS}
     for contender in contenders.values():
-        for _ in range(3):
+        for _ in range(1 if tiny else 3):
             contender.step()
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in CONTENDERS}
-    for _ in range(2 if tiny else ROUNDS):
+    for _ in range(1 if tiny else ROUNDS):
         for name, contender in contenders.items():
             times[name] += [contender.step() for _ in range(STEPS)]
     weights = 4 * sum(p.numel() for p in contenders["torch"].model.parameters())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -49,24 +50,27 @@ def run(folder, out, *options, launcher=()):
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-@pytest.mark.early
-def test_it_trains_prunes_saves_and_goes_on(folder, tmp_path):
+def run_here(monkeypatch, folder, out, *options):
+    """In this process, which has imported torch already."""
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(folder), "--out", str(out), *SMALL, *options])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def test_it_trains_prunes_saves_and_goes_on(folder, tmp_path, monkeypatch, capsys):
     done = run(folder, tmp_path, "--epochs", "2")
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["nonzeros"] == keep_count(result["numel"], 0.9)
     held = mm.load(tmp_path / "model.safetensors")
     assert sum(int(t.count_nonzero()) for t in held.values() if t.dim() > 1) == result["nonzeros"]
-    again = run(folder, tmp_path, "--epochs", "2")  # every epoch is in the checkpoint
-    assert again.returncode == 0, again.stderr
-    assert "epoch" not in again.stdout.splitlines()[0].split(":")[0]
+    run_here(monkeypatch, folder, tmp_path, "--epochs", "2")  # every epoch is in the checkpoint
+    assert "epoch" not in capsys.readouterr().out.splitlines()[0].split(":")[0]
     assert json.loads((tmp_path / "result.json").read_text())["nonzeros"] == result["nonzeros"]
 
 
-def test_what_does_not_fit_is_said_before_training(folder, tmp_path):
-    done = run(folder, tmp_path, "--batch", "100")
-    assert done.returncode != 0
-    assert "--batch 100 is not one of 16 images" in done.stderr
+def test_what_does_not_fit_is_said_before_training(folder, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="--batch 100 is not one of 16 images"):
+        run_here(monkeypatch, folder, tmp_path, "--batch", "100")
 
 
 @pytest.mark.long

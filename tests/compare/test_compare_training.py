@@ -250,7 +250,7 @@ def test_a_disk_without_room_for_the_data_is_said_so(tmp_path):
 def test_an_interrupted_comparison_ends_cleanly_and_goes_on_where_it_stopped(tmp_path, capsys):
     out = tmp_path / "c"
     grid = ["compare", "--methods", "dense,gmp", "--sparsity", "0.9", "--seeds", "1", "--workers", "1"]
-    grid += [*FAST[2:], "--epochs", "20", "--out", str(out)]
+    grid += [*FAST[2:], "--epochs", "8", "--out", str(out)]
     process = subprocess.Popen(
         [sys.executable, "-m", "mirrormask.cli", *grid],
         stdout=subprocess.PIPE,
