@@ -55,9 +55,9 @@ def parts(step, rank, pieces=1):
     return list(zip(x[rank::2].chunk(pieces), y[rank::2].chunk(pieces), strict=True))
 
 
-def fit(model, optimizer, rank, pieces=1):
+def fit(model, optimizer, rank, pieces=1, steps=STEPS):
     """One epoch and its end; gradients of pieces are added up within no_sync."""
-    for step in range(STEPS):
+    for step in range(steps):
         optimizer.zero_grad()
         own = parts(step, rank, pieces)
         for i, (x, y) in enumerate(own):
@@ -87,8 +87,8 @@ def ranks_are_equal(optimizer):
 
 def hooked(hook, name, base, rank):
     """Gradients are sent with fewer bits, or as products of thin matrices; both sides still do the same."""
-    model = DistributedDataParallel(make_model().float())
-    optimizer = mm.sparsify(model, BASES[base](model.parameters()), make_method(name), steps=STEPS)
+    model, steps = DistributedDataParallel(make_model().float()), 24
+    optimizer = mm.sparsify(model, BASES[base](model.parameters()), make_method(name), steps=steps)
     if hook in ("bf16", "fp16"):
         hooks = {"bf16": default_hooks.bf16_compress_hook, "fp16": default_hooks.fp16_compress_hook}
         model.register_comm_hook(None, hooks[hook])
@@ -97,7 +97,7 @@ def hooked(hook, name, base, rank):
         state = powerSGD_hook.PowerSGDState(dist.group.WORLD, **options)
         model.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
     before = loss_of(model)
-    fit(model, optimizer, rank)
+    fit(model, optimizer, rank, steps=steps)
     ranks_are_equal(optimizer)
     assert loss_of(model) < before
 
