@@ -3,13 +3,15 @@
 python benchmarks/scale.py                      # bytes, counted from the tensors; no time is measured
 python benchmarks/scale.py change --weights 285e6 --ranks 2     # seconds of one change of the mask
 python benchmarks/scale.py ddp --ranks 2 --batch 128            # images a second of several processes against one
+python benchmarks/scale.py fsdp                                 # a sharded step on 1, 2 and 4 processes: time, memory
 
-The last two measure time: nothing else may run.
+The last three measure time: nothing else may run.
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
 import statistics
 import tempfile
 import time
@@ -27,6 +29,8 @@ from mirrormask.train import models
 #: Sparsifiable weights: of ResNet-50's convolutions and head, and of a Llama-like network (32 blocks of width 4096).
 NETWORKS = {"ResNet-50": 25_502_912, "7 B": 6_476_005_376}
 RANKS = (8, 64, 1024)
+#: Of a network between machines, in Gbit/s.
+RATES = (100, 400)
 BASES = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
     "AdamW": lambda p: torch.optim.AdamW(p, lr=1e-3),
@@ -77,7 +81,7 @@ def measure(rank, size, store):
             what = name + "".join(f", {key}={value}" for key, value in options.items())
             if rank == 0:
                 print(f"| {what} | {label} | {own:.3f} | {theirs:.3f} | {ordinary:,} | {change:,} |")
-                rows.append((what, label, own + theirs))
+                rows.append((what, label, own + theirs, change))
     if rank == 0:
         report(rows)
     dist.destroy_process_group()
@@ -88,10 +92,20 @@ def report(rows):
     print()
     print("| method | base | network |", " | ".join(f"{ranks} ranks" for ranks in RANKS), "|")
     print("|---|---|---|" + "---:|" * len(RANKS))
-    for what, label, bytes_a_weight in rows:
+    for what, label, bytes_a_weight, _ in rows:
         for network, weights in NETWORKS.items():
             kept = " | ".join(f"{weights * bytes_a_weight / ranks / 2**20:,.1f} MiB" for ranks in RANKS)
             print(f"| {what} | {label} | {network} | {kept} |")
+    most = max(change for *_, change in rows)
+    print(f"\nA ring that adds up {most:,} bytes for a change of the mask, whatever the network, beside its latency:")
+    for rate in RATES:
+        times = ", ".join(f"{1e3 * ring(most, ranks, rate):.3f} ms on {ranks} ranks" for ranks in RANKS)
+        print(f"{rate} Gbit/s: {times}")
+
+
+def ring(count, ranks, rate):
+    """Seconds in which a ring adds up so many bytes at so many Gbit/s: a rank sends each 2 (n - 1) / n times."""
+    return 2 * (ranks - 1) / ranks * 8 * count / (rate * 1e9)
 
 
 def begin(rank, size, store):
@@ -183,9 +197,44 @@ def ddp(rank, size, store, options):
     dist.destroy_process_group()
 
 
+def fsdp(rank, size, store, options, how):
+    """Layers of 1024 x 1024 and a batch of 64 for all together, in a world of its own for what it takes at its peak."""
+    begin(rank, size, store)
+    torch.manual_seed(0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    model = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(FSDP_LAYERS)))
+    for layer in model:
+        fully_shard(layer)
+    fully_shard(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    if how == "mirror":
+        optimizer = mm.sparsify(model, optimizer, mm.methods.mirror(0.9), steps=10_000)
+    x, whole, alone = torch.randn(64 // size, 1024), [], []
+    for step in range(2 + options.steps):
+        dist.barrier()
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        middle = time.perf_counter()
+        optimizer.step()
+        end = time.perf_counter()
+        if step >= 2:  # the first ones build and warm up
+            whole.append(slowest(end - start))
+            alone.append(slowest(end - middle))
+    peak = slowest(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+    if rank == 0:
+        cells = f"{1e3 * statistics.median(whole):.0f} | {1e3 * statistics.median(alone):.1f}"
+        print(f"| {how} | {size} | {cells} | {peak / (FSDP_LAYERS * 1024**2):.1f} |", flush=True)
+    dist.destroy_process_group()
+
+
+#: 33.6 million weights.
+FSDP_LAYERS = 32
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("bytes", "change", "ddp"), default="bytes")
+    parser.add_argument("what", nargs="?", choices=("bytes", "change", "ddp", "fsdp"), default="bytes")
     parser.add_argument("--weights", type=float, default=285e6, help="of the model whose mask changes")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--method", default="gmp")
@@ -193,11 +242,16 @@ def main():
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    work = {"change": change, "ddp": ddp}.get(options.what)
-    ranks = options.ranks if work else 2
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = (ranks, f"{folder}/store", *((options,) if work else ()))
-        torch.multiprocessing.start_processes(work or measure, arguments, nprocs=ranks, start_method="spawn")
+    work = {"change": change, "ddp": ddp, "fsdp": fsdp}.get(options.what)
+    if work is fsdp:
+        print(f"{processor()}, {FSDP_LAYERS} layers of 1024 x 1024, 64 examples for all together, one thread each")
+        print("| how | processes | step, ms | optimizer alone, ms | peak of a process, bytes a weight of the whole |")
+        print("|---|---:|---:|---:|---:|", flush=True)
+    worlds = [(n, how) for n in (1, 2, 4) for how in ("dense", "mirror")] if work is fsdp else [(options.ranks,)]
+    for ranks, *how in worlds if work else [(2,)]:
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = (ranks, f"{folder}/store", *((options,) if work else ()), *how)
+            torch.multiprocessing.start_processes(work or measure, arguments, nprocs=ranks, start_method="spawn")
 
 
 if __name__ == "__main__":
