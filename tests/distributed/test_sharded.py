@@ -55,6 +55,7 @@ def _two(rank, size, folder, methods):
     yield "exchanges", exchanges_do_not_grow_with_the_model
     yield "nan", lambda: a_nan_of_one_rank_skips_all(rank)
     yield "sparsity", lambda: zeros_are_counted_and_kept(rank)
+    yield "file", lambda: each_process_reads_its_part(folder)
     yield "refused", refused_by_name
     yield "order", sharded_afterwards_is_refused
     yield "agreement", lambda: disagreement_is_named(rank)
@@ -207,6 +208,23 @@ def zeros_are_counted_and_kept(rank):
     nn.functional.mse_loss(model(batch(1)[0]), batch(1)[1]).backward()
     tuned.step()
     assert mm.sparsity(model).nonzeros == wanted
+
+
+def each_process_reads_its_part(folder):
+    """Of a file that holds the whole model, also where a forward pass has left whole tensors."""
+    one = make_model(seed=3)
+    path = folder / f"whole-{dist.get_rank()}.safetensors"
+    mm.save(one, path)
+    model = sharded(make_model(seed=4))
+    seen(model)
+    assert mm.load(path, model) is model
+    for p, value in zip(model.parameters(), one.parameters(), strict=True):
+        assert isinstance(p, DTensor)
+        assert torch.equal(whole(p), value.detach())
+    assert torch.equal(model(batch(0)[0]), one(batch(0)[0]))
+    mm.save(make_model((6, 9, 5, 2)), path)
+    with pytest.raises(ValueError, match=r"4\.weight"):
+        mm.load(path, model)
 
 
 def seen(model):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mirrormask.quantization.levels import rounded
+from mirrormask.resharding import reshard
 from mirrormask.storage.container import open_container
 from mirrormask.storage.contents import SCALES, Contents, Entry, contents_of, opened, stored_bits, stored_part
 from mirrormask.storage.errors import FormatError
@@ -37,7 +38,8 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> dict[s
     Args:
         path: the file. A plain safetensors file (no checksums) is read too.
         model: ``None`` for a state dict on the CPU; or a module whose state dict has the same names and shapes, which
-            is filled in place, on its own device and in its own dtypes, after the whole file has been checked.
+            is filled in place, on its own device and in its own dtypes, after the whole file has been checked. Of a
+            model that is sharded over processes each process reads the file and takes its part.
 
     Returns:
         The state dict, in the order in which it was saved, tied weights tied; or ``model``.
@@ -59,8 +61,13 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> dict[s
         state = read_state(file, nbytes)
     if model is None:
         return state
+    reshard(model)
     own = _check_fits(model, state, path)
-    if len(own) > MANY and _is_plain(model):
+    if any(hasattr(tensor, "placements") for tensor in own.values()):
+        from torch.distributed.checkpoint import state_dict as sharded  # a second and a half, for shards alone
+
+        sharded.set_model_state_dict(model, {**state}, options=sharded.StateDictOptions(full_state_dict=True))
+    elif len(own) > MANY and _is_plain(model):
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(state[name])
