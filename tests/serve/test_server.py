@@ -1,5 +1,6 @@
 """``mirrormask serve`` as a process: the Open Inference Protocol by its public client and by hand, and the end."""
 
+import asyncio
 import concurrent.futures
 import http.client
 import json
@@ -20,6 +21,7 @@ from torch import nn
 import mirrormask as mm
 
 pytest.importorskip("uvicorn")
+from mirrormask.runtime.bundle.read import load
 from mirrormask.serve.command import listen
 
 SOURCE = str(Path(mm.__path__[0]).parent)
@@ -33,7 +35,8 @@ class Server:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
         self.fast = mm.compile(model.eval(), torch.randn(2, 3, 12, 12), tune=False, force=True)
-        self.fast.save(folder / "small.mirror")
+        self.path = folder / "small.mirror"
+        self.fast.save(self.path)
         stub = folder / "stub"
         stub.mkdir(exist_ok=True)
         (stub / "torch.py").write_text("raise ImportError('a server needs no torch')")
@@ -184,6 +187,32 @@ def test_bad_bodies_of_bytes_and_bad_paths(server):
     with socket.create_connection(("127.0.0.1", server.port)) as rude:  # a client that goes in the middle
         rude.sendall(b"POST /v2/models/small/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
     assert server.ask("GET", "/v2/health/ready")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("limits", "status", "words"),
+    [({"patience": 0.05}, 408, "after 0.05 s there are 3 bytes"), ({"bodies": 2}, 503, "of other requests fill")],
+)
+def test_slow_and_many_bodies_are_not_kept(server, limits, status, words):
+    from mirrormask.serve.app import Limits, application
+
+    said, parts = [], [{"type": "http.request", "body": b"{ }", "more_body": True}]
+    app = application({"small": load(server.path)}, Limits(**limits))
+    path = "/v2/models/small/infer"
+    scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b"", "http_version": "1.1"}
+
+    async def receive():
+        return parts.pop() if parts else await asyncio.Event().wait()
+
+    async def send(message):
+        said.append(message)
+
+    async def asked():
+        async with app.router.lifespan_context(app):
+            await app(scope, receive, send)
+
+    asyncio.run(asyncio.wait_for(asked(), 30))
+    assert said[0]["status"] == status and words in json.loads(said[1]["body"])["error"]
 
 
 def test_many_at_once_each_get_their_own_rows(server):

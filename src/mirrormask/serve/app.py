@@ -38,12 +38,16 @@ class Limits:
         delay: seconds that a request waits for others, at most.
         waiting: requests that may wait for a model.
         body: bytes of a request.
+        patience: seconds in which a request's body has to have come.
+        bodies: bytes of all bodies that are not answered yet.
     """
 
     batch: int = 32
     delay: float = 0.002
     waiting: int = 512
     body: int = 64 << 20
+    patience: float = 30.0
+    bodies: int = 1 << 30
 
 
 class _Metrics:
@@ -82,7 +86,7 @@ def application(models: Mapping[str, LoadedModel], limits: Limits | None = None)
 
 class _Server:
     def __init__(self, models: Mapping[str, LoadedModel], limits: Limits) -> None:
-        self.models, self.limits, self.metrics = dict(models), limits, _Metrics()
+        self.models, self.limits, self.metrics, self.held = dict(models), limits, _Metrics(), 0
         self.batches: dict[str, Batches] = {}
         self.ready = False
         model = "/v2/models/{name}"
@@ -155,8 +159,19 @@ class _Server:
         return response
 
     async def _inferred(self, name: str, request: HttpRequest) -> Response:
+        body = bytearray()
+        try:
+            try:
+                await asyncio.wait_for(self._read(request, body), self.limits.patience)
+            except asyncio.TimeoutError:
+                slow = f"after {self.limits.patience:g} s there are {len(body)} bytes of the body; send it faster"
+                raise BadRequest(slow, 408) from None
+            return await self._answered(name, request, bytes(body))
+        finally:
+            self.held -= len(body)
+
+    async def _answered(self, name: str, request: HttpRequest, body: bytes) -> Response:
         model = self.models[name]
-        body = await self._body(request)
         asked = parsed(body, request.headers.get(LENGTH_HEADER), model.outputs)
         try:
             results = await self.batches[name].submit(asked.arrays)
@@ -172,8 +187,8 @@ class _Server:
             return Response(text, media_type="application/json")
         return Response(text, media_type="application/octet-stream", headers={LENGTH_HEADER: str(length)})
 
-    async def _body(self, request: HttpRequest) -> bytes:
-        """The request's body, read no further than it may be long."""
+    async def _read(self, request: HttpRequest, body: bytearray) -> None:
+        """The request's body, read no further than it, or all of them together, may be long."""
         coding = request.headers.get("content-encoding", "identity")
         if coding != "identity":
             raise BadRequest(f"a body in the encoding {coding[:40]!r}; send it as it is", 415)
@@ -181,15 +196,16 @@ class _Server:
         too_long = BadRequest(f"the body is longer than {most} bytes, which this server takes at most", 413)
         if stated.isdecimal() and int(stated) > most:
             raise too_long
-        body = bytearray()
         try:
             async for chunk in request.stream():
-                body += chunk
-                if len(body) > most:
+                if len(body) + len(chunk) > most:
                     raise too_long
+                if self.held + len(chunk) > self.limits.bodies:
+                    raise BadRequest("the bodies of other requests fill what this server keeps; try again later", 503)
+                body += chunk
+                self.held += len(chunk)
         except ClientDisconnect:
             raise BadRequest("the client has gone", 499) from None
-        return bytes(body)
 
     def _name(self, request: HttpRequest) -> str:
         name: str = request.path_params["name"]

@@ -36,6 +36,7 @@ def main(arguments: Sequence[str]) -> int:
         check_number("--delay-ms", asked.delay_ms, low=0.0, high=10_000.0) / 1e3,
         check_int("--max-waiting", asked.max_waiting, low=1),
         int(check_number("--max-body-mb", asked.max_body_mb, low=0.001, high=4096.0) * (1 << 20)),
+        check_number("--body-timeout", asked.body_timeout, low=0.001, high=3600.0),
     )
     check_int("--port", asked.port, low=0, high=65535)
     check_int("--grace", asked.grace, low=0)
@@ -94,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--delay-ms", type=float, default=2.0, help="wait for others (default: %(default)s)")
     parser.add_argument("--max-waiting", type=int, default=512, help="requests in the queue (default: %(default)s)")
     parser.add_argument("--max-body-mb", type=float, default=64.0, help="of a request (default: %(default)s)")
+    parser.add_argument("--body-timeout", type=float, default=30.0, help="seconds for one (default: %(default)s)")
     parser.add_argument("--grace", type=int, default=10, help="seconds to answer after SIGTERM (default: %(default)s)")
     parser.add_argument("--no-tune", action="store_true", help="guess kernels on a new processor, start sooner")
     return parser
