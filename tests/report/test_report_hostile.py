@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from synthetic_runs import make_run
 
 from mirrormask.compare import load_runs, measured
+from mirrormask.compare.runs import labels
 from mirrormask.report import changes, curves, distributions
 from mirrormask.report.material import gather
 from mirrormask.train import RunResult, log
@@ -82,6 +83,18 @@ def test_each_forged_result_is_set_aside_by_name_and_the_page_is_made(tmp_path):
     why = {entry.path.rpartition("/")[2]: entry.reason for entry in material.skipped}
     assert set(why) == set(RESULTS)
     assert all(reason.startswith("damaged: ") and len(reason) < 1000 for reason in why.values())
+
+
+@pytest.mark.parametrize("section", ["method", "data", "model", "optimizer", "schedule"])
+def test_what_a_recipe_leaves_out_is_its_default_or_the_run_is_set_aside(tmp_path, section):
+    make_run(tmp_path / "good", seed=99)
+    make_run(tmp_path / "bare", method="mirror")
+    change_file(tmp_path / "bare" / "result.json", put("recipe", section, value={}))
+    material = gather([tmp_path])
+    assert material.runs + len(material.skipped) == 2
+    results = load_runs([tmp_path]).results
+    assert all(isinstance(result.recipe[section], dict) and result.recipe[section] for result in results)
+    assert len(labels(results)) == len(results) >= 1
 
 
 FORGED = [str(HUGE), json.dumps(nested(900)), "null", "[]", '"x"', "-1", "1e400", "true", "{}"]

@@ -93,9 +93,8 @@ class RunResult:
         path = Path(folder) / "result.json"
         try:
             result = schema.read(path, cls)
-            _check_recipe(result)
             # A run folder may have been moved since; what it holds is found where it is now.
-            return dataclasses.replace(result, folder=str(folder))
+            return dataclasses.replace(result, folder=str(folder), recipe=_whole_recipe(result))
         except OSError as error:
             raise ValueError(f"{str(folder)!r} holds no finished run: {path.name} cannot be read") from error
         except (TypeError, ValueError) as error:
@@ -107,13 +106,13 @@ class RunResult:
         files.write_text(Path(self.folder) / "result.json", json.dumps(tree, indent=1) + "\n")
 
 
-def _check_recipe(result: RunResult) -> None:
-    """Refuse a result whose recipe is none: what a report reads of it must be there, in its own type."""
+def _whole_recipe(result: RunResult) -> dict[str, Any]:
+    """The recipe with all that a report reads of it, in its own type; a result whose recipe is none is refused."""
     lacks = [name for name in RECORDED if name not in result.recipe]
     if lacks:
         raise ValueError(f"its recipe has no {', '.join(lacks)}")
-    recipe_file.from_dict(result.recipe)
-    recipe = schema.convert(result.recipe, Recipe)
+    whole = recipe_file.to_dict(recipe_file.from_dict(result.recipe))
+    recipe = schema.convert(whole, Recipe)
     for name, there, here in (
         ("method", result.method, recipe.method.name),
         ("seed", result.seed, recipe.seed),
@@ -121,6 +120,7 @@ def _check_recipe(result: RunResult) -> None:
     ):
         if there != here:
             raise ValueError(f"its {name} is {there!r}, and {here!r} in its recipe")
+    return whole
 
 
 class RunFolder:
