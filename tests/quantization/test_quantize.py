@@ -110,6 +110,9 @@ def test_layers_that_cannot_be_looked_at_are_rounded_too():
     assert {layer.name for layer in report.layers} == names
     assert all(0 < layer.error <= layer.nearest < 1e-3 for layer in report.layers)
     assert "head.weight" in str(report)
+    block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    errors = {each.name: each.error / each.nearest for each in mm.quantize(block, [torch.randn(9, 5, 16)]).layers}
+    assert len(errors) == 4 and errors["self_attn.out_proj.weight"] == 1.0 > errors["linear1.weight"]
 
 
 def test_bad_input_leaves_the_model_alone():
@@ -133,4 +136,8 @@ def test_bad_input_leaves_the_model_alone():
         mm.quantize(3)
     model[1].weight.data[0, 0] = float("inf")
     with pytest.raises(ValueError, match=r"1\.weight.*not finite"):
+        mm.quantize(model)
+    with torch.device("meta"):
+        model = nn.Linear(4, 2)
+    with pytest.raises(ValueError, match="on the meta device, without values"):
         mm.quantize(model)

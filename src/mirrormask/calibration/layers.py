@@ -155,11 +155,14 @@ def check_values(weights: Mapping[str, Tensor], verb: str) -> None:
         verb: what is to be done to the model.
 
     Raises:
-        ValueError: one is sharded over processes, or holds NaN or inf.
+        ValueError: one is sharded over processes, has no values, or holds NaN or inf.
     """
     spread = [name for name, p in weights.items() if hasattr(p, "placements")]
     if spread:
         raise ValueError(f"{few(spread)}: sharded over processes; {verb} the model before it is sharded")
+    absent = [name for name, p in weights.items() if p.is_meta]
+    if absent:
+        raise ValueError(f"{few(absent)}: on the meta device, without values; load or initialise the weights first")
     bad = [name for name, p in weights.items() if not bool(p.detach().isfinite().all())]
     if bad:
         raise ValueError(

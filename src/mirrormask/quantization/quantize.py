@@ -65,7 +65,7 @@ def quantize(
 
     With ``batches``, layer by layer in the order of the forward pass, levels are chosen so that their errors cancel in
     the layer's output for the inputs that it gets. Layers whose inputs cannot be looked at (recurrent ones, embeddings,
-    transposed convolutions) are rounded to the nearest level, as all are without batches.
+    transposed convolutions, nn.MultiheadAttention) are rounded to the nearest level, as all are without batches.
 
     Args:
         model: any module; the matrices of its layers and its embeddings are rounded, vectors are not.
@@ -103,7 +103,9 @@ def quantize(
     with all_or_nothing(model) as keep:
         if batches is not None:
             read = held(batches)
-            seen = {name: p for name, p in weights.items() if can_be_seen(model, p)}
+            # Attention computes with the weight of its out_proj without calling it, so that nothing is seen there.
+            uncalled = {id(m.out_proj.weight) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+            seen = {name: p for name, p in weights.items() if can_be_seen(model, p) and id(p) not in uncalled}
             with evaluating(model):
                 for stage in survey(model, layers_of(model, seen), read, forward):
                     moment = moment_of(model, stage, read, forward)
