@@ -35,11 +35,14 @@ def check_whole(model: nn.Module, verb: str) -> None:
         verb: what is to be done with it.
 
     Raises:
+        TypeError: it is no module.
         ValueError: it names the parameters.
 
     Example:
         >>> check_whole(nn.Linear(2, 1), "compile")
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model={model!r} is a {type(model).__name__}, not an nn.Module")
     reshard(model)
     spread = [name for name, p in model.named_parameters() if hasattr(p, "placements")]
     if spread:

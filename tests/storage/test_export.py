@@ -103,6 +103,30 @@ def test_onnx_refuses_what_is_not_the_model_and_leaves_the_old_file(tmp_path, mo
     assert path.read_bytes() == b"old"
 
 
+def test_what_cannot_be_exported_is_said_before_anything_is_built(tmp_path):
+    path, layer, x = tmp_path / "m.onnx", nn.Linear(4, 3), torch.randn(2, 4)
+    torn = nn.Linear(4, 3)
+    torn.weight.data[0, 0] = float("nan")
+    cases = [
+        ((layer, x, path), TypeError, r"path is a Tensor, not a path; call onnx\(model, path, example\)"),
+        ((layer, path, [x]), TypeError, "example is a list"),
+        ((layer, path, (x, 3)), TypeError, "example holds a int"),
+        ((layer.state_dict(), path, x), TypeError, r"not an nn\.Module"),
+        ((layer, path, torch.randn(2, 5)), ValueError, r"does not take the example, \[2, 5\]"),
+        ((torn, path, x), ValueError, "weight is not finite"),
+        ((nn.Linear(4, 3).bfloat16(), path, x.bfloat16()), ValueError, "no kernels for bfloat16"),
+    ]
+    for arguments, kind, said in cases:
+        with pytest.raises(kind, match=said):
+            mm.export.onnx(*arguments)
+    for each in (mm.export.torch_sparse, mm.export.two_four):
+        with pytest.raises(TypeError, match=r"not an nn\.Module"):
+            each("model")
+    assert not path.exists()
+    half = nn.Sequential(nn.Conv1d(30, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 28, 3)).half()
+    assert mm.export.onnx(half, path, torch.randn(2, 30, 30).half()).error < 4e-3
+
+
 def test_torch_sparse_has_csr_weights_equal_to_the_models(tmp_path):
     model = sparse_network().eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

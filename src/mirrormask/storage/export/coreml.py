@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mirrormask.checks import check_known, require
 from mirrormask.resharding import check_whole
+from mirrormask.storage.export.arguments import expected_outputs, inputs_of
 from mirrormask.storage.export.onnx import eval_mode
 from mirrormask.storage.tensors import named_tensors
 
@@ -75,7 +76,9 @@ def coreml(
 
     Raises:
         ImportError: coremltools is missing.
-        ValueError: ``path`` ends otherwise, the precision is unknown, or a weight of the model is not in the package.
+        TypeError: an argument is not of its kind.
+        ValueError: the model does not take the example or holds what is not finite, ``path`` ends otherwise, the
+            precision is unknown, or a weight of the model is not in the package.
 
     Example:
         >>> layer = nn.Linear(64, 32)
@@ -84,6 +87,7 @@ def coreml(
         >>> coreml(layer, os.path.join(folder, "model.mlpackage"), torch.randn(1, 64)).sparse
         ('weight',)
     """
+    inputs = inputs_of("coreml", model, path, example)
     check_known("precision", precision, _TYPES)
     target = Path(path)
     if target.suffix != ".mlpackage":
@@ -91,8 +95,8 @@ def coreml(
     check_whole(model, "export")
     with _quiet():
         ct = require("coremltools", "coreml", "exporting to Core ML")
-        inputs = example if isinstance(example, tuple) else (example,)
         with eval_mode(model), torch.no_grad():
+            expected_outputs(model, inputs, named_tensors(model))
             program = torch.export.export(model, inputs).run_decompositions({})
         package = _pruned(ct, _converted(ct, program, precision))
         with tempfile.TemporaryDirectory(dir=target.absolute().parent) as folder:
@@ -147,12 +151,13 @@ def _check_weights(
     Raises:
         ValueError: a weight is not there, or with other numbers.
     """
-    found = {(array.shape, array.astype(kind).tobytes()): sparse for sparse, array in stored if array.ndim > 1}
+    # A zero has no sign in a mask, and may have one in what is stored whole.
+    found = {(array.shape, (array.astype(kind) + kind(0)).tobytes()): s for s, array in stored if array.ndim > 1}
     sparse, dense = list[str](), list[str]()
     for name, tensor in state.items():
         if tensor.ndim < 2 or not tensor.is_floating_point():
             continue
-        array = tensor.detach().cpu().float().numpy().astype(kind) + kind(0)  # (a zero has no sign in a mask)
+        array = tensor.detach().cpu().float().numpy().astype(kind) + kind(0)
         at = (array.shape, array.tobytes())
         if at not in found:
             raise ValueError(f"the Core ML exporter changed {name!r} or left it out; is it used in forward()?")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mirrormask.checks import check_int, check_number, require
 from mirrormask.files import write_bytes
+from mirrormask.storage.export.arguments import expected_outputs, inputs_of, tolerance_of
 from mirrormask.storage.tensors import named_tensors, ties
 from mirrormask.storage.torch_types import to_bits
 
@@ -50,7 +51,7 @@ def onnx(
     *,
     opset: int = OPSET,
     dynamic_batch: bool = True,
-    tolerance: float = 1e-5,
+    tolerance: float | None = None,
 ) -> OnnxExport:
     """Export a model to ONNX, with its exact zeros, and check the file before it replaces the old one.
 
@@ -63,14 +64,17 @@ def onnx(
         example: the positional inputs, a tensor or a tuple of tensors. Give two rows or more for a dynamic batch.
         opset: the ONNX operator set, at least 18.
         dynamic_batch: leave the first dimension of every input open, where the model allows it.
-        tolerance: how far ONNX Runtime may be from PyTorch, relative to the largest output but at least 1.
+        tolerance: how far ONNX Runtime may be from PyTorch, relative to the largest output but at least 1; by default
+            1e-5, or four units in the last place where the outputs are of half precision.
 
     Returns:
         An :class:`OnnxExport`.
 
     Raises:
         ImportError: onnx, onnxscript or onnxruntime is missing.
-        ValueError: the exporter changed a weight, ONNX Runtime disagrees, or the model has 2 GB or more.
+        TypeError: an argument is not of its kind.
+        ValueError: the model does not take the example or holds what is not finite, the exporter changed a weight,
+            ONNX Runtime disagrees or does not run the file, or the model has 2 GB or more.
 
     Example:
         >>> import tempfile
@@ -79,21 +83,25 @@ def onnx(
         >>> onnx(layer, path, torch.randn(2, 4)).tensors
         ('weight', 'bias')
     """
+    inputs = inputs_of("onnx", model, path, example)
     check_int("opset", opset, low=18, hint="the exporter writes opset 18 and later")
-    check_number("tolerance", tolerance, low=0.0)
+    if tolerance is not None:
+        check_number("tolerance", tolerance, low=0.0)
     for module in ("onnx", "onnxscript", "onnxruntime"):
         require(module, "export", "exporting to ONNX")
     state = named_tensors(model)
     size = sum(tensor.nbytes for tensor in state.values())
     if size > _MAX_BYTES:
         raise ValueError(f"the model has {size:,} bytes; an ONNX file holds {_MAX_BYTES:,}; export it in parts")
-    inputs = example if isinstance(example, tuple) else (example,)
+    if any(x.dtype is torch.bfloat16 for x in (*inputs, *state.values())):
+        raise ValueError("ONNX Runtime has no kernels for bfloat16 on a CPU, so the file could not be checked; export "
+                         "model.float()")  # fmt: skip
     with eval_mode(model), torch.no_grad():
-        expected = model(*inputs)
+        expected = expected_outputs(model, inputs, state)
         proto = _export(model, inputs, opset, dynamic_batch)
     data: bytes = proto.SerializeToString()
     kept = _check_tensors(proto, state)
-    error = _check_outputs(data, inputs, expected, tolerance)
+    error = _check_outputs(data, inputs, expected, tolerance_of(tolerance, expected))
     write_bytes(path, data)
     return OnnxExport(opset, len(data), kept, error)
 
@@ -128,10 +136,13 @@ def _check_tensors(proto: Any, state: Mapping[str, Tensor]) -> tuple[str, ...]:
 
 def _check_outputs(data: bytes, inputs: tuple[Tensor, ...], expected: Any, tolerance: float) -> float:
     runtime = require("onnxruntime", "export", "checking the ONNX file")
-    session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    names = [item.name for item in session.get_inputs()]
-    feed = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, inputs, strict=True)}
-    outputs = session.run(None, feed)
+    try:
+        session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
+        names = [item.name for item in session.get_inputs()]
+        feed = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, inputs, strict=True)}
+        outputs = session.run(None, feed)
+    except Exception as fault:  # of many classes, none of which says which file it speaks of
+        raise ValueError(f"ONNX Runtime does not run what was exported: {str(fault)[:500]}") from fault
     flat, _ = torch.utils._pytree.tree_flatten(expected)
     tensors = [item.detach().cpu().double().numpy() for item in flat if isinstance(item, Tensor)]
     worst = 0.0
