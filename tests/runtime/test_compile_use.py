@@ -107,6 +107,7 @@ def test_threads_share_images_and_channels(threads, batch, whose, folder, monkey
 
 
 @pytest.mark.parametrize("rows", [40, 64, 100, 200])
+@pytest.mark.cases(1)
 def test_threads_take_rows_of_their_own_where_that_is_worth_waking_them(rows, monkeypatch):
     torch.set_num_threads(2)
     model, x = nn.Sequential(nn.Linear(24, 40), nn.ReLU(), nn.Linear(40, 8)).eval(), torch.randn(rows, 24)

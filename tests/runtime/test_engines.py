@@ -23,6 +23,7 @@ def test_an_engine_that_is_not_installed_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("name", INT8_ENGINES)
+@pytest.mark.cases(1)
 def test_what_is_quantized_gives_nearly_the_models_answer(name):
     for module in INT8_ENGINES[name][1]:
         pytest.importorskip(module)

@@ -102,6 +102,7 @@ def test_the_table_has_a_row_a_run_and_the_difference_in_points():
 
 
 @pytest.mark.parametrize(("method", "layers", "asked"), [("dense", 2, 0.0), ("gmp", 2, 0.9), ("mirror", 60, 0.9)])
+@pytest.mark.cases(1)
 def test_every_kind_of_run_can_be_drawn(tmp_path, method, layers, asked):
     decay = 0.0 if method == "gmp" else 0.1
     lines = [record("epoch", k, test_accuracy=0.8, decay_integral=decay * k, median_a=None) for k in range(1, 5)]
