@@ -9,6 +9,7 @@ from typing import IO, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
+from mirrormask.collector import uncollected
 from mirrormask.quantization.levels import rounded
 from mirrormask.storage.container import open_container
 from mirrormask.storage.contents import SCALES, Contents, Entry, contents_of, opened, stored_bits, stored_part
@@ -28,6 +29,7 @@ MANY = 1000
 def load(path: str | os.PathLike[str], model: None = None) -> dict[str, Tensor]: ...
 @overload
 def load(path: str | os.PathLike[str], model: Model) -> Model: ...
+@uncollected()
 def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> dict[str, Tensor] | nn.Module:
     """Read a file of :func:`mirrormask.save`, or any safetensors file, with its zeros back in place.
 
