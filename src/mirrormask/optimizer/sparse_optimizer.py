@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
-from mirrormask.collector import uncollected
+from mirrormask.collector import while_uncollected
 from mirrormask.matrices import normed_dims
 from mirrormask.methods import Method
 from mirrormask.optimizer import diagnostics
@@ -98,7 +98,7 @@ class SparseOptimizer(Optimizer):
         begin_together(self.parts, self.param_groups)
         self._give_latents(None if measured is None else mean_of_all(measured, weights.shards.processes))
 
-    @uncollected()
+    @while_uncollected
     def _give_latents(self, scores: Sequence[Tensor] | None) -> None:
         weights, base = self.parts.weights, self.parts.base
         for index, x in enumerate(weights.values()):
@@ -224,7 +224,7 @@ class SparseOptimizer(Optimizer):
             )
 
     @apart
-    @uncollected()
+    @while_uncollected
     def _take_step(self) -> None:
         parts, training = self.parts, self.parts.training
         self._unpruned = []
@@ -285,7 +285,7 @@ class SparseOptimizer(Optimizer):
     # -- the end -----------------------------------------------------------------------------------------------
 
     @apart
-    @uncollected()
+    @while_uncollected
     def finalize(self) -> None:
         """Leave exactly ``round((1 - sparsity) · N)`` weights alive and the rest exactly zero; steps keep that mask.
 
@@ -358,7 +358,7 @@ class SparseOptimizer(Optimizer):
 
     @_disable_dynamo
     @apart
-    @uncollected()
+    @while_uncollected
     def state_dict(self) -> dict[str, Any]:
         """All of it, keyed by the model's parameters: latents, masks, the base optimizer's state, the schedule."""
         self.weights.shards.refresh()

@@ -9,7 +9,7 @@ from typing import IO, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
-from mirrormask.collector import uncollected
+from mirrormask.collector import while_uncollected
 from mirrormask.quantization.levels import rounded
 from mirrormask.storage.container import open_container
 from mirrormask.storage.contents import (
@@ -41,7 +41,7 @@ SMALL = 1 << 16
 def load(path: str | os.PathLike[str], model: None = None) -> dict[str, Tensor]: ...
 @overload
 def load(path: str | os.PathLike[str], model: Model) -> Model: ...
-@uncollected()
+@while_uncollected
 def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> dict[str, Tensor] | nn.Module:
     """Read a file of :func:`mirrormask.save`, or any safetensors file, with its zeros back in place.
 
