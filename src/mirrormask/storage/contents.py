@@ -40,8 +40,6 @@ FORMAT_VERSIONS = ("1", "2")
 SCALES = "scales"
 #: What the library's own metadata keys begin with.
 PREFIX = "mirrormask."
-#: Bytes that are read ahead: of a model of many small tensors a call of the system for each takes longer than the rest.
-BUFFER = 1 << 18
 #: What levels may become.
 WIDE = ("F64", "F32", "F16", "BF16")
 
@@ -98,7 +96,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple[IO[bytes], int]]:
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a pipe could wait for ever
             raise FormatError("not an ordinary file")
-        with Path(path).open("rb", buffering=BUFFER) as file:
+        with Path(path).open("rb", buffering=0) as file:
             yield file, os.fstat(file.fileno()).st_size
     except FormatError as error:
         error.path = str(path)
