@@ -79,7 +79,7 @@ def tensors(values: argparse.Namespace, folder: Path) -> None:
     model = nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(values.tensors)))
     base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     start = CLOCK()
-    optimizer = mm.sparsify(model, base, mm.methods.get(values.method)(0.5), steps=10)
+    optimizer = mm.sparsify(model, base, mm.methods.get(values.method)(0.5), steps=values.steps)
     row(f"{values.method} of {values.tensors:,} tensors: sparsify", CLOCK() - start, 10)
     times = []
     for _ in range(3):
@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument("--lines", type=int, default=1_000_000)
     parser.add_argument("--tensors", type=int, default=100_000)
     parser.add_argument("--method", default="gmp", help="of the many tensors")
+    parser.add_argument("--steps", type=int, default=10, help="of that training; of 10, each changes the mask")
     parser.add_argument("--cpu", action="store_true", help="processor time, on a machine where others run")
     parser.add_argument("--cells", type=int, default=1000)
     values = parser.parse_args()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -89,7 +89,7 @@ class Candidate:
         """The name under which it is chosen."""
         return self.names[0]
 
-    @property
+    @functools.cached_property
     def numel(self) -> int:
         """The number of elements; 0 for a lazy layer's, which has no shape yet."""
         return 0 if is_lazy(self.parameter) else self.parameter.numel()
@@ -141,10 +141,13 @@ def candidates(model: nn.Module) -> list[Candidate]:
         if isinstance(module, EMBEDDINGS):
             embeddings.update(id(parameter) for parameter in module.parameters())
         is_matrix = _matrix_names(_class_of(module))
+        if not _is_made(module):  # as most are
+            matrices.update(id(p) for name, p in module._parameters.items() if p is not None and is_matrix(name))
+            continue
         for use in _trained(module):
             if use.role != "plain":
                 uses.setdefault(id(use.parameter), []).append(use)
-            if use.role != "g" and is_matrix.fullmatch(use.tensor):
+            if use.role != "g" and is_matrix(use.tensor):
                 matrices.add(id(use.parameter))
     listed = []
     for key, places in found.items():
@@ -161,7 +164,7 @@ def candidates(model: nn.Module) -> list[Candidate]:
 def normed_dims(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Each name of a tensor of weight norm -> the dimensions of what is divided by its norm, a row mostly."""
     found: dict[str, tuple[int, ...]] = {}
-    if not any(module._forward_pre_hooks or parametrize.is_parametrized(module) for module in model.modules()):
+    if not any(map(_is_made, model.modules())):
         return found  # nobody has put a norm there, and to list all parameters takes a while
     for c in candidates(model):
         for name, owner in zip(c.names, c.owners, strict=True) if c.is_normed else ():
@@ -211,12 +214,17 @@ class _Use(NamedTuple):
 
 
 @functools.lru_cache(1024)
-def _matrix_names(module: Hashable) -> re.Pattern[str]:
-    """What the names of a layer's matrices look like; a pattern that fits no name if it is none of the table."""
+def _matrix_names(module: Hashable) -> Callable[[str], object]:
+    """Whether a name is one of a layer's matrices, or, of a layer that is none of the table, of nothing."""
     assert isinstance(module, type)
     patterns = [pattern for kind, pattern in MATRICES.items() if issubclass(module, kind)]
     patterns += [pattern for kind, pattern in MATRICES_ELSEWHERE.items() if _is_kind(module, kind)]
-    return re.compile("|".join(patterns) or "(?!)")
+    return re.compile("|".join(patterns) or "(?!)").fullmatch
+
+
+def _is_made(module: nn.Module) -> bool:
+    """Whether a module may compute with something that is made of its parameters, so that to ask is worth the time."""
+    return bool(module._forward_pre_hooks) or "parametrizations" in module._modules
 
 
 def _trained(module: nn.Module) -> Iterator[_Use]:

@@ -1,5 +1,6 @@
 """A model of n times as many tensors takes n times as much: counted in calls, which nobody else's work changes."""
 
+import gc
 import sys
 
 import pytest
@@ -197,3 +198,23 @@ def test_a_model_that_does_more_than_copy_is_asked_whatever_its_size(tmp_path, m
         )
     assert own[0].loaded
     assert seen == [hooked[2]]
+
+
+# -- the collector rests ---------------------------------------------------------------------------------------------
+
+
+def test_the_collector_rests_and_warnings_still_name_the_users_own_line(tmp_path):
+    model = nn.Linear(4, 3, bias=False)
+    optimizer = mm.sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), mm.methods.get("gmp")(0.5), steps=2)
+    seen = []
+    optimizer.base.register_step_pre_hook(lambda *_: seen.append(gc.isenabled()))
+    model.weight.grad = torch.ones_like(model.weight)
+    optimizer.step()
+    with torch.no_grad():
+        model.weight.zero_()
+    with pytest.warns(UserWarning, match="nonzeros instead of") as found:
+        optimizer.finalize()
+    mm.save(model, tmp_path / "model.safetensors")
+    assert seen == [False]
+    assert gc.isenabled()
+    assert {warning.filename for warning in found} == {__file__}

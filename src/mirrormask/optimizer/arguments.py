@@ -102,9 +102,10 @@ def held_weights(
             N:M pattern would not run along its input, or a correction's scales along its outputs.
     """
     pattern, correction = method.mask.pattern, method.correction
+    own_parameters = dict(model.named_parameters())
     fsdp1 = [
         name
-        for name, p in model.named_parameters()
+        for name, p in own_parameters.items()
         if getattr(p, "_fsdp_flattened", False) or getattr(p, "_is_flat_param", False)
     ]
     if fsdp1:
@@ -114,7 +115,7 @@ def held_weights(
             "optimizer, then call mm.sparsify"
         )
     chosen = select_weights(model, weights)
-    is_frozen = not all(p.requires_grad for p in model.parameters())
+    is_frozen = not all(p.requires_grad for p in own_parameters.values())
     if weights is None and is_frozen and (said := on_frozen(candidates(model), chosen)):  # to list them takes a while
         warnings.warn(said, stacklevel=callers_level())
     held = {id(p) for group in base.param_groups for p in group["params"]}

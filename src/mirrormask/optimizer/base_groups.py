@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,9 @@ __all__ = ["Group", "GroupWatch", "options_of", "plain_options", "same_option"]
 
 Group = dict[str, Any]
 
+#: What a group is a group of.
+MEMBERS = frozenset(("params", "param_names"))
+
 
 class GroupWatch:
     """Notices who writes into the groups of the base optimizer between two steps."""
@@ -19,9 +23,14 @@ class GroupWatch:
     def __init__(self) -> None:
         self._noted: list[Group] | None = None
 
+    @property
+    def knows(self) -> bool:
+        """Whether they are still what they were when last noted: no step has begun since."""
+        return self._noted is not None
+
     def note(self, groups: Sequence[Group]) -> None:
         """These are as they shall be until the next step."""
-        self._noted = [options_of(group) for group in groups]
+        self._noted = [group.copy() for group in groups]
 
     def forget(self) -> None:
         """A step is on its way; one that fails in the middle leaves them unknown."""
@@ -31,14 +40,16 @@ class GroupWatch:
         """Raise where somebody has written into its groups, which hold latents at rates of their own."""
         if self._noted is None:
             return
-        kind, now = type(optimizer).__name__, [options_of(group) for group in optimizer.param_groups]
+        kind, now = type(optimizer).__name__, optimizer.param_groups
         if len(now) != len(self._noted):
             raise RuntimeError(
                 f"the {kind} that was given to mm.sparsify had {len(self._noted)} groups and has {len(now)}; add "
                 "parameters to what mm.sparsify returned"
             )
         for index, (own, noted) in enumerate(zip(now, self._noted, strict=True)):
-            for key in own.keys() | noted.keys():
+            if list(own) == list(noted) and all(map(operator.is_, own.values(), noted.values())):
+                continue
+            for key in (own.keys() | noted.keys()) - MEMBERS:
                 if own.get(key, own) is not noted.get(key, noted) and not same_option(own.get(key), noted.get(key)):
                     raise RuntimeError(
                         f"param_groups[{index}][{key!r}] of the {kind} that was given to mm.sparsify was "
@@ -49,7 +60,7 @@ class GroupWatch:
 
 def options_of(group: Group) -> Group:
     """A group without what it is a group of."""
-    return {key: value for key, value in group.items() if key not in ("params", "param_names")}
+    return {key: value for key, value in group.items() if key not in MEMBERS}
 
 
 def same_option(a: Any, b: Any) -> bool:
@@ -61,9 +72,7 @@ def same_option(a: Any, b: Any) -> bool:
 
 def plain_options(group: Group) -> Group:
     """The options of a group that JSON keeps: a base's counters and rates are among them."""
-    return {
-        key: _listed(value) for key, value in group.items() if key not in ("params", "param_names") and _fits(value)
-    }
+    return {key: _listed(value) for key, value in group.items() if key not in MEMBERS and _fits(value)}
 
 
 def _fits(value: Any) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mirrormask.optimizer import base_trials as trials
-from mirrormask.optimizer.base_groups import Group, GroupWatch, options_of, same_option
+from mirrormask.optimizer.base_groups import MEMBERS, Group, GroupWatch, options_of, same_option
 from mirrormask.optimizer.shards import Shards
 from mirrormask.optimizer.weights import SparseWeights
 
@@ -223,9 +223,11 @@ class BaseOptimizer:
     def sync(self, groups: Sequence[Group]) -> None:
         """Carry what has changed in our groups (a scheduler may have done so) to the base's; the rest is its own."""
         changes = [
-            {key: value for key, value in options_of(group).items() if not same_option(value, seen.get(key, seen))}
+            {k: v for k, v in group.items() if k not in MEMBERS and not same_option(v, seen.get(k, seen))}
             for group, seen in zip(groups, self._carried, strict=True)
         ]
+        if self.watch.knows and not any(changes):
+            return
         for link, own in zip(self.links, self.torch.param_groups, strict=True):
             _carry(link, own, changes[link.group])
         for seen, changed in zip(self._carried, changes, strict=True):
@@ -234,11 +236,14 @@ class BaseOptimizer:
 
     def reflect(self, groups: Sequence[Group]) -> None:
         """Show in our groups what the base has changed in its own: counters of steps, learning rates of its making."""
+        if self.watch.knows:  # it has not been asked to do anything
+            return
         for link, own in zip(self.links, self.torch.param_groups, strict=True):
             if link.rate is None:
                 seen = self._carried[link.group]
-                for key, value in options_of(own).items():
-                    if value is not seen.get(key, seen) and not same_option(value, seen.get(key, seen)):
+                for key, value in own.items():
+                    before = seen.get(key, seen)
+                    if value is not before and key not in MEMBERS and not same_option(value, before):
                         seen[key] = groups[link.group][key] = value
         self.watch.note(self.torch.param_groups)
 
@@ -270,6 +275,10 @@ class BaseOptimizer:
         """The base's state of one tensor, empty before its first step."""
         found: dict[str, Any] = self.torch.state.get(held, {})
         return found
+
+    def kept(self) -> list[Any]:
+        """Its state of all tensors, in one list, to see whether it is the same as before."""
+        return [value for state in self.torch.state.values() for value in state.values()]
 
     def elementwise(self, held: Tensor) -> list[Tensor]:
         """Its state of one tensor, as far as it has a value for each element."""
@@ -328,6 +337,7 @@ class BaseOptimizer:
         function = getattr(self.torch, mode, None)
         if function is None:
             return False
+        self.watch.forget()
         function()
         return True
 

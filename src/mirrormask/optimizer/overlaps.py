@@ -26,10 +26,11 @@ def check_memory(model: nn.Module, base: Optimizer, chosen: Mapping[str, Tensor]
     Raises:
         ValueError: it names both.
     """
-    names = {id(p): name for name, p in model.named_parameters()}
+    own_parameters = dict(model.named_parameters())
+    names = {id(p): name for name, p in own_parameters.items()}
     held = [p for group in base.param_groups for p in group["params"]]
     own = {id(p) for p in chosen.values()}
-    found = sorted(_spans({id(p): p for p in [*model.parameters(), *held]}.values()), key=lambda span: span[:3])
+    found = sorted(_spans({id(p): p for p in [*own_parameters.values(), *held]}.values()), key=lambda span: span[:3])
     reach: tuple[str, int, int, Tensor] | None = None  # of those so far on this device, the one that ends last
     for span in found:
         if reach is not None and reach[0] == span[0] and span[1] < reach[2]:
@@ -48,8 +49,9 @@ def check_memory(model: nn.Module, base: Optimizer, chosen: Mapping[str, Tensor]
 def _spans(parameters: Iterable[Tensor]) -> list[tuple[str, int, int, Tensor]]:
     """Device, first and last byte of those whose memory can be looked at, and the parameter."""
     found = []
+    named: dict[torch.device, str] = {}
     for p in parameters:
-        own = shard_of(p.detach())
+        own = shard_of(p)
         plain = own.layout == torch.strided and not isinstance(own, torch._subclasses.FakeTensor)
         if not plain or own.is_meta or not own.numel():
             continue
@@ -57,12 +59,15 @@ def _spans(parameters: Iterable[Tensor]) -> list[tuple[str, int, int, Tensor]]:
             start = own.data_ptr()
         except RuntimeError:  # of a subclass that is made of other tensors
             continue
-        found.append((str(own.device), start, start + _reach(own) * own.element_size(), p))
+        device = named.get(own.device) or named.setdefault(own.device, str(own.device))
+        found.append((device, start, start + _reach(own) * own.element_size(), p))
     return found
 
 
 def _reach(tensor: Tensor) -> int:
     """How many elements lie from its first to its last, those that are not its own included."""
+    if tensor.is_contiguous():
+        return tensor.numel()
     return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 

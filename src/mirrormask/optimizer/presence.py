@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -23,6 +23,11 @@ __all__ = ["Presence"]
 _LIVING: weakref.WeakSet[Presence] = weakref.WeakSet()
 
 
+def _kinds(weights: Collection[Tensor]) -> tuple[list[torch.Size], list[torch.dtype], list[torch.device]]:
+    """What a weight may not change: one list each, so that all of them are compared at once."""
+    return [x.shape for x in weights], [x.dtype for x in weights], [x.device for x in weights]
+
+
 class Presence:
     """Looks at the model's own parameters.
 
@@ -36,7 +41,7 @@ class Presence:
         self._weights = {name: weights.shards.whole(x) for name, x in weights.items()}
         self._shards = weights.shards
         self._note_places()
-        self._kinds = {name: (x.shape, x.dtype, x.device) for name, x in self._weights.items()}
+        self._kinds = _kinds(self._weights.values())
         self._successors: list[tuple[weakref.ref[Presence], list[str]]] = []
         self._wrappers: list[weakref.ref[nn.Module]] | None = None
 
@@ -113,24 +118,34 @@ class Presence:
                 "(another module, fully_shard, to_empty, load_state_dict(assign=True), quantization, ...), which this "
                 "optimizer does not train; do that first, then build the optimizer, then call mm.sparsify"
             )
-        for (name, x), (shape, dtype, device) in zip(self._weights.items(), self._kinds.values(), strict=True):
-            if x.shape != shape or x.dtype != dtype or x.device != device:
+        if _kinds(self._weights.values()) != self._kinds:
+            self._raise_of_kinds()
+        grads = [x.grad for x in self._weights.values()]
+        if True in [grad is not None and grad.layout != torch.strided for grad in grads]:
+            for (name, x), grad in zip(self._weights.items(), grads, strict=True):
+                if grad is not None and grad.layout != torch.strided and not is_sharded(x):
+                    raise RuntimeError(
+                        f"the gradient of {name!r} is sparse, and a mask needs a dense one; build its layer with "
+                        "sparse=False, or leave it out with weights="
+                    )
+
+    def _raise_of_kinds(self) -> None:
+        for name, *was, is_shape, is_dtype, is_device in zip(
+            self._weights, *self._kinds, *_kinds(self._weights.values()), strict=True
+        ):
+            shape, dtype, device = was
+            if shape != is_shape or dtype != is_dtype or device != is_device:
                 raise RuntimeError(
                     f"{name!r} was {tuple(shape)}, {dtype} on {device} when mm.sparsify was called and is "
-                    f"{tuple(x.shape)}, {x.dtype} on {x.device} now; move and convert the model first, then build the "
-                    "optimizer, then call mm.sparsify"
-                )
-            grad = x.grad
-            if grad is not None and grad.layout != torch.strided and not is_sharded(x):
-                raise RuntimeError(
-                    f"the gradient of {name!r} is sparse, and a mask needs a dense one; build its layer with "
-                    "sparse=False, or leave it out with weights="
+                    f"{tuple(is_shape)}, {is_dtype} on {is_device} now; move and convert the model first, then build "
+                    "the optimizer, then call mm.sparsify"
                 )
 
     def _gone(self) -> list[str]:
         """The weights that the model does not hold now."""
-        same = all(module._parameters.get(leaf) is x for module, leaf, x in self._places)
-        if same and all(above._modules.get(name) is module for above, name, module in self._path):
+        # Lists and not generators: this is asked of every weight at every step.
+        moved = False in [module._parameters.get(leaf) is x for module, leaf, x in self._places]
+        if not moved and False not in [above._modules.get(name) is module for above, name, module in self._path]:
             return []
         there = {id(p) for p in self.model.parameters()}  # a parametrization or a wrapper moves one, and keeps it
         gone = [name for name, x in self._weights.items() if id(x) not in there]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+import functools
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +23,17 @@ Versions = tuple[list[object], list[int]]
 
 def is_sharded(p: Tensor) -> bool:
     """Whether a parameter is a DTensor: ``fully_shard`` and tensor parallelism make such."""
-    return any(kind.__name__ == "DTensor" for kind in type(p).__mro__)
+    return _is_dtensor(_class_of(p))
+
+
+@functools.lru_cache(1024)
+def _is_dtensor(kind: Hashable) -> bool:
+    assert isinstance(kind, type)
+    return any(known.__name__ == "DTensor" for known in kind.__mro__)
+
+
+def _class_of(thing: Any) -> Any:
+    return type(thing)  # mypy does not know that a class can be hashed whose instances cannot
 
 
 def shard_of(p: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
+from mirrormask.collector import while_uncollected
 from mirrormask.matrices import normed_dims
 from mirrormask.methods import Method
 from mirrormask.optimizer import diagnostics
@@ -95,7 +96,11 @@ class SparseOptimizer(Optimizer):
         weights, base = self.parts.weights, self.parts.base
         check_shards(self.method, weights, base)
         begin_together(self.parts, self.param_groups)
-        scores = None if measured is None else mean_of_all(measured, weights.shards.processes)
+        self._give_latents(None if measured is None else mean_of_all(measured, weights.shards.processes))
+
+    @while_uncollected
+    def _give_latents(self, scores: Sequence[Tensor] | None) -> None:
+        weights, base = self.parts.weights, self.parts.base
         for index, x in enumerate(weights.values()):
             geometry = weights.geometry_of([x])
             latents = geometry.init(x)
@@ -219,6 +224,7 @@ class SparseOptimizer(Optimizer):
             )
 
     @apart
+    @while_uncollected
     def _take_step(self) -> None:
         parts, training = self.parts, self.parts.training
         self._unpruned = []
@@ -279,6 +285,7 @@ class SparseOptimizer(Optimizer):
     # -- the end -----------------------------------------------------------------------------------------------
 
     @apart
+    @while_uncollected
     def finalize(self) -> None:
         """Leave exactly ``round((1 - sparsity) · N)`` weights alive and the rest exactly zero; steps keep that mask.
 
@@ -351,6 +358,7 @@ class SparseOptimizer(Optimizer):
 
     @_disable_dynamo
     @apart
+    @while_uncollected
     def state_dict(self) -> dict[str, Any]:
         """All of it, keyed by the model's parameters: latents, masks, the base optimizer's state, the schedule."""
         self.weights.shards.refresh()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mirrormask.checks import check_int, check_known
+from mirrormask.collector import uncollected
 from mirrormask.masks import DATA_SCORES
 from mirrormask.masks.saliency import Loss, measure
 from mirrormask.methods import Method
@@ -100,13 +101,15 @@ def sparsify(
     check_known("on_empty", on_empty, ("warn", "error", "ignore"))
     check_int("steps", steps, low=1, hint="epochs * len(loader)")
     processes = Processes(process_group)
-    named = held_weights(model, base, weights, method, processes)
+    with uncollected():
+        named = held_weights(model, base, weights, method, processes)
     empty = method.mask.check_weights({name: tuple(x.shape) for name, x in named.items()})
     if method.mask.sparsity_at(Clock(0, steps)) is None:  # else the pruning before the first step tells
         report_empty(empty, on_empty)
-    sparse = SparseOptimizer(
-        model, base, method, named, steps=steps, on_empty=on_empty, fused=fused, processes=processes
-    )
+    with uncollected():
+        sparse = SparseOptimizer(
+            model, base, method, named, steps=steps, on_empty=on_empty, fused=fused, processes=processes
+        )
 
     def measured() -> list[Tensor]:
         rule = method.mask

@@ -81,6 +81,10 @@ class SparseWeights(Mapping[str, nn.Parameter]):
         found: dict[str, Any] = self._holder.state[x]
         return found
 
+    def kept(self) -> list[Any]:
+        """All that is kept of any weight, in one list, to see whether it is the same as before."""
+        return [value for state in self._holder.state.values() for value in state.values()]
+
     def holds(self, p: Tensor) -> bool:
         """Whether a parameter of the model is one of these."""
         return "rate" in self._holder.state.get(p, {})

@@ -25,6 +25,7 @@ MAX_DIMENSIONS = 64
 #: The metadata key whose 64 hexadecimal digits are the SHA-256 of the header with these digits set to zero.
 DIGEST_KEY = "mirrormask.header_sha256"
 _BLANK = "0" * 64
+KEYS = {"dtype", "shape", "data_offsets"}
 _CHUNK = 1 << 20
 
 
@@ -135,7 +136,9 @@ def parse_json(raw: bytes | str, what: str) -> dict[str, Any]:
 
 def check_shape(value: object, itemsize: int, tensor: str) -> tuple[int, ...]:
     """``value`` as a shape whose bytes a 64-bit offset can count, else a FormatError."""
-    plain = isinstance(value, list) and len(value) <= MAX_DIMENSIONS and all(type(n) is int and n >= 0 for n in value)
+    plain = isinstance(value, list) and len(value) <= MAX_DIMENSIONS
+    for n in value if plain else ():  # type: ignore[attr-defined]
+        plain = plain and type(n) is int and n >= 0
     if not plain:
         raise FormatError(f"shape {str(value)[:100]} is not a list of at most {MAX_DIMENSIONS} sizes", tensor=tensor)
     shape: tuple[int, ...] = tuple(value)  # type: ignore[arg-type]
@@ -145,7 +148,7 @@ def check_shape(value: object, itemsize: int, tensor: str) -> tuple[int, ...]:
 
 
 def _extent(name: str, entry: object, base: int) -> Extent:
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(entry, dict) or entry.keys() != KEYS:
         raise FormatError("its header entry is not {dtype, shape, data_offsets}", tensor=name)
     dtype = entry["dtype"]
     if not isinstance(dtype, str) or dtype not in BYTES:

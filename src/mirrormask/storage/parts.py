@@ -15,6 +15,7 @@ __all__ = ["DIGITS", "Part", "checksum"]
 
 #: Hexadecimal digits kept of a part's SHA-256: 128 bits, so that damage goes unseen once in 10^38 files.
 DIGITS = 32
+DAMAGED = "its bytes do not match their checksum; the file is damaged"
 _CHUNK = 1 << 20
 
 
@@ -73,4 +74,4 @@ class Part:
         if self.left:
             raise FormatError(f"{self.left:,} stored elements are left over", tensor=self._tensor)
         if self._digest is not None and self._hash.hexdigest()[:DIGITS] != self._digest:
-            raise FormatError("its bytes do not match their checksum; the file is damaged", tensor=self._tensor)
+            raise FormatError(DAMAGED, tensor=self._tensor)

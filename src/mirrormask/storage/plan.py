@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors
 
-from mirrormask.flats import count_each
+from mirrormask.flats import count_each, is_small
 from mirrormask.matrices import default_weights
 from mirrormask.selection import Weights, select_weights
 from mirrormask.storage.container import build_header
@@ -28,6 +29,8 @@ __all__ = ["Form", "Plan", "Planned", "make_plan", "source_of"]
 
 #: Of a weight with fewer elements, calls take longer than counting.
 SMALL = 2**12
+#: How many small tensors are looked at together.
+AT_ONCE = 256
 #: Whose zeros torch counts as this file does: ``-0.0`` is one, and NaN is none.
 COUNTED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -131,7 +134,9 @@ def make_plan(
     state = named_tensors(model, dtype)
     tied = ties(state)
     narrowed = narrow(model, {name: tensor for name, tensor in state.items() if name not in tied}, form.values)
-    tensors = tuple(_planned(name, stored, form, sizes_only) for name, stored in narrowed.items())
+    sources = _sources([stored.tensor for stored in narrowed.values()], form)
+    both = zip(narrowed.items(), sources, strict=True)
+    tensors = tuple(_planned(name, stored, source, sizes_only) for (name, stored), source in both)
     entries = {planned.name: planned.index() for planned in tensors}
     entries |= {name: {"encoding": "tied", "to": first} for name, first in tied.items()}
     separator = _separator(tensors)
@@ -162,10 +167,36 @@ def source_of(tensor: Tensor, form: Form) -> Source:
     return Source(bits, tuple(tensor.shape))
 
 
-def _planned(name: str, values: Narrow, form: Form, sizes_only: bool) -> Planned:
+def _sources(tensors: Sequence[Tensor], form: Form) -> Iterator[Source]:
+    """:func:`source_of` each tensor; small ones of a kind are copied end to end, and looked at together."""
+    together: list[Tensor] = []
+    for tensor in tensors:
+        if tensor.dtype == torch.float32 and is_small(tensor):
+            together.append(tensor)
+            if len(together) < AT_ONCE:
+                continue
+            yield from _sources_of_small(together, form)
+            together = []
+        else:
+            yield from _sources_of_small(together, form)
+            together = []
+            yield source_of(tensor, form)
+    yield from _sources_of_small(together, form)
+
+
+def _sources_of_small(tensors: Sequence[Tensor], form: Form) -> Iterator[Source]:
+    if len(tensors) < 2:
+        yield from (source_of(tensor, form) for tensor in tensors)
+        return
+    flat, end = source_of(_flatten_dense_tensors(tensors), form).bits, 0  # type: ignore[no-untyped-call]
+    for tensor in tensors:
+        start, end = end, end + tensor.numel()
+        yield Source(flat[start:end], tuple(tensor.shape))
+
+
+def _planned(name: str, values: Narrow, source: Source, sizes_only: bool) -> Planned:
     tensor, shape = values.tensor, tuple(values.tensor.shape)
     dtype = NAMES[tensor.dtype]
-    source = source_of(tensor, form)
     encoding, _ = choose(source)
     arrays = encoding.encode(source)
     stored = {

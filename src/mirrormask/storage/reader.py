@@ -9,10 +9,21 @@ from typing import IO, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
+from mirrormask.collector import while_uncollected
 from mirrormask.quantization.levels import rounded
 from mirrormask.resharding import reshard
 from mirrormask.storage.container import open_container
-from mirrormask.storage.contents import SCALES, Contents, Entry, contents_of, opened, stored_bits, stored_part
+from mirrormask.storage.contents import (
+    SCALES,
+    Contents,
+    Entry,
+    contents_of,
+    opened,
+    small_array,
+    stored_bits,
+    stored_part,
+)
+from mirrormask.storage.encodings import Dense
 from mirrormask.storage.errors import FormatError
 from mirrormask.storage.torch_types import TYPES
 
@@ -23,12 +34,15 @@ Model = TypeVar("Model", bound=nn.Module)
 #: With more tensors, ``load_state_dict`` is passed by where it would only copy: of n layers in one module it looks at
 #: all names for each, and for 10^5 layers takes an hour.
 MANY = 1000
+#: A dense tensor of so many bytes or fewer is read in one piece: the calls for it take longer than that.
+SMALL = 1 << 16
 
 
 @overload
 def load(path: str | os.PathLike[str], model: None = None) -> dict[str, Tensor]: ...
 @overload
 def load(path: str | os.PathLike[str], model: Model) -> Model: ...
+@while_uncollected
 def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> dict[str, Tensor] | nn.Module:
     """Read a file of :func:`mirrormask.save`, or any safetensors file, with its zeros back in place.
 
@@ -119,6 +133,8 @@ def stored_tensors(path: str | os.PathLike[str]) -> Iterator[tuple[Entry, Tensor
 
 def _decode(file: IO[bytes], entry: Entry) -> Tensor:
     """One tensor as it is stored."""
+    if type(entry.encoding) is Dense and entry.dtype != "BOOL" and 0 < entry.stored[""].nbytes <= SMALL:
+        return torch.frombuffer(small_array(file, entry), dtype=TYPES[entry.dtype]).reshape(entry.shape)
     bits = stored_bits(file, entry)
     if not bits.size:  # torch gives it no strides, and then no other type
         return torch.empty(entry.shape, dtype=TYPES[entry.dtype])

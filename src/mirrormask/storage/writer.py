@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mirrormask.collector import while_uncollected
 from mirrormask.files import atomic_write
 from mirrormask.selection import Weights
 from mirrormask.storage.narrow import Values
@@ -18,6 +19,7 @@ from mirrormask.storage.tensors import Storable
 __all__ = ["save", "write"]
 
 
+@while_uncollected
 def save(
     model: Storable,
     path: str | os.PathLike[str],

@@ -132,6 +132,6 @@ class FusedCPU(Step):
 
 def _is_plain(tensor: Tensor) -> bool:
     """A float32 tensor in CPU memory without holes, in either of torch's two layouts, and of no special kind."""
-    kind = type(tensor) in (Tensor, nn.Parameter) and tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+    kind = type(tensor) in (Tensor, nn.Parameter) and tensor.dtype == torch.float32 and tensor.is_cpu
     dense = tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
     return kind and dense

@@ -9,7 +9,7 @@ import operator
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -101,7 +101,9 @@ class Table:
         self._numbers = (ctypes.c_float * (numbers * size))()
         self._bad = (ctypes.c_int32 * len(pieces))()
         self._column, self._row = struct.Struct(f"{size}q"), struct.Struct(f"{numbers * size}f")
+        self._strides = [p.stride() for p in self.parameters]
         self._held = self._found()  # so that what the addresses are of stays there
+        self._entries = self._kept()  # once more: the first momentum was made by looking
         self._places = [[tensor.data_ptr() for tensor in tensors] for tensors in self._held.values()]
         for field, tensors in self._held.items():
             self._point(field, tensors)
@@ -130,7 +132,18 @@ class Table:
             return False
         if len(parameters) != len(self.parameters) or not all(map(operator.is_, parameters, self.parameters)):
             return False
-        return [[tensor.data_ptr() for tensor in tensors] for tensors in self._found().values()] == self._places
+        kept = self._kept()
+        if len(kept) == len(self._entries) and all(map(operator.is_, kept, self._entries)):
+            return [[tensor.data_ptr() for tensor in tensors] for tensors in self._held.values()] == self._places
+        found = self._found()
+        if [[tensor.data_ptr() for tensor in tensors] for tensors in found.values()] != self._places:
+            return False
+        self._held, self._entries = found, self._kept()
+        return True
+
+    def _kept(self) -> list[Any]:
+        """All that is kept of any tensor: where it is the same, so is what :meth:`_found` finds."""
+        return [*self._weights.kept(), *self._base.kept()]
 
     def _found(self) -> dict[str, list[Tensor]]:
         return self.update.tensors(self.parameters, self._weights, self._base, momenta=self.momenta)
@@ -138,9 +151,9 @@ class Table:
     def take_gradients(self) -> bool:
         """Look up where the gradients are; False if one is missing or laid out unlike its parameter."""
         found = []
-        for p in self.parameters:
+        for p, strides in zip(self.parameters, self._strides, strict=True):
             grad = p.grad
-            if grad is None or grad.is_sparse or grad.dtype != torch.float32 or grad.stride() != p.stride():
+            if grad is None or grad.dtype != torch.float32 or grad.is_sparse or grad.stride() != strides:
                 return False
             found.append(grad)
         self._point("grad", found)
