@@ -19,6 +19,7 @@ from mirrormask.runtime.graph.aten import argument
 from mirrormask.runtime.graph.attending import Attending
 from mirrormask.runtime.graph.chains import is_move, root_of, sizes
 from mirrormask.runtime.graph.convert import CONVERTERS, writes_in_place
+from mirrormask.runtime.graph.frames import frames_conv
 from mirrormask.runtime.graph.functions import (
     channel_norm,
     per_channel,
@@ -42,6 +43,7 @@ CONVOLUTIONS = {
     aten.conv2d.padding,
     pointwise,
     spaced_conv,
+    frames_conv,
 }
 #: What works on ``[batch, channels, height, width]`` and finds that in a view.
 ON_MAPS = {
