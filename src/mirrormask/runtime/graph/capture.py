@@ -90,7 +90,7 @@ def capture(
 
 
 def _parts(found: Capture) -> tuple[int, int, bool]:
-    """What is better the less there is of it: convolutions over volumes that stay, regions, and operations that stay."""
+    """Of what less is better: convolutions over volumes that stay, regions, and operations that stay."""
     volumes = sum(node.target in VOLUME_CONVOLUTIONS for node in _nodes(found.module))
     return volumes, len(found.regions), bool(found.left)
 

@@ -6,8 +6,17 @@ from typing import Any
 
 from torch import fx
 
-from mirrormask.runtime.graph.aten import MOST_BESIDE, Context, Unsupported, argument, item_shape, pair, reaches_far
-from mirrormask.runtime.graph.aten import shape_of, source_of
+from mirrormask.runtime.graph.aten import (
+    MOST_BESIDE,
+    Context,
+    Unsupported,
+    argument,
+    item_shape,
+    pair,
+    reaches_far,
+    shape_of,
+    source_of,
+)
 from mirrormask.runtime.graph.frames import as_frames, as_volume, channels_of, frames_conv, frames_norm
 from mirrormask.runtime.graph.ir import Node, Origin
 from mirrormask.runtime.graph.pointwise import Converter, each_channel

@@ -21,7 +21,8 @@ def as_frames(x: Tensor) -> Tensor:
 
 def as_volume(x: Tensor, depth: int) -> Tensor:
     """The volume that :func:`as_frames` was given."""
-    return x.unflatten(1, (depth, -1)).transpose(1, 2).contiguous()
+    batch, _, *size = x.shape
+    return x.reshape(batch, depth, -1, *size).transpose(1, 2).contiguous()
 
 
 def channels_of(x: Tensor, order: tuple[int, ...], gains: tuple[float, ...]) -> Tensor:
@@ -71,7 +72,7 @@ def frames_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float
 ) -> Tensor:
     """A batch norm by stored statistics, the same for each frame."""
-    frames = x.unflatten(1, (-1, len(mean))).flatten(0, 1)
+    frames = x.reshape(-1, len(mean), *x.shape[2:])
     return F.batch_norm(frames, mean, variance, weight, bias, eps=eps).reshape(x.shape)
 
 

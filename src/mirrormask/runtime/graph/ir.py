@@ -268,7 +268,7 @@ class Graph:
 
 
 def inner(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a value whose tensor outside has this one: sequences are maps of one row, volumes such of channels."""
+    """The shape of a value whose tensor outside has this one: a sequence is a map of one row."""
     if len(shape) == 2:
         return (shape[0], 1, shape[1])
     return (shape[0] * shape[1], *shape[2:]) if len(shape) == 4 else shape

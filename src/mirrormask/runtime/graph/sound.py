@@ -74,19 +74,19 @@ def _operation(node: Node, sources: list[Node]) -> None:
     _require(all(n >= 1 for n in windows) and all(n >= 0 for n in node.padding), node, f"has the settings {windows}")
     most = SETTINGS.get(node.op, MOST)
     _require(max(*node.kernel, *node.padding, *node.dilation) <= most, node, f"has a window of {node.kernel}")
+    outputs = node.shape[:1] if weight is None else weight.shape[:1]
     for numbers in (node.bias, None if node.op == "attend" else node.gain):
-        outputs = node.shape[:1] if weight is None else weight.shape[:1]
         _require(numbers is None or numbers.shape == outputs, node, "has another number of biases than outputs")
     _require((weight is None) == (node.op not in ("conv", "linear")), node, "lacks a weight, or has one")
     shapes = [source.shape for source in sources]
     if node.op == "conv":
         assert weight is not None
         _require(len(shapes[0]) == 3, node, f"reads a value of shape {shapes[0]}")
-        inputs, outputs, depth = shapes[0][0], node.shape[0], _depth(node, shapes[0][0])
+        inputs, filters, depth = shapes[0][0], node.shape[0], _depth(node, shapes[0][0])
         if depth:
-            inputs, outputs = weight.shape[1] * node.groups, weight.shape[0]
-        _require(inputs % node.groups == 0 and outputs % node.groups == 0, node, f"has {node.groups} groups")
-        wanted: tuple[int, ...] = (outputs, inputs // node.groups, *depth, *node.kernel)
+            inputs, filters = weight.shape[1] * node.groups, weight.shape[0]
+        _require(inputs % node.groups == 0 and filters % node.groups == 0, node, f"has {node.groups} groups")
+        wanted: tuple[int, ...] = (filters, inputs // node.groups, *depth, *node.kernel)
         _require(weight.shape == wanted, node, f"has a weight of shape {weight.shape}, not {wanted}")
     elif node.op == "linear":
         assert weight is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -106,11 +105,10 @@ def _dense_seconds(node: Node, source: tuple[int, ...], items: int) -> float:
         with torch.no_grad():
             if node.op == "linear":
                 return median_seconds(lambda: F.linear(x, weight, bias), repeats=3, clock=own_time)
-            settings: tuple[Any, ...] = (node.stride, node.padding, node.dilation, node.groups)
+            settings = (node.stride, node.padding, node.dilation, node.groups)
             if node.span:
-                return median_seconds(
-                    lambda: frames_conv(x, weight, bias, node.span, *settings, False), repeats=3, clock=own_time
-                )
+                given = (x, weight, bias, node.span, *settings, False)
+                return median_seconds(lambda: frames_conv(*given), repeats=3, clock=own_time)
             return median_seconds(lambda: F.conv2d(x, weight, bias, *settings), repeats=3, clock=own_time)
     finally:
         torch.set_num_threads(threads)

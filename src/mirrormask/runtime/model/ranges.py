@@ -118,8 +118,11 @@ def _layer(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
     if node.op == "linear":
         return F.linear(x, weight, bias)
     if node.span:
-        settings = (node.span, node.stride, node.padding, node.dilation, node.groups, False)
-        return frames_conv(x if x.dim() == 4 else x[:, :, None, None], weight, bias, *settings).reshape(len(x), *node.shape)
+        maps = x if x.dim() == 4 else x[:, :, None, None]
+        made = frames_conv(
+            maps, weight, bias, node.span, node.stride, node.padding, node.dilation, node.groups, turned=False
+        )
+        return made.reshape(len(x), *node.shape)
     if x.dim() == 2:  # one number per channel
         return _layer(node, x[:, :, None, None], weight, bias)[:, :, 0, 0]
     return F.conv2d(x, weight, bias, node.stride, node.padding, node.dilation, node.groups)

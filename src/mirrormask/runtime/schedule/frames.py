@@ -42,11 +42,11 @@ def weight_of(weight: Weight, groups: int, read: Read) -> tuple[Weight, int, int
     kept = groups if width == 1 else 1
     row = (inputs if width == 1 else width * groups * inputs) * plane
     place = np.full(taps, -1)
-    for tap, frame in read:
-        place[tap] = frame
+    for one, frame in read:
+        place[one] = frame
     positions, values = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
-    for position, some in nonzeros(weight):
-        output, rest = np.divmod(position, inputs * taps * plane)
+    for found, some in nonzeros(weight):
+        output, rest = np.divmod(found, inputs * taps * plane)
         channel, rest = np.divmod(rest, taps * plane)
         tap, at = np.divmod(rest, plane)
         if width > 1:
@@ -64,4 +64,4 @@ def weight_of(weight: Weight, groups: int, read: Read) -> tuple[Weight, int, int
         return Weight(shape, None, flat), kept, width
     gaps = np.diff(where, prepend=0)
     narrow = gaps.max(initial=0) < 1 << 16
-    return Weight(shape, gaps.astype(np.uint16 if narrow else np.uint32), what), kept, width
+    return Weight(shape, gaps.astype(np.uint16) if narrow else gaps.astype(np.uint32), what), kept, width

@@ -47,7 +47,8 @@ class Layers(Places):
 
     def _is_vector(self, node: Node) -> bool:
         """Whether a convolution takes one number per channel, and is a linear layer then."""
-        whole = node.op == "conv" and not node.span and node.groups == 1 and node.kernel == (1, 1) and node.padding == (0, 0)
+        plain = node.op == "conv" and node.groups == 1 and not node.span
+        whole = plain and node.kernel == (1, 1) and node.padding == (0, 0)
         return whole and self._shape(node.inputs[0])[1:] == self._shape(node.name)[1:] == (1, 1)
 
     def _only_user(self, name: str) -> Node | None:
@@ -104,10 +105,10 @@ class Layers(Places):
         problems = {}
         for read in dict.fromkeys(read for _, read in work):
             weight, groups, wide = weight_of(node.weight, node.groups, read)
-            part = replace(node, weight=weight, groups=groups, span=(), shape=whole.out)
+            layer = replace(node, weight=weight, groups=groups, span=(), shape=whole.out)
             taps = replace(whole, source=(wide * inputs, *source[1:]))
             one = replace(out, channels=outputs)
-            problems[read] = MapProblem(part, taps, one, fused, self.target, self.threads)
+            problems[read] = MapProblem(layer, taps, one, fused, self.target, self.threads)
         most = max(problems, key=[read for _, read in work].count)
         choice = self.choose(problems[most])
         x = self._input_for(name, whole, problems[most].over(whole), choice)
