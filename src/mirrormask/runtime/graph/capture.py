@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from mirrormask.runtime.graph.alike import fold_items
 from mirrormask.runtime.graph.arrange import CONVOLUTIONS, tokens_as_maps
 from mirrormask.runtime.graph.aten import Context
 from mirrormask.runtime.graph.bind import bind, names_in, tensors_of
@@ -128,7 +129,7 @@ def _cut(model: nn.Module, exported: Export, without: Mapping[str, str] | None, 
     if exported.writes:
         raise Refused(f"a call changes its {', '.join(exported.writes)}, which a plan would not")
     module = exported.module
-    folded = fold_constants(module) if rewrite else {}
+    folded = {**fold_items(module), **fold_constants(module)} if rewrite else {}
     out_of_place(module.graph)
     without_identities(module.graph)
     if rewrite:
