@@ -19,6 +19,8 @@ __all__ = ["fold_items"]
 aten = torch.ops.aten
 #: Numbers of items that it is tried with: alike for these, it is alike for all.
 TRIED = (1, 2, 3)
+#: How far items may be from each other, over the largest number: PyTorch's layers sum in an order of each batch size.
+CLOSE = 1e-6
 
 
 def fold_items(module: fx.GraphModule) -> dict[str, Folded]:
@@ -40,11 +42,14 @@ def fold_items(module: fx.GraphModule) -> dict[str, Folded]:
     counted, order = set(sizes), {node: number for number, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         _run(node, values, counted)
+    for node in reversed(list(graph.nodes)):  # what is no such value stays, and reads those before it
+        if node in counted - set(sizes) and any(user not in values for user in node.users) and not _alike(values[node]):
+            del values[node]
     told: dict[str, Folded] = {}
     for node in list(graph.nodes):
         found = values.get(node)
         users = [user for user in node.users if user not in values]
-        if found is None or node in sizes or node not in counted or not users or not _alike(found):
+        if found is None or node in sizes or node not in counted or not users:
             continue
         if any(user.op == "output" for user in users) or order[batch[0]] > order[users[0]]:
             continue
@@ -94,12 +99,13 @@ def _run(node: fx.Node, values: dict[fx.Node, list[Any]], counted: set[fx.Node])
 
 
 def _alike(found: list[Tensor]) -> bool:
-    """Whether the first dimension counts items, all of which are equal."""
+    """Whether the first dimension counts items, all of which are equal but for rounding."""
     one = found[0]
     if one.dtype != torch.float32 or not one.dim() or not one.numel():
         return False
+    near = CLOSE * float(one.abs().max())
     return all(
-        made.shape == (count, *one.shape[1:]) and torch.equal(made, one.expand_as(made))
+        made.shape == (count, *one.shape[1:]) and torch.allclose(made, one.expand_as(made), rtol=0, atol=near)
         for count, made in zip(TRIED, found, strict=True)
     )
 
@@ -115,7 +121,7 @@ def _told(node: fx.Node, values: dict[fx.Node, list[Any]], order: dict[fx.Node, 
         fresh = {source for source in left.pop().all_input_nodes if isinstance(values[source][0], Tensor)} - found
         found |= fresh
         left += fresh
-    copy, made = fx.Graph(), {}
+    copy, made = fx.Graph(), dict[fx.Node, fx.Node]()
     for one in sorted(found, key=lambda one: order[one]):
         args, kwargs = fx.map_arg((one.args, one.kwargs), lambda arg: made.get(arg, values[arg][0]))
         made[one] = copy.create_node(one.op, one.target, args, kwargs, one.name)

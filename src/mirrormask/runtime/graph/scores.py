@@ -122,12 +122,13 @@ def scores_of(node: fx.Node) -> Scores | None:
     ):
         return None
     steps: list[fx.Node] = []
-    scale, gain = 1.0, None
+    scale: float = 1.0
+    gain: fx.Node | None = None
     at: Any = powers.args[0]
     while isinstance(at, fx.Node) and at.target not in PRODUCTS:
         if len(at.users) != 1 or not (is_move(at) or at.target in AFFINE):
             return None
-        number = at.args[1] if at.target in (aten.mul.Tensor, aten.div.Tensor) else None
+        number: Any = at.args[1] if at.target in (aten.mul.Tensor, aten.div.Tensor) else None
         if isinstance(number, (int, float)):
             if number == 0:
                 return None
