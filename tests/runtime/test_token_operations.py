@@ -45,6 +45,7 @@ class Network(nn.Module):
         self.register_buffer("pairs", torch.randint(25, (9, 9)))
         self.one = nn.Conv2d(CHANNELS // 4, CHANNELS // 4, 3, padding=1)
         self.batch = nn.BatchNorm1d(CHANNELS)
+        self.heat = nn.Parameter(torch.rand(HEADS, 1, 1) + 0.5)
         nn.init.uniform_(self.batch.running_var, 0.5, 1.5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,6 +119,26 @@ def merged(net: Network, t: Tensor) -> Tensor:
     return torch.cat([x[:, :-1:2, :-1:2], x[:, 1::2, :-1:2], x[:, :-1:2, 1::2], x[:, 1::2, 1::2]], -1).flatten(1, 2)
 
 
+def cross_covariance(net: Network, t: Tensor) -> Tensor:
+    """Attention between features of unit length over the tokens, with a temperature: EdgeNeXt's, XCiT's."""
+    q, k, v = net.three(t).reshape(t.shape[0], -1, 3, HEADS, CHANNELS // HEADS).permute(2, 0, 3, 4, 1).unbind(0)
+    scores = (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)) * net.heat
+    return (scores.softmax(-1) @ v).permute(0, 3, 1, 2).reshape(t.shape)
+
+
+def waves(net: Network, t: Tensor) -> Tensor:
+    """Positions that are made for the whole batch, of nothing but its size, and go through a layer."""
+    y = (~torch.zeros(t.shape[0], SIDE, SIDE).to(torch.bool)).cumsum(1, dtype=torch.float32)
+    table = (y / (y[:, -1:] + 1e-6)).unsqueeze(1) / torch.arange(1.0, CHANNELS + 1)[:, None, None]
+    return t + net.conv(table.sin()).reshape(t.shape[0], CHANNELS, -1).permute(0, 2, 1)
+
+
+def in_parts(net: Network, t: Tensor) -> Tensor:
+    """Some channels of maps go through a layer before they are tokens."""
+    a, b = net.conv(maps(t)).chunk(2, 1)
+    return net.layer(torch.cat([F.relu(a) + b, b], 1).flatten(2).transpose(1, 2))
+
+
 OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "layers": lambda net, t: t + F.gelu(net.layer(net.norm(t))),
     "class token": with_class,
@@ -142,6 +163,9 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "attention in shifted windows": lambda net, t: t + in_windows(net, t, shift=1, masked=True),
     "attention by einsum": lambda net, t: t + einsum(net, t),
     "fewer queries": every_second,
+    "cross-covariance attention": lambda net, t: t + net.layer(cross_covariance(net, net.norm(t))),
+    "positions of a batch": waves,
+    "maps in parts": in_parts,
     "patches merged": merged,
     "batch norm of rows": lambda net, t: F.hardswish(net.batch(net.layer(t).flatten(0, 1)).reshape_as(t)),
     "pixel shuffle": lambda net, t: F.pixel_shuffle(maps(t), 2).flatten(2).transpose(1, 2),

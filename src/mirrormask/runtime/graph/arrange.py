@@ -19,13 +19,16 @@ from mirrormask.runtime.graph.aten import argument
 from mirrormask.runtime.graph.attending import Attending
 from mirrormask.runtime.graph.chains import is_move, root_of, sizes
 from mirrormask.runtime.graph.convert import CONVERTERS, writes_in_place
+from mirrormask.runtime.graph.frames import frames_conv
 from mirrormask.runtime.graph.functions import (
     channel_norm,
+    map_norm,
     per_channel,
     pointwise,
     response,
     spaced_conv,
 )
+from mirrormask.runtime.graph.patterns import normalised
 from mirrormask.runtime.graph.placing import item_of, last_of, shape_of, size_of
 from mirrormask.runtime.graph.pointwise import ACTIVATIONS, KINDS
 from mirrormask.runtime.graph.scores import scores_of
@@ -42,6 +45,7 @@ CONVOLUTIONS = {
     aten.conv2d.padding,
     pointwise,
     spaced_conv,
+    frames_conv,
 }
 #: What works on ``[batch, channels, height, width]`` and finds that in a view.
 ON_MAPS = {
@@ -85,7 +89,7 @@ class _Work(Attending):
             self.native.add(node)
         elif node.target in CONVERTERS or node.target is channel_norm:
             operands = [arg for arg in node.all_input_nodes if arg.op != "get_attr"]
-            if operands and all(arg in self.native for arg in operands):
+            if operands and all(_sliced(arg) in self.native for arg in operands):
                 self.native.add(node)
 
     def _rewritten(self, node: fx.Node) -> fx.Node | None:
@@ -106,7 +110,7 @@ class _Work(Attending):
         if target is response and node.args[2]:
             return self._response(node)
         if target in KINDS:
-            return self._arithmetic(node)
+            return self._unit(node) or self._arithmetic(node)
         if target is aten.cat.default:
             return self._together(node)
         if target is aten.mean.dim:
@@ -201,6 +205,25 @@ class _Work(Attending):
         made = self.put(target, pair, item, source)
         return self.back(made, node, a) if last else made
 
+    def _unit(self, node: fx.Node) -> fx.Node | None:
+        """Each row over the root of its squares' sum, but at least eps: on maps whose channels these are."""
+        x, eps = normalised(node)
+        traced, shape = self.traced(x), sizes(node)
+        if x is None or traced is None or traced.batch or not all(size.isdigit() for size in shape[1:]):
+            return None
+        length = last_of(node)
+        if traced.index.size != math.prod(int(size) for size in shape[1:]):
+            return None
+        found = spread(traced.index.reshape(-1, length))
+        if found is None or (found.second < 0).any():
+            return None
+        rows = self.placed(traced, found, (1, length))
+        channels = item_of(rows)[0]
+        norm = self.put(map_norm, (rows,), (channels, 1, 1), rows)
+        least = self.put(aten.clamp_min.default, (norm, eps), (channels, 1, 1), rows)
+        made = self.put(aten.div.Tensor, (rows, least), item_of(rows), rows)
+        return self.view(aten.reshape.default, made, shape_of(node))
+
     def _with_stored(self, source: fx.Node, numbers: fx.Node, index: Ints, kind: str, last: bool) -> fx.Node | None:
         """With stored numbers: one for each channel, or a map of them."""
         item = item_of(source)
@@ -269,3 +292,10 @@ class _Work(Attending):
 
 def _operands(node: fx.Node) -> list[fx.Node]:
     return [arg for arg in node.all_input_nodes if arg.op != "get_attr"]
+
+
+def _sliced(node: fx.Node) -> fx.Node:
+    """What a map is made of by taking some channels, rows or columns."""
+    while node.target is aten.slice.Tensor and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node

@@ -91,6 +91,8 @@ def item_shape(context: Context, node: fx.Node) -> tuple[int, ...]:
         return (shape[-1],)
     if len(shape) == 3:
         return (shape[1], 1, shape[2])
+    if len(shape) == 5:  # a volume: what may read one is in ``convert.VOLUMES``
+        return (shape[1] * shape[2], *shape[3:])
     if len(shape) not in (2, 4):
         raise Unsupported(f"it makes a tensor of {len(shape)} dimensions")
     return shape[1:]

@@ -13,7 +13,7 @@ from mirrormask.runtime.graph.chains import sizes
 from mirrormask.runtime.graph.functions import attend_maps
 from mirrormask.runtime.graph.placing import Placing, item_of, shape_of
 from mirrormask.runtime.graph.scores import Scores
-from mirrormask.runtime.graph.traces import Traced, spread
+from mirrormask.runtime.graph.traces import Spread, Traced, spread
 
 __all__ = ["Attending"]
 
@@ -47,6 +47,11 @@ class Attending(Placing):
         kept = None
         if bias.numel():
             kept = _registered(node.graph, bias)
+        if scores.gain is not None:
+            given = self._gained(q, scores.gain, (len(lead), place), (count, width))
+            if given is None:
+                return None
+            q = given
         scale = scores.scale if scores.scale is not None else width**-0.5
         item = (count * v_width, rows, queries)
         made = self.put(
@@ -63,6 +68,25 @@ class Attending(Placing):
         order.insert(place, 1)
         moved = self.view(aten.permute.default, wide, [0, *order, 3 + len(others), 2])
         return self.view(aten.reshape.default, moved, shape_of(node))
+
+    def _gained(self, query: fx.Node, gain: fx.Node, dims: tuple[int, int], heads: tuple[int, int]) -> fx.Node | None:
+        """A query times one stored number for each head; None where there are others.
+
+        Args:
+            dims: how many leading dimensions the scores have, and which counts heads.
+            heads: how many there are, and the features of one: all channels of the query.
+        """
+        (rank, place), (count, width), shape = dims, heads, tuple(gain.meta["val"].shape)
+        aligned = (1,) * (rank + 2 - len(shape)) + shape
+        others = [size for i, size in enumerate(aligned) if i != place]
+        if item_of(query)[0] != count * width or any(size != 1 for size in others):
+            return None
+        if place >= 0 and aligned[place] not in (1, count):
+            return None
+        step = 1 if place >= 0 and aligned[place] > 1 else 0
+        first = np.repeat(np.arange(count) * step, width)
+        kept = self.stored(gain, Spread(first, np.zeros(1, np.int64)), (1, 1), query)
+        return self.put(aten.mul.Tensor, (query, kept), item_of(query), query)
 
     def _heads(self, part: fx.Node, traced: Traced, swapped: bool) -> tuple[Any, ...] | None:
         """The map of a query (or key, or value), its heads, which leading dimension they are, those of an item, the

@@ -35,7 +35,9 @@ def bind(graph: Graph, tensors: dict[str, Tensor]) -> Graph:
     Raises:
         KeyError: a tensor is missing.
     """
-    return fold(replace(graph, nodes=[_filled(node, tensors) for node in graph.nodes]))
+    channels = {node.name: node.shape[0] for node in graph.nodes if node.shape}
+    filled = [_filled(node, tensors) for node in graph.nodes]
+    return fold(replace(graph, nodes=[_single(node, channels) if node.span else node for node in filled]))
 
 
 def _filled(node: Node, tensors: dict[str, Tensor]) -> Node:
@@ -68,6 +70,17 @@ def _filled(node: Node, tensors: dict[str, Tensor]) -> Node:
     return replace(node, weight=Weight.of(weight), bias=bias, origin=None)
 
 
+def _single(node: Node, channels: dict[str, int]) -> Node:
+    """A convolution over frames that makes one frame of one is a plain one."""
+    weight = node.weight
+    if node.op != "conv" or weight is None or len(node.span) != weight.shape[2]:
+        return node
+    taps = [tap for tap, frame in enumerate(node.span) if frame >= 0]
+    if len(taps) != 1 or channels[node.inputs[0]] != weight.shape[1] * node.groups:
+        return node
+    return replace(node, weight=Weight.of(weight.dense()[:, :, taps[0]]), span=())
+
+
 def _diagonal(values: Floats) -> Weight:
     """A matrix with these numbers on its diagonal."""
     step = values.size + 1
@@ -95,10 +108,11 @@ def _places(node: Node) -> npt.NDArray[np.int64]:
 def _batch_norm(origin: Origin, tensors: dict[str, Tensor], channels: int) -> tuple[Floats, Floats]:
     """Weight ``[channels, 1, 1, 1]`` and bias of ``gain (x - mean) / sqrt(variance + eps) + shift``."""
     mean, variance = (_array(tensors[name]).astype(np.float64) for name in (origin.mean, origin.variance))
-    gain = _array(tensors[origin.weight]) if origin.weight else np.ones(channels, np.float32)
-    shift = _array(tensors[origin.bias]) if origin.bias else np.zeros(channels, np.float32)
+    gain = _array(tensors[origin.weight]) if origin.weight else np.ones(len(mean), np.float32)
+    shift = _array(tensors[origin.bias]) if origin.bias else np.zeros(len(mean), np.float32)
     scale = gain / np.sqrt(variance + origin.eps)
     bias = shift - mean * scale
+    scale, bias = (np.tile(part, channels // len(part)) for part in (scale, bias))  # those of frames: of each
     return scale.astype(np.float32).reshape(-1, 1, 1, 1), bias.astype(np.float32)
 
 
@@ -107,7 +121,8 @@ def _per_channel(origin: Origin, tensors: dict[str, Tensor], channels: int) -> t
     weight = _array(tensors[origin.weight]).reshape(-1) if origin.weight else np.ones(1, np.float32)
     bias = _array(tensors[origin.bias]).reshape(-1) if origin.bias else np.zeros(1, np.float32)
     scale = origin.gain * (1 / weight if origin.inverse else weight)
-    spread = [np.broadcast_to(part, (channels,)).astype(np.float32) for part in (scale, origin.bias_gain * bias)]
+    parts = (scale, origin.bias_gain * bias)
+    spread = [np.tile(part, channels // len(part)).astype(np.float32) for part in parts]  # of frames: to each
     return spread[0].reshape(-1, 1, 1, 1), spread[1]
 
 
@@ -125,8 +140,14 @@ def fold(graph: Graph) -> Graph:
         if alike and single and before is not None:
             assert node.weight is not None and node.bias is not None and before.weight is not None
             scale = (node.weight.values if node.op == "linear" else node.weight.dense()).astype(np.float64).reshape(-1)
+            shift, outputs = node.bias, before.weight.shape[0]
+            frames = [part.reshape(-1, outputs) for part in (scale, shift)]
+            if any((part != part[:1]).any() for part in frames):
+                made[node.name] = node  # each frame has numbers of its own
+                continue
+            scale, shift = scale[:outputs], shift[:outputs]
             weight = before.weight.dense() * scale.reshape(-1, *[1] * (len(before.weight.shape) - 1))
-            bias = node.bias + (0 if before.bias is None else before.bias * scale)
+            bias = shift + (0 if before.bias is None else before.bias * scale)
             node = replace(
                 before, name=node.name, weight=Weight.of(weight.astype(np.float32)), bias=bias.astype(np.float32)
             )

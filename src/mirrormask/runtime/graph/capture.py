@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from mirrormask.runtime.graph.alike import fold_items
 from mirrormask.runtime.graph.arrange import CONVOLUTIONS, tokens_as_maps
 from mirrormask.runtime.graph.aten import Context
 from mirrormask.runtime.graph.bind import bind, names_in, tensors_of
@@ -32,6 +33,7 @@ from mirrormask.runtime.graph.passes import once, out_of_place, without_identiti
 from mirrormask.runtime.graph.program import Unstorable, made_by, module_of, program_of
 from mirrormask.runtime.graph.simplify import simplify
 from mirrormask.runtime.graph.turned import respond, turn
+from mirrormask.runtime.graph.volumes import VOLUME_CONVOLUTIONS, volumes_as_frames
 
 __all__ = ["Capture", "capture", "from_blueprint"]
 
@@ -77,15 +79,25 @@ def capture(
     if not isinstance(arguments, Arguments):
         arguments = Arguments.of(signature_of(model), arguments, {})
     found = _captured(model, arguments, without, batch_alone=False)
-    many = bool(found.regions) and (len(found.regions) > 1 or bool(found.left))
+    many = len(found.regions) > 1 or bool(found.left) or _parts(found)[0] > 0
     if many and found.has_maps and any(dim for _, dim in found.guards.free):
         # Views of maps are places in them where sizes are known, and a region with them is worth more than a size.
+        # So are volumes, whose convolutions are none over maps where their depth is open.
         with contextlib.suppress(Refused):
             fixed = _captured(model, arguments, without, batch_alone=True)
-            one = (len(fixed.regions), bool(fixed.left))
-            if fixed.regions and one < (len(found.regions), bool(found.left)):
+            if fixed.regions and _parts(fixed) < _parts(found):
                 return fixed
     return found
+
+
+def _parts(found: Capture) -> tuple[int, int, bool]:
+    """Of what less is better: convolutions over volumes that stay, regions, and operations that stay."""
+    volumes = sum(node.target in VOLUME_CONVOLUTIONS for node in _nodes(found.module))
+    return volumes, len(found.regions), bool(found.left)
+
+
+def _nodes(module: nn.Module) -> list[fx.Node]:
+    return list(module.graph.nodes) if isinstance(module, fx.GraphModule) else []
 
 
 def _captured(
@@ -117,13 +129,14 @@ def _cut(model: nn.Module, exported: Export, without: Mapping[str, str] | None, 
     if exported.writes:
         raise Refused(f"a call changes its {', '.join(exported.writes)}, which a plan would not")
     module = exported.module
-    folded = fold_constants(module) if rewrite else {}
+    folded = {**fold_items(module), **fold_constants(module)} if rewrite else {}
     out_of_place(module.graph)
     without_identities(module.graph)
     if rewrite:
         once(module.graph)
         simplify(module)
         turn(module)
+        volumes_as_frames(module)
         tokens_as_maps(module)
         views_last(module)
         respond(module)
@@ -133,7 +146,7 @@ def _cut(model: nn.Module, exported: Export, without: Mapping[str, str] | None, 
     reasons: dict[str, str] = {}
     shared = dict.fromkeys(written(module.graph), "it shares memory with what an operation changes in place")
     members: dict[str, frozenset[str]] = {name: frozenset() for name in regions}
-    has_maps = any(n.target in CONVOLUTIONS for n in module.graph.nodes)
+    has_maps = any(n.target in (*CONVOLUTIONS, *VOLUME_CONVOLUTIONS) for n in module.graph.nodes)
     # First the images (with the linear layers of their heads), then the linear layers over rows of what is left.
     for rows in (False, True) if has_maps else (True,):
         for leading in leadings(module, rows):

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from mirrormask.runtime.graph.frames import as_frames, as_volume
+
 __all__ = [
     "MOVES",
     "TRIED",
@@ -41,6 +43,8 @@ MOVES: dict[Any, Callable[..., Any]] = {
     aten.clone.default: lambda x, **_: x,
     aten.pad.default: lambda x, sizes, mode="constant", value=None: _padded(x, sizes, mode, value),
     aten.constant_pad_nd.default: lambda x, sizes, value=0: _padded(x, sizes, "constant", value),
+    as_frames: as_frames,
+    as_volume: as_volume,
     **{
         target: target
         for target in (

@@ -22,6 +22,8 @@ from mirrormask.runtime.graph.aten import (
     source_of,
 )
 from mirrormask.runtime.graph.channels import CHANNELS
+from mirrormask.runtime.graph.framed import FRAMED
+from mirrormask.runtime.graph.frames import as_frames, as_volume
 from mirrormask.runtime.graph.functions import attend, pointwise, product
 from mirrormask.runtime.graph.ir import Graph, Node, Origin
 from mirrormask.runtime.graph.pointwise import ACTIVATIONS, ARITHMETIC, each_channel
@@ -143,6 +145,7 @@ CONVERTERS: dict[Any, Callable[[Context, fx.Node], Node]] = {
     **CHANNELS,
     **ARRANGED,
     **TURNED,
+    **FRAMED,
     aten.slice.Tensor: slice_,
     **RESHAPES,
     **SAME,
@@ -151,6 +154,8 @@ CONVERTERS: dict[Any, Callable[[Context, fx.Node], Node]] = {
 
 #: Operations whose result may lie in the memory of what they read.
 VIEWS = {*RESHAPES, *SAME, aten.slice.Tensor}
+#: What may read or make a volume; of all others item shapes say nothing.
+VOLUMES = {as_frames, as_volume, *RESHAPES}
 #: What may stand beside linear layers over rows; the rest belongs to maps.
 ROW_OPERATIONS = {
     target
@@ -178,6 +183,9 @@ def convert_node(context: Context, node: fx.Node) -> Node:
         raise Unsupported("it works in place on a tensor that others read")
     if context.rows and node.target not in ROW_OPERATIONS:
         raise Unsupported("no convolution is near it")
+    tensors = [node, *(source for source in streams_of(node) if source not in context.constants)]
+    if not context.rows and node.target not in VOLUMES and any(len(shape_of(tensor)) == 5 for tensor in tensors):
+        raise Unsupported("it works on volumes, and not as the convolutions over volumes beside it do")
     made = converter(context, node)
     if any(name in context.constants and name.name in made.inputs for name in node.all_input_nodes):
         raise Unsupported("it works on a stored tensor")

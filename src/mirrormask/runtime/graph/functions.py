@@ -124,8 +124,12 @@ def stored(
 
 
 def per_channel(x: Tensor, numbers: Tensor, kind: str) -> Tensor:
-    """``x`` with one stored number for each channel: ``kind`` is ``mul``, ``div``, ``add``, ``sub`` or ``rsub``."""
-    made: Tensor = getattr(torch, kind)(x, numbers.reshape(1, -1, *[1] * (x.dim() - 2)))
+    """``x`` with one stored number for each channel: ``kind`` is ``mul``, ``div``, ``add``, ``sub`` or ``rsub``.
+
+    Of frames, see :mod:`graph.frames`, the channels of each.
+    """
+    times = max(1, x.shape[1] // numbers.numel()) if numbers.numel() > 1 else 1
+    made: Tensor = getattr(torch, kind)(x, numbers.reshape(-1).repeat(times).reshape(1, -1, *[1] * (x.dim() - 2)))
     return made
 
 

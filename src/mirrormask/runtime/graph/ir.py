@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Graph", "Node", "Origin", "Unfit", "Weight", "shape_made"]
+__all__ = ["Graph", "Node", "Origin", "Unfit", "Weight", "inner", "shape_made"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -128,7 +128,9 @@ class Node:
             how much a ``pad`` adds left, right, above and below (to maps with zeros between, of one number in
             ``stride``, if it is ``"spaced"``); the axis, start, stop and step of a ``crop``; of each channel, then of
             each position of an ``arrange``, where in an item its numbers come from; the axis along which a ``join``
-            puts maps together; how many numbers a ``state`` has, cells included.
+            puts maps together; how many numbers a ``state`` has, cells included; of a ``conv`` over frames, whose
+            channels are those of one frame after another and whose weight has a depth, for each frame of the result and
+            each tap in depth the frame that it reads, -1 for none.
         ceil: whether the last windows of a pool may run over the edge.
         captured: the only map size that the settings hold for; empty if they hold for any.
         origin: where weight and bias come from, until they are filled in.
@@ -163,7 +165,8 @@ class Graph:
     Attributes:
         rows: whether items are rows of linear layers (any leading shape), rather than images.
         inputs, outputs: names of values, in the order of the call.
-        shapes: of the tensors that go in and out, per item.
+        shapes: of the tensors that go in and out, per item: a volume's as well, ``(channels, depth, height, width)``,
+            whose value has the channels ``channels * depth``.
         flattens: whether all dimensions but the first are one row, as after a flatten.
     """
 
@@ -245,7 +248,9 @@ class Graph:
         for node in self.nodes:
             if node.op == "input":
                 shape = shapes[self.inputs.index(node.name)]
-                shape = (shape[0], 1, shape[1]) if len(shape) == 2 else shape
+                if len(shape) == 4 and shape[:2] != self.shapes[node.name][:2]:
+                    raise Unfit(f"the input has shape {shape} per item where {self.shapes[node.name]} was captured")
+                shape = inner(shape)
                 if len(shape) != len(node.shape) or shape[0] != node.shape[0]:
                     raise Unfit(f"the input has shape {shape} per item where {node.shape} was captured")
             elif not node.inputs:
@@ -257,7 +262,16 @@ class Graph:
         for name in self.outputs:
             before, now = self.shapes[name], nodes[name].shape
             outer[name] = (now[0], now[2]) if len(before) == 2 and len(now) == 3 else now
+            if len(before) == 4:
+                outer[name] = (*before[:2], *now[1:])
         return replace(self, nodes=list(nodes.values()), shapes=outer)
+
+
+def inner(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a value whose tensor outside has this one: a sequence is a map of one row."""
+    if len(shape) == 2:
+        return (shape[0], 1, shape[1])
+    return (shape[0] * shape[1], *shape[2:]) if len(shape) == 4 else shape
 
 
 def shape_made(node: Node, sources: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

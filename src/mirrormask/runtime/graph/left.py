@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, fx
 
 from mirrormask.checks import few
+from mirrormask.runtime.graph.frames import as_frames, as_volume, channels_of, frames_conv, frames_norm
 from mirrormask.runtime.graph.functions import (
     arrange,
     attend,
@@ -38,6 +39,11 @@ NAMES = {
     response: "linalg_vector_norm",
     spaced_conv: "conv_transpose2d",
     spaced: "conv_transpose2d",
+    frames_conv: "conv3d",
+    frames_norm: "batch_norm",
+    channels_of: "index",
+    as_frames: "transpose",
+    as_volume: "transpose",
     OPERATION: "recurrent layer",
 }
 

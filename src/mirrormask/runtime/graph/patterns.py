@@ -10,7 +10,7 @@ from torch import fx
 
 from mirrormask.runtime.graph.functions import response
 
-__all__ = ["PATTERN_PARTS", "Found", "response_norm", "rms_norm", "tanh_gelu"]
+__all__ = ["PATTERN_PARTS", "Found", "normalised", "response_norm", "rms_norm", "tanh_gelu"]
 
 aten = torch.ops.aten
 
@@ -135,3 +135,23 @@ def tanh_gelu(node: fx.Node) -> Found:
             if same is x and _is(cube, aten.pow.Tensor_Scalar) and cube.args[0] is x and _number(cube.args[1], 3.0):
                 return aten.gelu.default, (x,), {"approximate": "tanh"}
     return None
+
+
+def normalised(node: fx.Node) -> tuple[fx.Node | None, float]:
+    """What is divided by the root of its squares' sum over the last dimension, or by eps if that is more; and eps."""
+    pair = _pair(node, aten.div.Tensor)
+    if pair is None:
+        return None, 0.0
+    x, norm = pair
+    if isinstance(norm, fx.Node) and norm.target in (aten.expand.default, aten.expand_as.default):
+        norm = norm.args[0]
+    bound = _pair(norm, aten.clamp_min.default)
+    if bound is None or not isinstance(bound[1], (int, float)) or bound[1] <= 0:
+        return None, 0.0
+    norm, eps = bound
+    if not _is(norm, aten.linalg_vector_norm.default) or norm.args[0] is not x or norm.kwargs or len(norm.args) < 4:
+        return None, 0.0
+    order, dims, kept = norm.args[1:4]
+    if order != 2 or not kept or [dim % len(_shape(x)) for dim in dims] != [len(_shape(x)) - 1]:
+        return None, 0.0
+    return x, float(eps)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from mirrormask.runtime.graph.blueprint import Blueprint
+from mirrormask.runtime.graph.frames import as_frames, as_volume, channels_of, frames_conv, frames_norm
 from mirrormask.runtime.graph.functions import (
     additive,
     arrange,
@@ -51,6 +52,7 @@ OTHERS: dict[str, Any] = {
     "map_norm": map_norm,
     "by_mean": by_mean,
     "response": response,
+    **{f.__name__: f for f in (as_frames, as_volume, channels_of, frames_conv, frames_norm)},
     **{name: getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow")},
     **{name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_")},
     **{name: getattr(torch, name) for name in ("sym_max", "sym_min", "sym_float", "sym_int", "sym_not", "sym_ite")},

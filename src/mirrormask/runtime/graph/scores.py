@@ -50,6 +50,7 @@ class Scores:
         steps: what adds stored tensors to the scores, from the first operation to the last, if it is written out.
         first: the scores before.
         mask: a stored mask of attention by name.
+        gain: stored numbers that the scores are multiplied with, one for each head.
     """
 
     query: fx.Node
@@ -61,6 +62,7 @@ class Scores:
     steps: tuple[fx.Node, ...] = ()
     first: fx.Node | None = None
     mask: fx.Node | None = None
+    gain: fx.Node | None = None
 
     def bias_of(self, lead: list[int], place: int, shape: tuple[int, int, int, int]) -> Tensor | None:
         """What is added to the scores, ``[rows or 1, heads or 1, queries, keys]``; empty for nothing, None where that
@@ -120,18 +122,22 @@ def scores_of(node: fx.Node) -> Scores | None:
     ):
         return None
     steps: list[fx.Node] = []
-    scale = 1.0
+    scale: float = 1.0
+    gain: fx.Node | None = None
     at: Any = powers.args[0]
     while isinstance(at, fx.Node) and at.target not in PRODUCTS:
         if len(at.users) != 1 or not (is_move(at) or at.target in AFFINE):
             return None
-        number = at.args[1] if at.target in (aten.mul.Tensor, aten.div.Tensor) else None
+        number: Any = at.args[1] if at.target in (aten.mul.Tensor, aten.div.Tensor) else None
         if isinstance(number, (int, float)):
             if number == 0:
                 return None
             scale *= float(number) if at.target is aten.mul.Tensor else 1.0 / float(number)
         elif number is not None:
-            return None
+            # Scores times stored numbers, each for all pairs of a head.
+            if gain is not None or not _each_head(at):
+                return None
+            gain = number
         steps.append(at)
         at = _stream(at)
     product = _second(at, transposed=True) if isinstance(at, fx.Node) else None
@@ -142,7 +148,16 @@ def scores_of(node: fx.Node) -> Scores | None:
     if len(sizes(q)) != len(sizes(k)) or len(sizes(q)) != len(sizes(v)) or len(sizes(q)) < 3:
         return None
     adds = any(step.target in (aten.add.Tensor, aten.sub.Tensor) for step in steps)
-    return Scores(q, k, v, swapped, scale * a * b, False, tuple(reversed(steps)) if adds else (), at)
+    return Scores(q, k, v, swapped, scale * a * b, False, tuple(reversed(steps)) if adds else (), at, gain=gain)
+
+
+def _each_head(node: fx.Node) -> bool:
+    """Whether an operation multiplies by one stored number for each of the leading dimensions."""
+    numbers = node.args[1]
+    if node.target is not aten.mul.Tensor or not isinstance(numbers, fx.Node) or numbers.op != "get_attr":
+        return False
+    shape = tuple(numbers.meta["val"].shape)
+    return shape[-2:] in ((), (1,), (1, 1)) and len(shape) <= len(sizes(node))
 
 
 def _by_name(node: fx.Node) -> Scores | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from mirrormask.runtime.graph.ir import Graph, Node, shape_made
+from mirrormask.runtime.graph.ir import Graph, Node, inner, shape_made
 
 __all__ = ["Unsound", "check"]
 
@@ -65,8 +65,8 @@ def _require(condition: bool, node: Node, fault: str) -> None:
 
 
 def _same(outside: tuple[int, ...], inside: tuple[int, ...]) -> bool:
-    """Whether a tensor of one shape is the value of another: a sequence of numbers is a map of one row."""
-    return outside == inside or (len(outside) == 2 and (outside[0], 1, outside[1]) == inside)
+    """Whether a tensor of one shape is the value of another: see :func:`graph.ir.inner`."""
+    return outside == inside or (len(outside) in (2, 4) and inner(outside) == inside)
 
 
 def _operation(node: Node, sources: list[Node]) -> None:
@@ -74,16 +74,19 @@ def _operation(node: Node, sources: list[Node]) -> None:
     _require(all(n >= 1 for n in windows) and all(n >= 0 for n in node.padding), node, f"has the settings {windows}")
     most = SETTINGS.get(node.op, MOST)
     _require(max(*node.kernel, *node.padding, *node.dilation) <= most, node, f"has a window of {node.kernel}")
+    outputs = node.shape[:1] if weight is None else weight.shape[:1]
     for numbers in (node.bias, None if node.op == "attend" else node.gain):
-        _require(numbers is None or numbers.shape == node.shape[:1], node, "has another number of biases than outputs")
+        _require(numbers is None or numbers.shape == outputs, node, "has another number of biases than outputs")
     _require((weight is None) == (node.op not in ("conv", "linear")), node, "lacks a weight, or has one")
     shapes = [source.shape for source in sources]
     if node.op == "conv":
         assert weight is not None
         _require(len(shapes[0]) == 3, node, f"reads a value of shape {shapes[0]}")
-        inputs, outputs = shapes[0][0], node.shape[0]
-        _require(inputs % node.groups == 0 and outputs % node.groups == 0, node, f"has {node.groups} groups")
-        wanted: tuple[int, ...] = (outputs, inputs // node.groups, *node.kernel)
+        inputs, filters, depth = shapes[0][0], node.shape[0], _depth(node, shapes[0][0])
+        if depth:
+            inputs, filters = weight.shape[1] * node.groups, weight.shape[0]
+        _require(inputs % node.groups == 0 and filters % node.groups == 0, node, f"has {node.groups} groups")
+        wanted: tuple[int, ...] = (filters, inputs // node.groups, *depth, *node.kernel)
         _require(weight.shape == wanted, node, f"has a weight of shape {weight.shape}, not {wanted}")
     elif node.op == "linear":
         assert weight is not None
@@ -123,6 +126,22 @@ def _operation(node: Node, sources: list[Node]) -> None:
     else:
         made = shape_made(node, shapes)
     _require(made == node.shape, node, f"makes {made} of {shapes}, not {node.shape}")
+
+
+def _depth(node: Node, channels: int) -> tuple[int, ...]:
+    """The taps in depth of a convolution over frames, whose table must fit; nothing of another."""
+    weight = node.weight
+    if not node.span:
+        return ()
+    fits = weight is not None and len(weight.shape) == 5 and min(weight.shape) >= 1
+    _require(fits, node, "has frames, and a weight without a depth")
+    assert weight is not None
+    inputs, outputs, taps = weight.shape[1] * node.groups, weight.shape[0], weight.shape[2]
+    made, rest = divmod(len(node.span), taps)
+    fits = rest == 0 and node.shape[0] == made * outputs and channels % inputs == 0
+    fits = fits and all(-1 <= frame < channels // inputs for frame in node.span)
+    _require(fits, node, f"reads frames that are not there, or makes others than {made}")
+    return (taps,)
 
 
 def _plane(node: Node) -> tuple[int, int]:

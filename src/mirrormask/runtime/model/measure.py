@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mirrormask.machine.timing import median_seconds, own_time
+from mirrormask.runtime.graph.frames import frames_conv
 from mirrormask.runtime.graph.ir import Node
 from mirrormask.runtime.model.region import Region
 from mirrormask.runtime.model.report import LayerReport
@@ -43,8 +45,8 @@ def layer_reports(region: Region, inputs: tuple[Tensor, ...], dense: dict[str, f
     plan.run(place, 1, plan.tokens)
     calls = moments * -(-items // tokens)
     owners = _owners(region)
-    rows = []
-    clearing = 0.0
+    rows: list[LayerReport] = []
+    clearing, before = 0.0, ""
     for index, op in enumerate(plan.ops):
         seconds = clearing + calls * op_seconds(plan, index, place)
         clearing = 0.0
@@ -55,6 +57,10 @@ def layer_reports(region: Region, inputs: tuple[Tensor, ...], dense: dict[str, f
         if node is None or node.weight is None:
             rows.append(LayerReport(op.node, (), 0.0, op.kind, seconds, 0.0, 0.0))
             continue
+        if node.span and before == op.node:  # another frame
+            rows[-1] = replace(rows[-1], seconds=rows[-1].seconds + seconds)
+            continue
+        before = op.node
         if node.name not in dense:
             dense[node.name] = moments * _dense_seconds(node, graph.node(node.inputs[0]).shape, items)
         weight = node.weight
@@ -100,6 +106,9 @@ def _dense_seconds(node: Node, source: tuple[int, ...], items: int) -> float:
             if node.op == "linear":
                 return median_seconds(lambda: F.linear(x, weight, bias), repeats=3, clock=own_time)
             settings = (node.stride, node.padding, node.dilation, node.groups)
+            if node.span:
+                given = (x, weight, bias, node.span, *settings, False)
+                return median_seconds(lambda: frames_conv(*given), repeats=3, clock=own_time)
             return median_seconds(lambda: F.conv2d(x, weight, bias, *settings), repeats=3, clock=own_time)
     finally:
         torch.set_num_threads(threads)

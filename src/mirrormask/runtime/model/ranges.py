@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mirrormask.runtime.graph.frames import frames_conv
 from mirrormask.runtime.graph.functions import arrange, attend, attend_maps, channel_norm, map_norm, spaced
 from mirrormask.runtime.graph.ir import Graph, Node
 from mirrormask.runtime.graph.moments import moments
@@ -116,6 +117,12 @@ def _weights(node: Node) -> tuple[Tensor, Tensor | None]:
 def _layer(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if node.op == "linear":
         return F.linear(x, weight, bias)
+    if node.span:
+        maps = x if x.dim() == 4 else x[:, :, None, None]
+        made = frames_conv(
+            maps, weight, bias, node.span, node.stride, node.padding, node.dilation, node.groups, turned=False
+        )
+        return made.reshape(len(x), *node.shape)
     if x.dim() == 2:  # one number per channel
         return _layer(node, x[:, :, None, None], weight, bias)[:, :, 0, 0]
     return F.conv2d(x, weight, bias, node.stride, node.padding, node.dilation, node.groups)

@@ -27,17 +27,20 @@ class Arranged(Places):
     """Numbers in other places."""
 
     def _arrange(self, node: Node, fused: Fused) -> None:
-        source = self._layout(node.inputs[0])
-        shape, held = as_map(self._shape(node.inputs[0])), self._in(node.inputs[0], source)
-        channels = node.shape[0]
+        channels, name = node.shape[0], node.inputs[0]
+        shape = as_map(self._shape(name))
         first, second = (np.array(part, np.int64) for part in (node.span[:channels], node.span[channels:]))
-        places = _addresses(source, shape)
         there = second >= 0
         column = int(there.argmax())
-        lies = places[np.maximum(first[:, None] + second, 0)]
-        base = lies[:, column] - lies[0, column]
-        if ((base[:, None] + lies[0]) != lies)[:, there].any() or base.min(initial=0) < 0:
+        # Channels that are made of different rows lie alike only where rows share no vectors.
+        for source in dict.fromkeys((self._layout(name), self._apart(name))):
+            lies = _addresses(source, shape)[np.maximum(first[:, None] + second, 0)]
+            base = lies[:, column] - lies[0, column]
+            if not ((base[:, None] + lies[0]) != lies)[:, there].any() and base.min(initial=0) >= 0:
+                break
+        else:
             raise ValueError(f"{node.layer!r} moves numbers between channels and positions")
+        held = self._in(name, source)
         self._placed(node, held, base, np.where(there, lies[0], -1), None)
 
     def _stored(self, node: Node, fused: Fused) -> None:

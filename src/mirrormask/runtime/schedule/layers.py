@@ -8,6 +8,7 @@ from mirrormask.runtime.graph.ir import Node, Weight
 from mirrormask.runtime.kernels.activation import Activation
 from mirrormask.runtime.kernels.layout import Layout, flat_layout, map_layout
 from mirrormask.runtime.kernels.vector import PANEL
+from mirrormask.runtime.schedule.frames import reads, weight_of
 from mirrormask.runtime.schedule.maps import MapProblem
 from mirrormask.runtime.schedule.places import Places, as_map
 from mirrormask.runtime.schedule.problem import Choice, Fused
@@ -46,7 +47,8 @@ class Layers(Places):
 
     def _is_vector(self, node: Node) -> bool:
         """Whether a convolution takes one number per channel, and is a linear layer then."""
-        whole = node.op == "conv" and node.groups == 1 and node.kernel == (1, 1) and node.padding == (0, 0)
+        plain = node.op == "conv" and node.groups == 1 and not node.span
+        whole = plain and node.kernel == (1, 1) and node.padding == (0, 0)
         return whole and self._shape(node.inputs[0])[1:] == self._shape(node.name)[1:] == (1, 1)
 
     def _only_user(self, name: str) -> Node | None:
@@ -61,6 +63,9 @@ class Layers(Places):
             assert node.weight is not None
             matrix = replace(node.weight, shape=node.weight.shape[:2])
             self._vector(replace(node, weight=matrix), fused)
+            return
+        if node.span:
+            self._frames(node, fused)
             return
         source = as_map(self._shape(node.inputs[0]))
         taps = Taps.of(replace(node, shape=self._shape(node.name)), source)
@@ -84,6 +89,53 @@ class Layers(Places):
             self.memory.give(between, place_between)
         if out != problem.out:
             self._in(fused.out, problem.out)
+            self.memory.give(out, self.values[fused.out].places.pop(out))
+
+    def _frames(self, node: Node, fused: Fused) -> None:
+        """A convolution over frames: for each frame of the result one over the frames that it reads.
+
+        Those that read alike share their weight. All make the same choice: their input lies in one layout.
+        """
+        assert node.weight is not None
+        name, (outputs, inputs) = node.inputs[0], (node.weight.shape[0], node.weight.shape[1] * node.groups)
+        source, shape = as_map(self._shape(name)), as_map(self._shape(node.name))
+        work = reads(node.span, node.weight.shape[2])
+        out = self._map_layout(fused.out)
+        whole = Taps(node.kernel, node.stride, node.padding, node.dilation, source, (outputs, *shape[1:]))
+        problems = {}
+        for read in dict.fromkeys(read for _, read in work):
+            weight, groups, wide = weight_of(node.weight, node.groups, read)
+            layer = replace(node, weight=weight, groups=groups, span=(), shape=whole.out)
+            taps = replace(whole, source=(wide * inputs, *source[1:]))
+            one = replace(out, channels=outputs)
+            problems[read] = MapProblem(layer, taps, one, fused, self.target, self.threads)
+        most = max(problems, key=[read for _, read in work].count)
+        choice = self.choose(problems[most])
+        x = self._input_for(name, whole, problems[most].over(whole), choice)
+        if choice.kernel != "aligned" and out.segments > 1:
+            out = map_layout(shape[0], *shape[1:], self.target.lanes, halo=0, gap=1)
+        residual = self._in(fused.residual, out) if fused.residual else 0
+        held = self._in(name, x, None if node.stride == (1, 1) else whole)
+        _, place = self._new(fused.out, out, partly=False)
+        made, taken = {}, []
+        for read, problem in problems.items():
+            plain = problem.into(replace(out, channels=outputs))
+            part = replace(x, channels=problem.taps.source[0] * len(whole.phases))
+            between = plain.between(choice, part)
+            place_between = 0 if between is None else self.memory.take(between, len(self.ops), partly=False)
+            taken += [] if between is None else [(between, place_between)]
+            made[read] = plain.ops(choice, part, held, place, residual, place_between)
+        for number, (first, read) in enumerate(work):
+            into = number * outputs * out.plane
+            ops = [replace(op, args=dict(op.args)) for op in made[read]]
+            ops[0].args["x"] += first * inputs * len(whole.phases) * x.plane
+            ops[-1].args["out"] += into
+            ops[-1].args["residual"] += into
+            self.ops += ops
+        for between, place_between in taken:
+            self.memory.give(between, place_between)
+        if out != self._map_layout(fused.out):
+            self._in(fused.out, self._map_layout(fused.out))
             self.memory.give(out, self.values[fused.out].places.pop(out))
 
     def _input_for(self, name: str, taps: Taps, problem: MapProblem, choice: Choice) -> Layout:

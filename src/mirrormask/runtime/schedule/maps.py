@@ -191,6 +191,10 @@ class MapProblem:
             return self
         return MapProblem(self.node, self.taps, out, self.fused, self.target, self.threads)
 
+    def over(self, taps: Taps) -> MapProblem:
+        """The same layer, of other maps."""
+        return MapProblem(self.node, taps, self.out, self.fused, self.target, self.threads)
+
     @cached_property
     def _sample(self) -> MapProblem:
         """What is measured, see :func:`sampled`."""

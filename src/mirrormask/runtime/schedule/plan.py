@@ -116,7 +116,8 @@ class Plan:
     def nbytes(self) -> int:
         """Bytes of the constants, the activations' memory and the table of calls; of code, which plans share, none."""
         arrays = [self._table, *self._keep, *self._arenas, *self._keep_arenas]
-        return sum(op.nbytes for op in self.ops) + sum(int(array.nbytes) for array in arrays)
+        constants = {id(v): v for op in self.ops for v in op.args.values() if isinstance(v, np.ndarray)}
+        return sum(int(array.nbytes) for array in (*constants.values(), *arrays))
 
     def run(self, tensors: int, items: int, length: int = 0) -> None:
         """Run all items, see :meth:`prepare`."""
