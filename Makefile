@@ -25,7 +25,7 @@ docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 pytest: $(VENV)/.test browser
-	$(BIN)/python -m pytest -n 3 --dist worksteal --durations=15 --sample
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=15 --sample
 
 # The page of `mirrormask report` is tested in a real Chromium; where none can be had those tests say so and are skipped.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)

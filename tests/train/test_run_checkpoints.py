@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mirrormask import cli
+from mirrormask.compare.runner import processes
 from mirrormask.train import (
     Data,
     Method,
@@ -400,23 +401,35 @@ def test_a_signal_at_the_end_of_one_run_does_not_let_the_next_begin(tmp_path, mo
 # -- disks -----------------------------------------------------------------------------------------------------------
 
 
-def limited(folder, size, **changes):
-    """Run with a limit on the size of files, in a fork; what it raised."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-            run(small(folder, **changes), resume=True)
-            os.write(writer, b"finished")
-        except BaseException as error:
-            os.write(writer, f"{type(error).__name__}: {error}".encode()[:3000])
-        os._exit(0)
-    os.close(writer)
-    os.waitpid(child, 0)
-    with open(reader, "rb") as file:
-        return file.read().decode()
+def forked(work, *arguments):
+    """A process that runs ``work(*arguments)``, forked from one that has computed nothing.
+
+    Not from this one: once a test has run backward in a thread, torch refuses to train in its forks.
+    """
+    process = processes().Process(target=work, args=arguments)
+    process.start()
+    return process
+
+
+def limited(folder, size):
+    """Run with a limit on the size of files, in a process of its own; what it raised."""
+    ours, theirs = processes().Pipe()
+    process = forked(under_limit, theirs, folder, size)
+    theirs.close()
+    said = ours.recv()
+    process.join()
+    return said
+
+
+def under_limit(connection, folder, size):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    said = "finished"
+    try:
+        run(small(folder), resume=True)
+    except BaseException as error:
+        said = f"{type(error).__name__}: {error}"
+    connection.send(said)
 
 
 def test_a_full_disk_gives_one_message_with_path_and_bytes_and_the_run_goes_on(folder, whole):
