@@ -96,6 +96,7 @@ def agrees(got: object, expected: object) -> None:
 
 
 @pytest.mark.parametrize(("network", "name"), ROWS)
+@pytest.mark.cases(1)
 @torch.no_grad()
 def test_a_network_over_volumes_is_one_region(network, name):
     model = sparse(NETWORKS[network]())
