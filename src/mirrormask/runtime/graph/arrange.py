@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from mirrormask.runtime.graph.aten import argument
 from mirrormask.runtime.graph.attending import Attending
 from mirrormask.runtime.graph.chains import is_move, root_of, sizes
-from mirrormask.runtime.graph.convert import CONVERTERS, writes_in_place
+from mirrormask.runtime.graph.convert import CONVERTERS
 from mirrormask.runtime.graph.frames import frames_conv
 from mirrormask.runtime.graph.functions import (
     channel_norm,
@@ -28,6 +28,7 @@ from mirrormask.runtime.graph.functions import (
     response,
     spaced_conv,
 )
+from mirrormask.runtime.graph.passes import operations_beside
 from mirrormask.runtime.graph.patterns import normalised
 from mirrormask.runtime.graph.placing import item_of, last_of, shape_of, size_of
 from mirrormask.runtime.graph.pointwise import ACTIVATIONS, KINDS
@@ -64,13 +65,12 @@ REVERSED = {"sub": "rsub"}
 def tokens_as_maps(module: fx.GraphModule) -> None:
     """Rewrite, in place, what works on views of maps that convolutions make."""
     graph = module.graph
-    if not any(node.target in CONVOLUTIONS for node in graph.nodes):
-        return
-    if any(writes_in_place(node) for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)):
+    operations = operations_beside(graph, CONVOLUTIONS)
+    if not operations:
         return
     work = _Work(graph)
-    for node in list(graph.nodes):
-        if node.op == "call_function" and isinstance(node.meta.get("val"), Tensor) and not is_move(node):
+    for node in operations:
+        if not is_move(node):
             work.visit(node)
     graph.eliminate_dead_code()
     graph.lint()

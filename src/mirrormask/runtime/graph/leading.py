@@ -15,9 +15,9 @@ from torch import Tensor, fx
 
 from mirrormask.runtime.graph.attention import split_heads
 from mirrormask.runtime.graph.chains import Known, came_from, is_move, sizes, sources
-from mirrormask.runtime.graph.convert import writes_in_place
 from mirrormask.runtime.graph.functions import channel_norm, per_channel, pointwise, product, response
 from mirrormask.runtime.graph.headwise import Heads
+from mirrormask.runtime.graph.passes import works_in_place
 from mirrormask.runtime.graph.pointwise import ACTIVATIONS, ARITHMETIC, KINDS
 
 __all__ = ["views_last"]
@@ -48,8 +48,8 @@ CHANNELWISE = {aten.linear.default, aten.layer_norm.default, response, *ACTIVATI
 def views_last(module: fx.GraphModule) -> None:
     """Move views of leading dimensions behind operations over rows, find attention, and drop what undoes itself."""
     graph = module.graph
-    if any(writes_in_place(node) for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)):
-        return  # who shares memory with whom matters then
+    if works_in_place(graph):
+        return
     known: Known = {}
     heads = Heads(graph, known)
     for node in list(graph.nodes):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, fx
 from mirrormask.runtime.graph.aten import argument, source_of
 from mirrormask.runtime.graph.convert import writes_in_place
 
-__all__ = ["once", "out_of_place", "without_identities", "written"]
+__all__ = ["once", "operations_beside", "out_of_place", "without_identities", "works_in_place", "written"]
 
 aten = torch.ops.aten
 
@@ -161,6 +162,18 @@ def once(graph: fx.Graph) -> None:
         if first is not node:
             node.replace_all_uses_with(first)
             graph.erase_node(node)
+
+
+def works_in_place(graph: fx.Graph) -> bool:
+    """Whether an operation writes into what it reads: who shares memory with whom matters then."""
+    return any(map(_in_place, graph.nodes))
+
+
+def operations_beside(graph: fx.Graph, targets: Container[Any]) -> list[fx.Node]:
+    """The operations that make tensors, in order; none where none of these is among them, or one works in place."""
+    if not any(node.target in targets for node in graph.nodes) or works_in_place(graph):
+        return []
+    return [node for node in graph.nodes if node.op == "call_function" and isinstance(node.meta.get("val"), Tensor)]
 
 
 def _in_place(node: fx.Node) -> bool:

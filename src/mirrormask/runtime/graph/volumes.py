@@ -10,13 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from mirrormask.runtime.graph.aten import argument
-from mirrormask.runtime.graph.convert import writes_in_place
 from mirrormask.runtime.graph.frames import as_volume, frames_conv, frames_norm, taps_of
 from mirrormask.runtime.graph.framing import Frames, is_stored, item_of, three
 from mirrormask.runtime.graph.functions import arrange, per_channel, spaced, stored
+from mirrormask.runtime.graph.passes import operations_beside
 from mirrormask.runtime.graph.pointwise import ACTIVATIONS, ARITHMETIC, KINDS
 from mirrormask.runtime.graph.resized import Resized
 
@@ -32,14 +32,12 @@ REVERSED = {"sub": "rsub", "add": "add", "mul": "mul"}
 def volumes_as_frames(module: fx.GraphModule) -> None:
     """Rewrite, in place, what works on the volumes that convolutions read and make."""
     graph = module.graph
-    if not any(node.target in VOLUME_CONVOLUTIONS for node in graph.nodes):
-        return
-    if any(writes_in_place(node) for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)):
+    operations = operations_beside(graph, VOLUME_CONVOLUTIONS)
+    if not operations:
         return
     work = _Volumes(graph)
-    for node in list(graph.nodes):
-        if node.op == "call_function" and isinstance(node.meta.get("val"), Tensor):
-            work.visit(node)
+    for node in operations:
+        work.visit(node)
     graph.eliminate_dead_code()
     graph.lint()
 
