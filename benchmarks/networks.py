@@ -44,6 +44,13 @@ def resnet18() -> nn.Module:
     return resnet(nn.Sequential(*stem), (64, 128, 256, 512), 2, 1000)
 
 
+def resnet50() -> nn.Module:
+    """ResNet-50 for 224 x 224 images, torchvision's."""
+    from torchvision.models import resnet50 as make
+
+    return make(weights=None)
+
+
 def resnet20() -> nn.Module:
     """ResNet-20 for 32 x 32 images."""
     stem = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
@@ -70,7 +77,7 @@ class FeedForward(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """A transformer block with six heads; attention and the norms stay in PyTorch."""
+    """A transformer block with six heads, of which the linear layers are sparse."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -103,6 +110,7 @@ class Network:
 NETWORKS = {
     "resnet18-b1": Network(resnet18, (1, 3, 224, 224)),
     "resnet18-b16": Network(resnet18, (16, 3, 224, 224)),
+    "resnet50-b1": Network(resnet50, (1, 3, 224, 224)),
     "resnet20-b1": Network(resnet20, (1, 3, 32, 32)),
     "resnet20-b64": Network(resnet20, (64, 3, 32, 32)),
     "mlp-b1": Network(mlp, (1, 784), keep_first=False),

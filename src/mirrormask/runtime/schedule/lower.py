@@ -12,6 +12,7 @@ from mirrormask.runtime.schedule.layers import Layers
 from mirrormask.runtime.schedule.moments import Moments
 from mirrormask.runtime.schedule.places import Chooser, Value
 from mirrormask.runtime.schedule.plan import Plan
+from mirrormask.runtime.schedule.reach import trimmed
 from mirrormask.runtime.schedule.rowwise import Rowwise
 from mirrormask.runtime.schedule.spatial import Spatial
 
@@ -33,7 +34,7 @@ def lower(graph: Graph, target: Target, threads: int, choose: Chooser, tokens: i
         raise ValueError("sequences take whole vectors of tokens")
     if tokens != 1 and tokens % target.lanes:
         raise ValueError(f"{tokens} tokens are not whole vectors of {target.lanes}")
-    return _Lowering(graph, target, threads, choose, tokens).plan()
+    return _Lowering(trimmed(graph), target, threads, choose, tokens).plan()
 
 
 class _Lowering(Layers, Channels, Spatial, Rowwise, Arranged, Moments):
