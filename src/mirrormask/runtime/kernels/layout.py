@@ -13,10 +13,13 @@ zero is written once, when the buffer is made; kernels keep it so, which is why 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 __all__ = ["MOST_PANEL", "Layout", "flat_layout", "map_layout"]
 
+#: Vectors side by side in a tile of a long row: enough to hide latency, few enough for many planes in the L1 cache.
+GOOD_TILES = (8, 6, 4)
 #: The dense vector kernel writes whole panels, of 8 vectors of at most 32 numbers.
 MOST_PANEL = 256
 
@@ -125,5 +128,6 @@ def map_layout(channels: int, height: int, width: int, lanes: int, *, halo: int,
     stride = -(-(width + gap) // lanes) * lanes
     vectors = stride // lanes
     if vectors > 15:
-        stride = -(-vectors // 8) * 8 * lanes
+        # Long rows are cut into tiles of equal width: as few vectors more as give them a good one.
+        stride = next(n for n in itertools.count(vectors) if any(n % tile == 0 for tile in GOOD_TILES)) * lanes
     return Layout(channels, height, width, lanes, stride, 1, halo)
