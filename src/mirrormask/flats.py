@@ -26,6 +26,7 @@ def flats(tensors: Sequence[Tensor]) -> Iterator[tuple[range, Tensor]]:
     """The elements of all tensors in order, in flat tensors: of several small ones of a kind, or of one.
 
     A flat of several is a copy. A DTensor is not one of several: what is asked of it may be asked of all processes.
+    One of more than :data:`ROOM` elements that do not lie in order is given as it is, in its own shape.
 
     Args:
         tensors: of any shapes, dtypes and devices.
@@ -52,7 +53,9 @@ def flats(tensors: Sequence[Tensor]) -> Iterator[tuple[range, Tensor]]:
 def _joined(tensors: Sequence[Tensor]) -> Tensor:
     if len(tensors) == 1:
         whole = tensors[0].detach()
-        return whole.reshape(-1) if whole.layout == torch.strided else whole.coalesce().values().reshape(-1)
+        if whole.layout != torch.strided:
+            return whole.coalesce().values().reshape(-1)
+        return whole if whole.numel() > ROOM and not whole.is_contiguous() else whole.reshape(-1)
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
