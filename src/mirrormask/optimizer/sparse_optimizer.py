@@ -30,6 +30,7 @@ from mirrormask.optimizer.due import (
 from mirrormask.optimizer.edits import Edits
 from mirrormask.optimizer.freezing import Freezing
 from mirrormask.optimizer.mask_changes import MaskChanges
+from mirrormask.optimizer.narrow_state import check_state_dtype, refuse_step
 from mirrormask.optimizer.outcome import finish, skip
 from mirrormask.optimizer.parts import Parts
 from mirrormask.optimizer.presence import Presence
@@ -71,8 +72,9 @@ class SparseOptimizer(Optimizer):
     """
 
     def __init__(self, model: nn.Module, base: Optimizer, method: Method, named: dict[str, nn.Parameter], *, steps: int,
-                 on_empty: str, fused: bool, processes: Processes | None = None) -> None:  # fmt: skip
-        holder = BaseOptimizer(base)
+                 on_empty: str, fused: bool, processes: Processes | None = None,
+                 state_dtype: torch.dtype | None = None) -> None:  # fmt: skip
+        holder = BaseOptimizer(base, state_dtype)
         method = method.under(adaptive=holder.adaptive)
         shards = Shards((p for group in base.param_groups for p in group["params"]), processes or Processes())
         weights = SparseWeights(named, method.geometry, self, shards)
@@ -121,6 +123,7 @@ class SparseOptimizer(Optimizer):
                 self.state[x].pop("score", None)  # the mask says it all
         keep_if_due(self.parts)
         self.parts.edits.note()
+        check_state_dtype(self.parts, self.param_groups)
         self.parts.presence.claim()
 
     # -- what it is made of ------------------------------------------------------------------------------------
@@ -280,7 +283,10 @@ class SparseOptimizer(Optimizer):
         if not self._steps:
             kinds = [kind for kind in STEPS if self.parts.fused or kind not in FUSED]
             self._steps = [kind(self.method, self.weights, self.parts.base) for kind in kinds]
-        return next(step for step in self._steps if step.ready(now))
+        step = next(step for step in self._steps if step.ready(now))
+        if self.parts.base.state_dtype is not None and not step.narrow:
+            refuse_step(self.parts, self.param_groups)
+        return step
 
     # -- the end -----------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ What such a value does not mean yet, the summary says: ``masked``, ``fresh``, th
 from __future__ import annotations
 
 import json
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mirrormask.checks import callers_level
 from mirrormask.methods import Method
 from mirrormask.methods.description import describe, differences, parse_repr
 from mirrormask.optimizer.base_groups import Group, plain_options
@@ -139,6 +141,7 @@ class StateDict:
             "finalized": training.finalized,
             "decay_state": _pairs(decay.state),
             "masked": self.weights.masked,
+            **({} if self.base.state_dtype is None else {"state_dtype": str(self.base.state_dtype)}),
         }
 
     def _names(self, params: Sequence[Tensor]) -> list[str | None]:
@@ -276,8 +279,7 @@ class StateDict:
                 inner = self._base_entry(p, prefix, entry)
                 if inner and not saved.is_fresh(p, prefix):
                     state[position[held]] = {key: _own(value, held) for key, value in inner.items()}
-        groups = self.base.torch.state_dict()["param_groups"]
-        self.base.torch.load_state_dict({"state": state, "param_groups": groups})
+        self.base.load(state)
         for index, summary in enumerate(saved.summaries):
             own = [group for link, group in self.base.groups if link.group == index]
             for group, options in zip(own, summary.get("inner", []), strict=False):
@@ -286,6 +288,13 @@ class StateDict:
                     if key not in now or now[key] != value:
                         group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
         self.base.watch.note(self.base.torch.param_groups)
+        before, now = saved.first.get("state_dtype"), self.base.state_dtype
+        if state and before != (now and str(now)):
+            warnings.warn(
+                f"momenta were saved with state_dtype={before} and are kept with state_dtype={now} from here on: this "
+                "training is not the one that was saved, to the last bit",
+                stacklevel=callers_level(),
+            )
 
     def _base_entry(self, p: Tensor, prefix: str, entry: Entry) -> Entry:
         """What a parameter's entry has of the base optimizer, for the latent of that prefix or for itself."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from mirrormask.geometry import Geometry, MirrorDescent
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
 from mirrormask.optimizer.steps.base import Now
-from mirrormask.optimizer.steps.fused_cpu.update import Rows, Update, float_literal, load_lines
+from mirrormask.optimizer.steps.fused_cpu.update import Rows, Update, float_literal
 from mirrormask.optimizer.weights import STATE_SNAP, SparseWeights
 
 __all__ = ["Dual"]
@@ -30,7 +30,7 @@ MOMENTUM = """
   %b.big = fcmp oge float %b.abs, {state_snap}
   %b.2 = select i1 %b.big, float %b.1, float 0.0
   %n = call float @llvm.fma.f32(float %momentum, float %b.2, float %g.0)
-  store float %b.2, ptr %b.p
+{store}
 """
 STEP = """
   %d.0 = fmul float %lr, {update}
@@ -98,9 +98,10 @@ class Dual(Update):
 
     def body(self, *, nesterov: bool, masked: bool, momenta: bool) -> str:
         """The equations of the class, element by element."""
-        lines = load_lines({"g": "grad", "u": "u", **({"b": "bu"} if momenta else {})})
+        lines = self.loads({"g": "grad", "u": "u", **({"b": "bu"} if momenta else {})})
         lines += ["  %x.p = getelementptr float, ptr %x, i64 %i"]
-        lines += [MOMENTUM.format(state_snap=float_literal(STATE_SNAP))] if momenta else []
+        if momenta:
+            lines += [MOMENTUM.format(state_snap=float_literal(STATE_SNAP), store=self.store("b", "%b.2"))]
         lines += [STEP.format(update="%g.0" if not momenta else "%n" if nesterov else "%b.2")]
         u = "%u.2" if masked else "%u.1"
         lines += [MASK] if masked else []
