@@ -167,13 +167,22 @@ class BaseOptimizer:
                 acted_on = tuple(latent for name, latent in members if name in stepped)
                 self.links.append(Link(index, rate, decayed, acted_on))
         self.torch.param_groups = inner
+        self._close()
+        for link, own in zip(self.links, inner, strict=True):
+            _carry(link, own, self._carried[link.group])
+        self.watch.note(self.torch.param_groups)
+
+    def _close(self) -> None:
+        """From now on the base steps from within a SparseOptimizer's step only."""
         if self._guard not in self.torch._optimizer_step_pre_hooks.values():
             self.torch.register_step_pre_hook(self._guard)
             # Gradients of the weights would stay, and add up.
             self.torch.zero_grad = lambda set_to_none=True: _refuse(self.torch, "call zero_grad() of")  # type: ignore[method-assign]
-        for link, own in zip(self.links, inner, strict=True):
-            _carry(link, own, self._carried[link.group])
-        self.watch.note(self.torch.param_groups)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.links:
+            self._close()  # torch copies and pickles no hooks
 
     def _adopt(self, shards: Shards) -> Callable[[Tensor], Tensor]:
         """What stands for a parameter, with the state that the parameter had."""

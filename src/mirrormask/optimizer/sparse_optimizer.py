@@ -31,7 +31,7 @@ from mirrormask.optimizer.edits import Edits
 from mirrormask.optimizer.freezing import Freezing
 from mirrormask.optimizer.mask_changes import MaskChanges
 from mirrormask.optimizer.narrow_state import check_state_dtype, refuse_step
-from mirrormask.optimizer.outcome import finish, skip
+from mirrormask.optimizer.outcome import finish, note_gradients, skip
 from mirrormask.optimizer.parts import Parts
 from mirrormask.optimizer.presence import Presence
 from mirrormask.optimizer.processes import Processes
@@ -235,6 +235,7 @@ class SparseOptimizer(Optimizer):
         parts.weights.check_kept()
         parts.base.check_members(self.param_groups)
         parts.freezing.look()
+        note_gradients(parts)
         if parts.weights.shards.processes.count > 1:
             parts.presence.check_joined()
         parts.base.check_untouched()

@@ -27,7 +27,7 @@ SINH = [1 / math.factorial(k) for k in (7, 5, 3, 1)]
 MOMENTUM = """
   %b.1 = call float @llvm.fma.f32(float %momentum, float %b.0, float %g.0)
   %b.abs = call float @llvm.fabs.f32(float %b.1)
-  %b.big = fcmp oge float %b.abs, {state_snap}
+  %b.big = fcmp uge float %b.abs, {state_snap}
   %b.2 = select i1 %b.big, float %b.1, float 0.0
   %n = call float @llvm.fma.f32(float %momentum, float %b.2, float %g.0)
 {store}

@@ -24,7 +24,7 @@ GRADIENT = """
 MOMENTUM = """
   %b{own}.1 = call float @llvm.fma.f32(float %momentum, float %b{own}.0, float %g{own})
   %b{own}.abs = call float @llvm.fabs.f32(float %b{own}.1)
-  %b{own}.big = fcmp oge float %b{own}.abs, {state_snap}
+  %b{own}.big = fcmp uge float %b{own}.abs, {state_snap}
   %b{own}.2 = select i1 %b{own}.big, float %b{own}.1, float 0.0
   %n{own} = call float @llvm.fma.f32(float %momentum, float %b{own}.2, float %g{own})
 {store}
@@ -34,7 +34,7 @@ STEP = """
   %k{own} = fmul float %keep, %{own}.0
   %{own}.1 = call float @llvm.fma.f32(float %minus, float {update}, float %k{own})
   %{own}.abs = call float @llvm.fabs.f32(float %{own}.1)
-  %{own}.big = fcmp oge float %{own}.abs, {snap}
+  %{own}.big = fcmp uge float %{own}.abs, {snap}
   %{own}.2 = select i1 %{own}.big, float %{own}.1, float 0.0
   store float %{own}.2, ptr %{own}.p
 """
@@ -51,7 +51,8 @@ class Product(Update):
         m  = keep m - lr um           w  = keep w - lr uw         (0 if below SNAP)
         x  = m w
 
-    A pruned pair is at zero and stays there by itself, so there is no mask in the loop.
+    What is NaN is not below SNAP, and stays NaN. A pruned pair is at zero and stays there by itself, so there is no
+    mask in the loop.
     """
 
     name: ClassVar[str] = "product"

@@ -225,7 +225,7 @@ class Update(ABC):
         return lines + [load_narrow(*pair) for pair in narrow.items()] + ([RANDOM] if narrow else [])
 
     def store(self, value: str, held: str, place: int = 0) -> str:
-        """IR that writes the momentum ``held`` to where ``value`` came from; half ``place`` of ``%random`` rounds it."""
+        """IR that writes a momentum ``held`` to where ``value`` came from; half ``place`` of ``%random`` rounds."""
         return store_narrow(value, held, place) if self.narrow else f"  store float {held}, ptr %{value}.p"
 
     def ir(self, name: str, *, nesterov: bool, masked: bool, momenta: bool = True) -> str:
