@@ -64,6 +64,30 @@ def test_mm_sparsify_leaves_every_weight_as_it_is_to_the_last_bit(name, base):
         assert torch.equal(a, b)
 
 
+class Scaled(nn.Linear):
+    """Has a weight without dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__(12, 4)
+        self.scale = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * self.scale
+
+
+@pytest.mark.parametrize("name", sorted({*METHODS, "str_ham"} - {"rigl"}))  # which grows zeros where nothing flows
+def test_a_weight_may_be_a_number_and_a_layer_have_one_element(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(Scaled(), nn.Linear(4, 1), nn.Linear(1, 4))
+    method = mm.methods.get(name)(0.0 if name == "dense" else 0.5)
+    optimizer = mm.sparsify(
+        model, BASES["sgd"](model.parameters()), method, steps=STEPS, weights="*", on_empty="ignore"
+    )
+    train(model, optimizer, STEPS)
+    optimizer.finalize()
+    assert mm.sparsity(model, "*").nonzeros == (66 if name == "dense" else 33)
+
+
 @pytest.mark.parametrize("name", PRUNE_FIRST)
 def test_pruning_before_the_first_step_changes_only_what_it_prunes(name):
     torch.manual_seed(0)

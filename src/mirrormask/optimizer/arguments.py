@@ -141,6 +141,10 @@ def held_weights(
             raise ValueError(
                 f"{name!r} has sparse gradients; build the {type(owner).__name__} with sparse=False, or leave it out"
             )
+        if chosen[name].is_inference():
+            raise ValueError(
+                f"{name!r} was made in inference mode, where nothing can be trained; build the model outside of it"
+            )
         if pattern is not None and owner is not None and inputs_elsewhere(owner):
             raise ValueError(
                 f"pattern={pattern!r} runs along dimension 1, which is not the input of {name!r}, a "

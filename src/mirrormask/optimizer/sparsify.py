@@ -63,8 +63,8 @@ def sparsify(
             all, where ``torch.distributed`` has been initialised. Each of them calls this function, with the same
             arguments but for ``batches``; see ``docs/distributed.md``.
         state_dtype: ``torch.bfloat16`` keeps the momenta of latents in half the memory, rounded at random so that they
-            are right on average; None for the dtype of the weights. For SGD with momentum in the fused step on a CPU,
-            whose memory traffic falls by a fifth (a sixth without factors); anything else is refused.
+            are right on average; None for the dtype of the weights. For SGD with momentum in the fused step on a CPU;
+            anything else is refused.
 
     Returns:
         A :class:`SparseOptimizer`.

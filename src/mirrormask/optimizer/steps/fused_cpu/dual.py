@@ -32,11 +32,14 @@ MOMENTUM = """
   %n = call float @llvm.fma.f32(float %momentum, float %b.2, float %g.0)
 {store}
 """
+#: Between -clip and clip by comparison: of NaN and clip, minnum would give clip.
 STEP = """
   %d.0 = fmul float %lr, {update}
-  %d.most = call float @llvm.minnum.f32(float %d.0, float %clip)
+  %d.above = fcmp ogt float %d.0, %clip
+  %d.most = select i1 %d.above, float %clip, float %d.0
   %d.least = fneg float %clip
-  %d = call float @llvm.maxnum.f32(float %d.most, float %d.least)
+  %d.below = fcmp olt float %d.most, %d.least
+  %d = select i1 %d.below, float %d.least, float %d.most
   %u.1 = fsub float %u.0, %d
 """
 MASK = """
@@ -46,9 +49,12 @@ MASK = """
   %u.2 = select i1 %alive, float %u.1, float 0.0
 """
 #: With t = 2^k and r = u - k ln 2: 2 sinh(u) = (t - 1/t) cosh(r) + (t + 1/t) sinh(r), without loss where u is small.
+#: Where u is NaN so is r, and the result, whatever integer k becomes.
 BEGIN = """
-  %s.low = call float @llvm.maxnum.f32(float {u}, float {least})
-  %s.u = call float @llvm.minnum.f32(float %s.low, float {largest})
+  %s.below = fcmp olt float {u}, {least}
+  %s.low = select i1 %s.below, float {least}, float {u}
+  %s.above = fcmp ogt float %s.low, {largest}
+  %s.u = select i1 %s.above, float {largest}, float %s.low
   %s.scaled = fmul float %s.u, {log2e}
   %s.k = call float @llvm.rint.f32(float %s.scaled)
   %s.r = call float @llvm.fma.f32(float %s.k, float {minus_ln2}, float %s.u)
@@ -56,7 +62,8 @@ BEGIN = """
 """
 END = """
   %s.odd = fmul float %s.r, {sinh}
-  %s.int = fptosi float %s.k to i32
+  %s.any = fptosi float %s.k to i32
+  %s.int = freeze i32 %s.any
   %s.shifted = shl i32 %s.int, 23
   %s.up = add i32 %s.shifted, 1065353216
   %s.down = sub i32 1065353216, %s.shifted

@@ -26,8 +26,6 @@ BLOCK = """
 declare float @llvm.fma.f32(float, float, float)
 declare float @llvm.fabs.f32(float)
 declare float @llvm.rint.f32(float)
-declare float @llvm.minnum.f32(float, float)
-declare float @llvm.maxnum.f32(float, float)
 
 define internal void @{name}_block({parameters}) noinline {{
 entry:
