@@ -49,7 +49,7 @@ def accuracy(images: Any, seed: int, epochs: int, sparsity: float, options: dict
     assert counted.nonzeros == round((1 - sparsity) * counted.numel)
     with torch.no_grad():
         right = model((images.test.x - mean) / std).argmax(1) == images.test.y
-    return 100 * float(right.float().mean())
+    return round(100 * float(right.float().mean()), 2)
 
 
 def main() -> None:
