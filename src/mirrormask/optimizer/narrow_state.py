@@ -47,7 +47,7 @@ def refuse_step(parts: Parts, groups: Sequence[Group]) -> NoReturn:
     still = [name for name, x in parts.weights.items() if x.grad is None]
     why = _in_the_way(parts, groups)
     if why is None:
-        why = f"{few(still)} has no gradient (is it frozen?)" if still else "gradients or options are not for it"
+        why = f"there is no gradient of {few(still)} (frozen?)" if still else "gradients or options are not for it"
     raise RuntimeError(
         f"state_dtype={parts.base.state_dtype} is kept by the fused step on a CPU only, and {why}; {REMEDY}"
     )
@@ -57,8 +57,9 @@ def _in_the_way(parts: Parts, groups: Sequence[Group]) -> str | None:
     kind, weights, geometry = type(parts.base.torch), parts.weights, parts.weights.geometry
     if kind is not torch.optim.SGD:
         return f"the base optimizer is {kind.__name__}, not torch.optim.SGD"
-    for group in groups:
-        if not group["momentum"]:
+    own = {parts.base.group_of[x] for x in weights.values()}
+    for index, group in enumerate(groups):
+        if index in own and not group["momentum"]:
             return "momentum=0 keeps nothing"
         for option in ("dampening", "maximize", "differentiable"):
             if group[option]:
@@ -71,7 +72,7 @@ def _in_the_way(parts: Parts, groups: Sequence[Group]) -> str | None:
         return "llvmlite is not installed"
     other = [name for name, x in weights.items() if not x.is_cpu or x.dtype != torch.float32]
     if other:
-        return f"{few(other)} is not float32 in CPU memory"
+        return f"{few(other)} {'is' if len(other) == 1 else 'are'} not float32 in CPU memory"
     if parts.method.correction is not None:
         return f"{parts.method.name!r} has a correction, {type(parts.method.correction).__name__}"
     if not FusedCPU(parts.method, weights, parts.base).narrow:
