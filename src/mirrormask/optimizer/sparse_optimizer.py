@@ -298,7 +298,8 @@ class SparseOptimizer(Optimizer):
 
         The weights are those that the model holds now: a best checkpoint or an average that was loaded before gets the
         mask of this training. Called again, it looks again. Where fewer weights than asked for are nonzero to begin
-        with (a layer of zeros), a warning names the layers; after no step at all, another says so.
+        with (a layer of zeros), a warning names the layers. Others say that there was no step at all, that the schedule
+        had not come there yet, and that a parametrization makes something less sparse of a weight.
 
         Raises:
             RuntimeError: more steps were skipped than taken, a weight is not finite, or the model holds other
@@ -385,7 +386,7 @@ class SparseOptimizer(Optimizer):
 
         Raises:
             ValueError: it was taken from another model, method or number of steps, or from another optimizer, or
-                something of it was lost; nothing has changed then.
+                something of it was lost, or is not finite; nothing has changed then.
         """
         state_dict = state_dict.copy()
         for before in self._optimizer_load_state_dict_pre_hooks.values():
