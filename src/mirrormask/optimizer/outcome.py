@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 
 from mirrormask.checks import callers_level
+from mirrormask.flats import count_each
 from mirrormask.optimizer.base_groups import Group
 from mirrormask.optimizer.parts import Parts
 
@@ -13,8 +14,6 @@ __all__ = ["finish", "note_gradients", "skip"]
 
 #: After so many skipped steps in a row, or without a gradient, a warning says so.
 WARN_AFTER = 10
-#: A training that ends this much of its steps too soon had fewer batches, or steps, than was said.
-TOO_SOON = 0.05
 
 
 def skip(parts: Parts, groups: Sequence[Group]) -> None:
@@ -51,13 +50,18 @@ def note_gradients(parts: Parts) -> None:
 
 
 def _warn_of_early_end(parts: Parts) -> None:
-    step, steps = parts.training.step, parts.training.steps
-    if 0 < step < (1 - TOO_SOON) * steps and not parts.training.finalized:
+    """Warn where the training ends before the schedule has come to the last sparsity, and weights go untrained."""
+    training, masks, own = parts.training, parts.masks, list(parts.weights.values())
+    if training.finalized or not 0 < training.step < training.steps:
+        return
+    nonzeros, total = sum(parts.weights.shards.count(count_each(own), own)), sum(map(parts.weights.shards.size, own))
+    if nonzeros > masks.count(parts.method.sparsity):
         warnings.warn(
-            f"finalize() after {step} of {steps} steps, before the schedule has come to a sparsity of "
-            f"{parts.method.sparsity:g}: what is missing is pruned at once, and nothing is trained after it; give "
-            "mm.sparsify as steps= how often step() will be called (with accumulated gradients once for several "
-            "batches)",
+            f"training ended at step {training.step} of {training.steps}, when {100 * (1 - nonzeros / total):.1f}% of "
+            f"the weights were zero; finalize() now removes the rest of the {100 * parts.method.sparsity:g}% at once, "
+            "which costs accuracy that no metric so far has seen: evaluate again, stop early only once the mask is "
+            "final, and give mm.sparsify as steps= how often step() is called (with accumulated gradients once for "
+            "several batches)",
             stacklevel=callers_level(),
         )
 
