@@ -202,6 +202,32 @@ def test_train_and_eval_of_a_base_reach_the_weights_and_keep_the_zeros(name):
     assert not any(x[zeros[key]].any() for key, x in optimizer.weights.items())
 
 
+@pytest.mark.parametrize("name", ["dense", "mirror", "gmp", "lth"])
+def test_a_lookahead_around_it_resumes_with_its_slow_weights(name):
+    """It keeps them in the state of what it wraps, and saves them with that."""
+
+    def run(cut):
+        method, saved = mm.methods.get(name)(0.0 if name == "dense" else 0.8), None
+        for first, last in (0, cut), (cut, STEPS):
+            model = net()
+            base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+            own = mm.sparsify(model, base, method, steps=STEPS)
+            optimizer = timm.optim.Lookahead(own, k=3)
+            if saved and cut:
+                model.load_state_dict(saved[0])
+                optimizer.load_state_dict(saved[1])
+                assert all("lookahead_slow_buff" in own.state[p] for p in model.parameters())
+            for _ in range(first, last):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(X), Y).backward()
+                optimizer.step()
+            saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+        own.finalize()
+        return list(model.parameters())
+
+    assert all(map(torch.equal, run(0), run(CUT)))
+
+
 def test_a_linear_base_is_known_as_one():
     for make, adaptive in (
         (lambda p: torch.optim.SGD(p, lr=0.1), False),

@@ -2,6 +2,8 @@
 
 import copy
 import io
+import pickle
+import re
 import warnings
 
 import pytest
@@ -125,9 +127,11 @@ def test_a_sample_sees_small_tensors_whole_and_of_large_ones_every_byte_in_turn(
 
 
 @pytest.mark.parametrize("name", ["mirror", "gmp"])
-def test_the_base_is_not_stepped_by_itself(name):
+@pytest.mark.parametrize("copied", [lambda pair: pair, copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_the_base_is_not_stepped_by_itself(name, copied):
     model, optimizer = build(name)
     train(model, optimizer, 2)
+    model, optimizer = copied((model, optimizer))
     before = copy.deepcopy(model.state_dict())
     nn.functional.cross_entropy(model(X), Y).backward()
     with pytest.raises(RuntimeError, match="step what mm"):
@@ -193,15 +197,37 @@ def test_a_cycled_momentum_in_rounds_resumes_bit_for_bit():
     assert torch.equal(run(None), run(13))
 
 
-def test_finalize_after_no_step_says_so_once_there_was_one_not():
-    _, optimizer = build()
-    with pytest.warns(UserWarning, match="finalize\\(\\) after no step"):
-        optimizer.finalize()
+@pytest.mark.parametrize("name", ["mirror", "gmp", "rigl", "str"])
+def test_finalize_before_the_schedule_has_come_there_says_so(name):
+    said = {0: r"finalize\(\) after no step", 7: r"training ended at step 7 of 20, when .*removes the rest of the 80%"}
+    for steps in (0, 7, 19):
+        model, optimizer = build(name)
+        train(model, optimizer, steps)
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            optimizer.finalize()
+            optimizer.finalize()
+        wanted = said.get(steps) if name != "rigl" or not steps else None  # its mask has been that sparse throughout
+        assert bool(found) == bool(wanted)
+        assert not found or re.match(wanted, str(found[0].message))
+
+
+def test_steps_that_find_no_gradient_are_remarked_on_once_and_those_of_frozen_layers_are_not():
     model, optimizer = build()
-    train(model, optimizer, 1)
+    for count in (25, 0):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            for _ in range(12):
+                nn.functional.cross_entropy(model(X), Y).backward()
+                optimizer.zero_grad()  # too soon
+                optimizer.step()
+        assert [str(w.message)[:46] for w in found] == ["10 steps in a row found no gradient in any wei"] * bool(count)
+    model, optimizer = build("dense", sparsity=0.0)
+    for p in optimizer.weights.values():
+        p.requires_grad_(False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        optimizer.finalize()
+        train(model, optimizer, 12)
 
 
 @pytest.mark.parametrize("dim", [0, 1, None])

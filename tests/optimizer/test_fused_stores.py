@@ -84,7 +84,11 @@ def test_threads_take_over_from_one_another_at_cache_lines(monkeypatch):
     ("name", "store"),
     [("avx512", "vmovntps"), ("avx2", "vmovntps"), ("scalar", "movntps"), ("neon", "stnp")],
 )
-@pytest.mark.parametrize("update", [Product(), Dual(), Plain()], ids=lambda update: update.name)
+@pytest.mark.parametrize(
+    "update",
+    [Product(), Dual(), Plain(), Product(narrow=True), Dual(narrow=True)],
+    ids=lambda update: update.name + "_narrow" * update.narrow,
+)
 def test_every_instruction_set_has_the_vectors_and_stores(update, name, store):
     import llvmlite.binding as llvm
 

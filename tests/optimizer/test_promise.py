@@ -64,6 +64,30 @@ def test_mm_sparsify_leaves_every_weight_as_it_is_to_the_last_bit(name, base):
         assert torch.equal(a, b)
 
 
+class Scaled(nn.Linear):
+    """Has a weight without dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__(12, 4)
+        self.scale = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * self.scale
+
+
+@pytest.mark.parametrize("name", sorted({*METHODS, "str_ham"} - {"rigl"}))  # which grows zeros where nothing flows
+def test_a_weight_may_be_a_number_and_a_layer_have_one_element(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(Scaled(), nn.Linear(4, 1), nn.Linear(1, 4))
+    method = mm.methods.get(name)(0.0 if name == "dense" else 0.5)
+    optimizer = mm.sparsify(
+        model, BASES["sgd"](model.parameters()), method, steps=STEPS, weights="*", on_empty="ignore"
+    )
+    train(model, optimizer, STEPS)
+    optimizer.finalize()
+    assert mm.sparsity(model, "*").nonzeros == (66 if name == "dense" else 33)
+
+
 @pytest.mark.parametrize("name", PRUNE_FIRST)
 def test_pruning_before_the_first_step_changes_only_what_it_prunes(name):
     torch.manual_seed(0)
@@ -280,6 +304,23 @@ def test_a_parametrization_registered_later_moves_the_parameter_and_keeps_it():
     assert nonzeros(model) == KEPT
 
 
+class Shifted(nn.Module):
+    """Makes a dense weight of a sparse one."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1.0
+
+
+def test_finalize_looks_at_what_the_model_computes_with():
+    model, optimizer = build("gmp")
+    nn.utils.parametrize.register_parametrization(model[0], "weight", Shifted())
+    nn.utils.parametrizations.spectral_norm(model[2])
+    train(model, optimizer, STEPS)
+    with pytest.warns(UserWarning, match=r"^0\.weight is sparse, with .* Shifted makes 192 nonzeros of it") as said:
+        optimizer.finalize()
+    assert len(said) == 1
+
+
 # -- numbers that are not finite --------------------------------------------------------------------------------------
 
 
@@ -294,6 +335,47 @@ def test_weights_that_are_not_finite_at_the_start_are_refused_by_name(name, valu
         mm.sparsify(model, BASES["sgd"](model.parameters()), method, steps=STEPS)
     left = mm.sparsify(model, BASES["sgd"](model.parameters()), method, steps=STEPS, weights="0.*")
     assert list(left.weights) == ["0.weight", "0.bias"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("name", ["mirror", "gmp", "lth"])
+def test_a_state_that_has_diverged_is_refused_by_name_and_changes_nothing(name, base, value):
+    model, optimizer = build(name, base)
+    train(model, optimizer, 5)
+    state, before = optimizer.state_dict(), copy.deepcopy(optimizer.state_dict())
+    held = [(0, "'0.weight'"), (1, "a parameter of shape \\(16,\\)")]
+    places = [(i, key, title) for i, title in held for key, v in state["state"][i].items()
+              if isinstance(v, torch.Tensor) and v.is_floating_point() and v.numel() > 1]  # fmt: skip
+    assert len(places) >= 2
+    for index, key, title in places:
+        broken = copy.deepcopy(before)
+        broken["state"][index][key].view(-1)[3] = value
+        with pytest.raises(ValueError, match=rf"diverged: '{re.escape(key)}' of {title} is not finite"):
+            optimizer.load_state_dict(broken)
+    broken = copy.deepcopy(before)
+    broken["param_groups"][0]["lr"] = float("nan")
+    with pytest.raises(ValueError, match=r"'lr' of param_groups\[0\] is not finite"):
+        optimizer.load_state_dict(broken)
+    after = optimizer.state_dict()
+    for index, entry in before["state"].items():
+        for key, v in entry.items():
+            assert torch.equal(torch.as_tensor(v), torch.as_tensor(after["state"][index][key]))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("factors", [True, False])
+def test_a_step_to_nan_is_not_taken_for_one_to_zero(factors, fused):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4))
+    method = mm.methods.mirror(0.8, factors=factors)
+    optimizer = mm.sparsify(model, BASES["sgd"](model.parameters()), method, steps=STEPS, fused=fused)
+    train(model, optimizer, 2)
+    optimizer.param_groups[0]["lr"] = float("nan")
+    train(model, optimizer, 1)
+    assert not model[0].weight.isfinite().any()
+    with pytest.raises(RuntimeError, match=r"0\.weight, 2\.weight are not finite"):
+        optimizer.finalize()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -608,6 +690,11 @@ def test_a_new_optimizer_after_finalize_keeps_the_zeros(base):
         if name in zeros:
             assert torch.equal(p == 0, zeros[name])
     handle.remove()
+    with pytest.warns(UserWarning, match=r"^0\.weight is sparse already and not among the weights chosen"):
+        mm.sparsify(model, BASES[base](model.parameters()), mm.methods.gmp(0.5), steps=3, weights="2.weight")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mm.sparsify(model, BASES[base](model[2].parameters()), mm.methods.gmp(0.5), steps=3, weights="2.weight")
     train(model, plain, 1)
     assert nonzeros(model) > KEPT
     with pytest.raises(ValueError, match="no zeros to keep"):

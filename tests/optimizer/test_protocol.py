@@ -444,6 +444,7 @@ def wrap(model, base=None, weights=None):
         ),
         (lambda: (m := net()) and wrap(m, torch.optim.SparseAdam(m.parameters())), "use Adam"),
         (lambda: wrap(m := net().to("meta"), sgd(m)), "meta device"),
+        (lambda: wrap(m := torch.inference_mode()(net)(), sgd(m)), "made in inference mode.* build the model outside"),
         (lambda: wrap(m := nn.Sequential(nn.LazyLinear(3)), sgd(m)), "lazy"),
         (lambda: wrap(m := Complex(), sgd(m), ["weight"]), "complex"),
         (lambda: wrap(m := nn.Embedding(5, 3, sparse=True), sgd(m), ["weight"]), "sparse=False"),

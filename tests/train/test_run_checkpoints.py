@@ -307,6 +307,8 @@ def without(*keys):
         put("session", "model", "1.weight", value=torch.zeros(2, 2)),
         put("session", "model", "1.weight", value=torch.zeros(16, 64, dtype=torch.float64)),
         put("session", "model", "1.weight", value=3),
+        put("session", "model", "1.bias", value=torch.full((16,), float("nan"))),
+        put("session", "optimizer", "state", 0, "m.momentum_buffer", value=torch.full((16, 64), float("nan"))),
         put("session", "optimizer", value=[]),
         put("session", "optimizer", "state", 0, value={}),
         put("session", "optimizer", "param_groups", 0, "mirrormask", value="{" * 5000),

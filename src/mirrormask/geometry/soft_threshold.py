@@ -76,7 +76,7 @@ class SoftThreshold(Geometry):
     def pullback(self, grads: list[Tensor], x: list[Tensor], latents: Latents) -> dict[str, list[Tensor]]:
         """``∂w`` and ``∂s``."""
         thresholds = torch._foreach_exp(latents["s"])
-        living = [w.abs() > g for w, g in zip(latents["w"], thresholds, strict=True)]
+        living = [w.abs() > g.view(()) for w, g in zip(latents["w"], thresholds, strict=True)]
         by_weight = [grad.to(w.dtype) * lives for grad, w, lives in zip(grads, latents["w"], living, strict=True)]
         counts = self.held.sums([lives.sum() for lives in living])
         slopes = self.held.sums([(grad * w.sign()).sum() for grad, w in zip(by_weight, latents["w"], strict=True)])
@@ -89,7 +89,7 @@ class SoftThreshold(Geometry):
     def push(self, x: list[Tensor], latents: Latents) -> None:
         """``x = sign(w) max(|w| - g, 0)``."""
         for target, w, g in zip(x, latents["w"], torch._foreach_exp(latents["s"]), strict=True):
-            target.copy_(w.sign().mul_(w.abs().sub_(g).clamp_(min=0)))
+            target.copy_(w.sign().mul_(w.abs().sub_(g.view(())).clamp_(min=0)))
 
     def prune(self, latents: Mapping[str, Tensor], mask: Tensor) -> None:
         """``w = 0`` where the mask is False; the threshold stays."""
@@ -97,7 +97,7 @@ class SoftThreshold(Geometry):
 
     def revive(self, latents: Mapping[str, Tensor], alive: Tensor, new: Tensor, values: Tensor | None = None) -> None:
         """``w = sign(v) (|v| + g)``; for v = 0 a little above g, where it has a gradient."""
-        w, g = latents["w"], latents["s"].exp()
+        w, g = latents["w"], latents["s"].view(()).exp()
         v = torch.zeros_like(w) if values is None else values.to(w.dtype)
         (total,), (lived,) = self.held.sums([(w.square() * alive).sum()]), self.held.sums([alive.sum()])
         rms = total.div(lived.clamp(min=1)).sqrt()
@@ -106,14 +106,14 @@ class SoftThreshold(Geometry):
 
     def adopt(self, x: Tensor, latents: Mapping[str, Tensor], changed: Tensor) -> None:
         """``w = sign(x) (|x| + g)`` with the threshold of now."""
-        w, g = latents["w"], latents["s"].exp()
+        w, g = latents["w"], latents["s"].view(()).exp()
         x = x.to(w.dtype)
         w.copy_(torch.where(changed, x + x.sign() * g, w))
 
     def importance(self, latents: Mapping[str, Tensor]) -> Tensor:
         """``log |w| - s``, the log of how far w is above its layer's threshold."""
         w = latents["w"].abs()
-        return w.clamp(min=torch.finfo(w.dtype).tiny).log() - latents["s"]
+        return w.clamp(min=torch.finfo(w.dtype).tiny).log() - latents["s"].view(())
 
     def reach(self, latents: Mapping[str, Tensor], shift: float) -> None:
         """``s + shift``: every threshold by the same factor."""

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from mirrormask.checks import callers_level, check_int
-from mirrormask.masks import keep_count
 from mirrormask.masks.saliency import Loss
 from mirrormask.methods import Method
 from mirrormask.optimizer import SparseOptimizer
@@ -111,7 +110,7 @@ def mask_print(optimizer: SparseOptimizer) -> str:
 
 @torch.no_grad()
 def finish(optimizer: SparseOptimizer, *, put_back: str = "") -> None:
-    """``finalize()`` on whatever the model holds now, and a warning where that costs more than the last step's does.
+    """``finalize()`` on whatever the model holds now, and a warning where what was put back loses weights by it.
 
     Args:
         optimizer: what :func:`mirrormask.sparsify` returned.
@@ -119,17 +118,7 @@ def finish(optimizer: SparseOptimizer, *, put_back: str = "") -> None:
     """
     for x in optimizer.weights.values():
         x.mul_(1)  # averages write through .data, which no version counter sees; now finalize() looks
-    if not optimizer.finalized and optimizer.step_count < optimizer.steps:
-        share, asked = zero_share(optimizer), optimizer.method.sparsity
-        total = sum(x.numel() for x in optimizer.weights.values())
-        if (1.0 - share) * total > keep_count(total, asked) + 0.5:
-            warnings.warn(
-                f"training ended at step {optimizer.step_count} of {optimizer.steps}, when {100 * share:.1f}% of the "
-                f"weights were zero; finalize() now removes the rest of the {100 * asked:g}% at once, which costs "
-                "accuracy that no metric so far has seen: evaluate again, and stop early only once the mask is final",
-                stacklevel=callers_level(),
-            )
-    elif optimizer.finalized and put_back:
+    if optimizer.finalized and put_back:
         removed, nonzeros = lost(optimizer)
         if removed:
             warnings.warn(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mirrormask.checks import callers_level, few
-from mirrormask.flats import which_not_finite
+from mirrormask.flats import count_each, which_not_finite
 from mirrormask.masks.patterns import check_pattern
 from mirrormask.matrices import EMBEDDINGS, candidates, default_weights, inputs_elsewhere, output_axis
 from mirrormask.methods import Method
@@ -27,6 +27,9 @@ from mirrormask.selection import Weights, select_weights
 from mirrormask.selection_notes import on_frozen
 
 __all__ = ["check_arguments", "check_group", "check_shards", "frozen_weights", "held_weights", "unwrapped"]
+
+#: A matrix with this share of zeros, and not of zeros alone, was made sparse.
+SPARSE_ALREADY = 0.3
 
 
 def unwrapped(optimizer: Any) -> tuple[Any, Any]:
@@ -138,6 +141,10 @@ def held_weights(
             raise ValueError(
                 f"{name!r} has sparse gradients; build the {type(owner).__name__} with sparse=False, or leave it out"
             )
+        if chosen[name].is_inference():
+            raise ValueError(
+                f"{name!r} was made in inference mode, where nothing can be trained; build the model outside of it"
+            )
         if pattern is not None and owner is not None and inputs_elsewhere(owner):
             raise ValueError(
                 f"pattern={pattern!r} runs along dimension 1, which is not the input of {name!r}, a "
@@ -149,6 +156,7 @@ def held_weights(
                 f"{name!r}, a {type(owner).__name__}; leave it out with weights="
             )
     check_memory(model, base, chosen)
+    _warn_of_other_zeros(own_parameters, owners, held, chosen)
     own = {name: shard_of(p.detach()) for name, p in chosen.items()}
     seen = {name: p for name, p in own.items() if _has_values(p)}
     bad = [name for name, is_bad in zip(seen, which_not_finite(list(seen.values())), strict=True) if is_bad]
@@ -161,6 +169,32 @@ def held_weights(
             "inf; initialise or load the weights before mm.sparsify"
         )
     return chosen
+
+
+def _warn_of_other_zeros(
+    parameters: Mapping[str, Tensor],
+    owners: Mapping[str, nn.Module],
+    held: Container[int],
+    chosen: Mapping[str, Tensor],
+) -> None:
+    """Warn of matrices that are sparse already, are trained, and were not chosen: one step, and they are dense."""
+    own = {id(p) for p in chosen.values()}
+    others = {
+        name: shard_of(p.detach())
+        for name, p in parameters.items()
+        if p.dim() > 1 and p.requires_grad and id(p) in held and id(p) not in own
+        and not isinstance(owners.get(name.rpartition(".")[0]), EMBEDDINGS)
+    }  # fmt: skip
+    others = {name: p for name, p in others.items() if _has_values(p) and p.layout == torch.strided}
+    counts = zip(others.items(), count_each(list(others.values())), strict=True)
+    sparse = [name for (name, p), n in counts if 0 < n < (1 - SPARSE_ALREADY) * p.numel()]
+    if sparse:
+        warnings.warn(
+            f"{few(sparse)} {'is' if len(sparse) == 1 else 'are'} sparse already and not among the weights chosen "
+            "here, and this optimizer will train the zeros away; leave what shall stay sparse out of the optimizer, or "
+            "choose it as well with weights=",
+            stacklevel=callers_level(),
+        )
 
 
 def frozen_weights(model: nn.Module, base: Optimizer) -> dict[str, nn.Parameter]:

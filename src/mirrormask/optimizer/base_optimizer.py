@@ -93,10 +93,12 @@ class BaseOptimizer:
         links: what each of its groups is, in order.
         watch: of its groups, between two steps.
         group_of: which of the SparseOptimizer's groups each parameter of the model is in (of a DTensor: its part).
+        state_dtype: of its state of latents, where that is not their own.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    def __init__(self, optimizer: Optimizer, state_dtype: torch.dtype | None = None) -> None:
         self.torch = optimizer
+        self.state_dtype = state_dtype
         self.links: list[Link] = []
         self.group_of: dict[Tensor, int] = {}
         self._carried: list[Group] = []
@@ -165,13 +167,22 @@ class BaseOptimizer:
                 acted_on = tuple(latent for name, latent in members if name in stepped)
                 self.links.append(Link(index, rate, decayed, acted_on))
         self.torch.param_groups = inner
+        self._close()
+        for link, own in zip(self.links, inner, strict=True):
+            _carry(link, own, self._carried[link.group])
+        self.watch.note(self.torch.param_groups)
+
+    def _close(self) -> None:
+        """From now on the base steps from within a SparseOptimizer's step only."""
         if self._guard not in self.torch._optimizer_step_pre_hooks.values():
             self.torch.register_step_pre_hook(self._guard)
             # Gradients of the weights would stay, and add up.
             self.torch.zero_grad = lambda set_to_none=True: _refuse(self.torch, "call zero_grad() of")  # type: ignore[method-assign]
-        for link, own in zip(self.links, inner, strict=True):
-            _carry(link, own, self._carried[link.group])
-        self.watch.note(self.torch.param_groups)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.links:
+            self._close()  # torch copies and pickles no hooks
 
     def _adopt(self, shards: Shards) -> Callable[[Tensor], Tensor]:
         """What stands for a parameter, with the state that the parameter had."""
@@ -295,8 +306,19 @@ class BaseOptimizer:
         state = self.torch.state[held]
         buffer: Tensor | None = state.get("momentum_buffer")
         if buffer is None:
-            buffer = state["momentum_buffer"] = torch.zeros_like(held)
+            buffer = state["momentum_buffer"] = torch.zeros_like(held, dtype=self._dtype_of(held))
         return buffer
+
+    def _dtype_of(self, held: Tensor) -> torch.dtype:
+        """Of what its state of a tensor is: plain parameters are the model's own, and have their own."""
+        return held.dtype if self.state_dtype is None or held in self.group_of else self.state_dtype
+
+    def _narrowed(self, held: Tensor, state: dict[str, Any]) -> dict[str, Any]:
+        """A state of a tensor as it is kept: torch makes and loads it in the dtype of the tensor."""
+        if self.state_dtype is None:
+            return state
+        dtype = self._dtype_of(held)
+        return {k: v.to(dtype) if isinstance(v, Tensor) and v.shape == held.shape else v for k, v in state.items()}
 
     def forget(self, held: Tensor | None = None) -> None:
         """Start anew, without momentum and counts of steps: of one tensor, or altogether."""
@@ -307,7 +329,13 @@ class BaseOptimizer:
 
     def first_state(self, held: Tensor, group: Group) -> dict[str, Any]:
         """What the state of a tensor looks like after a first step, on zeros: its keys and shapes are what counts."""
-        return trials.first_state(self.torch, held, group)
+        return self._narrowed(held, trials.first_state(self.torch, held, group))
+
+    def load(self, state: dict[int, dict[str, Any]]) -> None:
+        """Put in the state of tensors, by their number in the order of groups."""
+        self.torch.load_state_dict({"state": state, "param_groups": self.torch.state_dict()["param_groups"]})
+        for held, own in self.torch.state.items():
+            own.update(self._narrowed(held, own))
 
     # -- the step ------------------------------------------------------------------------------------------------
 

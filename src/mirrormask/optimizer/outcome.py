@@ -6,12 +6,13 @@ import warnings
 from collections.abc import Sequence
 
 from mirrormask.checks import callers_level
+from mirrormask.flats import count_each
 from mirrormask.optimizer.base_groups import Group
 from mirrormask.optimizer.parts import Parts
 
-__all__ = ["finish", "skip"]
+__all__ = ["finish", "note_gradients", "skip"]
 
-#: After so many skipped steps in a row a warning says so.
+#: After so many skipped steps in a row, or without a gradient, a warning says so.
 WARN_AFTER = 10
 
 
@@ -27,6 +28,40 @@ def skip(parts: Parts, groups: Sequence[Group]) -> None:
         warnings.warn(
             f"{WARN_AFTER} steps in a row were skipped: the gradient is not finite in {bad}; lower the learning "
             "rate, clip gradients, or look for the layer where the loss overflows",
+            stacklevel=callers_level(),
+        )
+
+
+def note_gradients(parts: Parts) -> None:
+    """Steps in a row in which no weight that trains has a gradient: nothing happens in them, and it is said once."""
+    training, shards = parts.training, parts.weights.shards
+    own = parts.weights.values()
+    if any(x.grad is not None for x in own) or not any(shards.whole(x).requires_grad for x in own):
+        training.idle_in_a_row = 0
+        return
+    training.idle_in_a_row += 1
+    if training.idle_in_a_row == WARN_AFTER:
+        warnings.warn(
+            f"{WARN_AFTER} steps in a row found no gradient in any weight that is to become sparse: the schedule goes "
+            "on, and will prune weights that nobody trains; call backward() on a loss of this very model before "
+            "step(), and zero_grad() after it",
+            stacklevel=callers_level(),
+        )
+
+
+def _warn_of_early_end(parts: Parts) -> None:
+    """Warn where the training ends before the schedule has come to the last sparsity, and weights go untrained."""
+    training, masks, own = parts.training, parts.masks, list(parts.weights.values())
+    if training.finalized or not 0 < training.step < training.steps:
+        return
+    nonzeros, total = sum(parts.weights.shards.count(count_each(own), own)), sum(map(parts.weights.shards.size, own))
+    if nonzeros > masks.count(parts.method.sparsity):
+        warnings.warn(
+            f"training ended at step {training.step} of {training.steps}, when {100 * (1 - nonzeros / total):.1f}% of "
+            f"the weights were zero; finalize() now removes the rest of the {100 * parts.method.sparsity:g}% at once, "
+            "which costs accuracy that no metric so far has seen: evaluate again, stop early only once the mask is "
+            "final, and give mm.sparsify as steps= how often step() is called (with accumulated gradients once for "
+            "several batches)",
             stacklevel=callers_level(),
         )
 
@@ -52,8 +87,10 @@ def finish(parts: Parts) -> None:
     if sparsity > 0:
         if not parts.masks.is_reached(sparsity):
             parts.freezing.before_pruning()
+            _warn_of_early_end(parts)
             parts.masks.prune(sparsity, training.clock)
         parts.masks.enforce(sparsity)
+        parts.presence.warn_of_makers()
     parts.edits.note()
     training.finalized = True
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import gc
+import warnings
 import weakref
 from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from mirrormask.checks import few
+from mirrormask.checks import callers_level, few
 from mirrormask.flats import which_not_finite
-from mirrormask.optimizer.shards import is_sharded
+from mirrormask.optimizer.shards import is_sharded, shard_of
 from mirrormask.optimizer.weights import SparseWeights
 from mirrormask.resharding import reshard
 
@@ -183,6 +185,27 @@ class Presence:
                 f"{few(bad)} {'is' if len(bad) == 1 else 'are'} not finite: training has diverged; lower the "
                 "learning rate or clip gradients, and go on from a checkpoint of before"
             )
+
+    def warn_of_makers(self) -> None:
+        """Warn where the model computes with something that is made of a weight and is less sparse than it.
+
+        A parametrization that is registered after ``mm.sparsify`` keeps the parameter, and need not keep its zeros.
+        """
+        names = {id(x): name for name, x in self._weights.items()}
+        for module in self.model.modules():
+            if not parametrize.is_parametrized(module):
+                continue
+            for tensor, steps in module.parametrizations.items():  # type: ignore[union-attr, operator]
+                for original in [p for p in steps._parameters.values() if id(p) in names]:
+                    made, own = (int(shard_of(x).count_nonzero()) for x in (getattr(module, tensor), original))
+                    if made > own:
+                        warnings.warn(
+                            f"{names[id(original)]} is sparse, with {own} nonzeros, and what the model computes with "
+                            f"is not: {', '.join(type(step).__name__ for step in steps)} makes {made} nonzeros of it; "
+                            "to sparsify what is made, take the parametrization away before mm.sparsify "
+                            f"(torch.nn.utils.parametrize.remove_parametrizations(module, {tensor!r}))",
+                            stacklevel=callers_level(),
+                        )
 
     def names(self, parameters: Iterable[Tensor]) -> str:
         """What the model calls these parameters."""

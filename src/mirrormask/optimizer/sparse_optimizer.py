@@ -30,7 +30,8 @@ from mirrormask.optimizer.due import (
 from mirrormask.optimizer.edits import Edits
 from mirrormask.optimizer.freezing import Freezing
 from mirrormask.optimizer.mask_changes import MaskChanges
-from mirrormask.optimizer.outcome import finish, skip
+from mirrormask.optimizer.narrow_state import check_state_dtype, refuse_step
+from mirrormask.optimizer.outcome import finish, note_gradients, skip
 from mirrormask.optimizer.parts import Parts
 from mirrormask.optimizer.presence import Presence
 from mirrormask.optimizer.processes import Processes
@@ -71,8 +72,9 @@ class SparseOptimizer(Optimizer):
     """
 
     def __init__(self, model: nn.Module, base: Optimizer, method: Method, named: dict[str, nn.Parameter], *, steps: int,
-                 on_empty: str, fused: bool, processes: Processes | None = None) -> None:  # fmt: skip
-        holder = BaseOptimizer(base)
+                 on_empty: str, fused: bool, processes: Processes | None = None,
+                 state_dtype: torch.dtype | None = None) -> None:  # fmt: skip
+        holder = BaseOptimizer(base, state_dtype)
         method = method.under(adaptive=holder.adaptive)
         shards = Shards((p for group in base.param_groups for p in group["params"]), processes or Processes())
         weights = SparseWeights(named, method.geometry, self, shards)
@@ -121,6 +123,7 @@ class SparseOptimizer(Optimizer):
                 self.state[x].pop("score", None)  # the mask says it all
         keep_if_due(self.parts)
         self.parts.edits.note()
+        check_state_dtype(self.parts, self.param_groups)
         self.parts.presence.claim()
 
     # -- what it is made of ------------------------------------------------------------------------------------
@@ -232,6 +235,7 @@ class SparseOptimizer(Optimizer):
         parts.weights.check_kept()
         parts.base.check_members(self.param_groups)
         parts.freezing.look()
+        note_gradients(parts)
         if parts.weights.shards.processes.count > 1:
             parts.presence.check_joined()
         parts.base.check_untouched()
@@ -280,7 +284,10 @@ class SparseOptimizer(Optimizer):
         if not self._steps:
             kinds = [kind for kind in STEPS if self.parts.fused or kind not in FUSED]
             self._steps = [kind(self.method, self.weights, self.parts.base) for kind in kinds]
-        return next(step for step in self._steps if step.ready(now))
+        step = next(step for step in self._steps if step.ready(now))
+        if self.parts.base.state_dtype is not None and not step.narrow:
+            refuse_step(self.parts, self.param_groups)
+        return step
 
     # -- the end -----------------------------------------------------------------------------------------------
 
@@ -291,7 +298,8 @@ class SparseOptimizer(Optimizer):
 
         The weights are those that the model holds now: a best checkpoint or an average that was loaded before gets the
         mask of this training. Called again, it looks again. Where fewer weights than asked for are nonzero to begin
-        with (a layer of zeros), a warning names the layers; after no step at all, another says so.
+        with (a layer of zeros), a warning names the layers. Others say that there was no step at all, that the schedule
+        had not come there yet, and that a parametrization makes something less sparse of a weight.
 
         Raises:
             RuntimeError: more steps were skipped than taken, a weight is not finite, or the model holds other
@@ -378,7 +386,7 @@ class SparseOptimizer(Optimizer):
 
         Raises:
             ValueError: it was taken from another model, method or number of steps, or from another optimizer, or
-                something of it was lost; nothing has changed then.
+                something of it was lost, or is not finite; nothing has changed then.
         """
         state_dict = state_dict.copy()
         for before in self._optimizer_load_state_dict_pre_hooks.values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -38,6 +39,7 @@ def sparsify(
     loss_fn: Loss | None = None,
     on_empty: str = "warn",
     process_group: Any = None,
+    state_dtype: torch.dtype | None = None,
 ) -> SparseOptimizer:
     """Wrap ``optimizer`` so that it trains ``model`` to the method's sparsity.
 
@@ -57,10 +59,12 @@ def sparsify(
             the model's device, or a single one; SynFlow reads the shape of one input only.
         loss_fn: ``loss_fn(model(input), target)`` for those scores; None for cross entropy.
         on_empty: what happens when a mask leaves nothing of a weight tensor: ``"warn"``, ``"error"`` or ``"ignore"``.
-
         process_group: the processes that train this model together, as of ``torch.distributed.new_group``; None for
             all, where ``torch.distributed`` has been initialised. Each of them calls this function, with the same
             arguments but for ``batches``; see ``docs/distributed.md``.
+        state_dtype: ``torch.bfloat16`` keeps the momenta of latents in half the memory, rounded at random so that they
+            are right on average; None for the dtype of the weights. For SGD with momentum in the fused step on a CPU;
+            anything else is refused.
 
     Returns:
         A :class:`SparseOptimizer`.
@@ -108,8 +112,9 @@ def sparsify(
         report_empty(empty, on_empty)
     with uncollected():
         sparse = SparseOptimizer(
-            model, base, method, named, steps=steps, on_empty=on_empty, fused=fused, processes=processes
-        )
+            model, base, method, named, steps=steps, on_empty=on_empty, fused=fused, processes=processes,
+            state_dtype=state_dtype,
+        )  # fmt: skip
 
     def measured() -> list[Tensor]:
         rule = method.mask

@@ -8,6 +8,7 @@ What such a value does not mean yet, the summary says: ``masked``, ``fresh``, th
 from __future__ import annotations
 
 import json
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mirrormask.checks import callers_level
 from mirrormask.methods import Method
 from mirrormask.methods.description import describe, differences, parse_repr
 from mirrormask.optimizer.base_groups import Group, plain_options
@@ -23,6 +25,7 @@ from mirrormask.optimizer.base_optimizer import BaseOptimizer
 from mirrormask.optimizer.diagnostics import pack_signs, unpack_signs
 from mirrormask.optimizer.edits import Edits
 from mirrormask.optimizer.rounds import KEPT, Rounds, everything, pack, unpack
+from mirrormask.optimizer.saved_numbers import not_numbers, refuse_not_numbers
 from mirrormask.optimizer.saved_state import GROUP_KEY, VERSION, Entry, SavedState, summaries_of
 from mirrormask.optimizer.training import Training
 from mirrormask.optimizer.weights import SparseWeights, bare_names
@@ -32,6 +35,8 @@ __all__ = ["StateDict"]
 
 #: What a parameter has for which the base optimizer keeps nothing: those tools miss a parameter without an entry.
 STATELESS = "stateless"
+#: The prefix of what wrappers around a SparseOptimizer keep in its state of a parameter.
+FOREIGN = "foreign."
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class StateDict:
                         fresh[index].append([position, prefix])
                         inner = self.base.first_state(held, options[held]) if p.requires_grad else {}
                     entry.update({prefix + key: self._wrapped(p, prefix, value) for key, value in inner.items()})
+                entry.update({FOREIGN + key: value for key, value in self.weights.foreign(p, KEPT).items()})
                 state[whole] = entry or {STATELESS: True}
         written = [
             {**group, GROUP_KEY: json.dumps(self._summary(index, group, fresh[index]), sort_keys=True)}
@@ -94,7 +100,8 @@ class StateDict:
             return {}
         kept = self.weights.state(p)
         mask = kept.get("mask")
-        entry = {key: value for key, value in kept.items() if key not in ("signs", "mask") and KEPT not in key}
+        own = self.weights.own_keys() - {"signs", "mask"}
+        entry = {key: value for key, value in kept.items() if key in own}
         entry["negative_start"] = unpack_signs(kept["signs"], p.shape)
         entry["mask"] = torch.ones_like(p, dtype=torch.bool) if mask is None else mask
         return entry
@@ -139,6 +146,7 @@ class StateDict:
             "finalized": training.finalized,
             "decay_state": _pairs(decay.state),
             "masked": self.weights.masked,
+            **({} if self.base.state_dtype is None else {"state_dtype": str(self.base.state_dtype)}),
         }
 
     def _names(self, params: Sequence[Tensor]) -> list[str | None]:
@@ -167,12 +175,15 @@ class StateDict:
                 )
         saved = SavedState.open(state_dict, groups, summaries, self.weights.shards)
         self._check_whole(saved)
+        self._check_numbers(saved, state_dict["param_groups"])
         for group, new in zip(groups, state_dict["param_groups"], strict=True):
             group.update({key: value for key, value in new.items() if key not in ("params", GROUP_KEY)})
         for x in self.weights.values():
             self._read_weight(x, saved.entries[x], masked=saved.masked)
         self._read_training(saved)
         for p, entry in saved.entries.items():
+            others = {key[len(FOREIGN) :]: _own(v, p) for key, v in entry.items() if key.startswith(FOREIGN)}
+            self.weights.put_foreign(p, others, KEPT)
             for key in [key for key in self.weights.state(p) if key.startswith(KEPT)]:
                 del self.weights.state(p)[key]
             if self.training.rounds is not None and self.training.rounds.integrals:
@@ -235,6 +246,18 @@ class StateDict:
                             f"in the state dict and {tuple(value.shape)} here"
                         )
 
+    def _check_numbers(self, saved: SavedState, groups: Sequence[Group]) -> None:
+        """Refuse a state of a training that has diverged."""
+        names: dict[Tensor, str] = {x: repr(name) for name, x in self.weights.items()}
+        found = not_numbers(
+            (names.get(p, f"a parameter of shape {tuple(p.shape)}"), p.shape, entry)
+            for p, entry in saved.entries.items()
+        )
+        everywhere = self.weights.shards.all(not found)
+        refuse_not_numbers(found, groups)
+        if not everywhere:
+            raise ValueError("another process was given the state of a training that has diverged, and says where")
+
     def _must_be_masked(self, saved: Entry) -> bool:
         """Whether a training that has come this far has masks, whatever the state dict says."""
         if saved["finalized"]:
@@ -276,8 +299,7 @@ class StateDict:
                 inner = self._base_entry(p, prefix, entry)
                 if inner and not saved.is_fresh(p, prefix):
                     state[position[held]] = {key: _own(value, held) for key, value in inner.items()}
-        groups = self.base.torch.state_dict()["param_groups"]
-        self.base.torch.load_state_dict({"state": state, "param_groups": groups})
+        self.base.load(state)
         for index, summary in enumerate(saved.summaries):
             own = [group for link, group in self.base.groups if link.group == index]
             for group, options in zip(own, summary.get("inner", []), strict=False):
@@ -286,6 +308,13 @@ class StateDict:
                     if key not in now or now[key] != value:
                         group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
         self.base.watch.note(self.base.torch.param_groups)
+        before, dtype = saved.first.get("state_dtype"), self.base.state_dtype
+        if state and before != (dtype and str(dtype)):
+            warnings.warn(
+                f"momenta were saved with state_dtype={before} and are kept with state_dtype={dtype} from here on: "
+                "this training is not the one that was saved, to the last bit",
+                stacklevel=callers_level(),
+            )
 
     def _base_entry(self, p: Tensor, prefix: str, entry: Entry) -> Entry:
         """What a parameter's entry has of the base optimizer, for the latent of that prefix or for itself."""
@@ -293,8 +322,8 @@ class StateDict:
         own = {*geometry.latents, *geometry.constants, "rate", "negative_start", "mask", "score"}
         if not self.weights.holds(p):
             own = {STATELESS}
-        foreign = {key: value for key, value in entry.items() if key not in own and not key.startswith(KEPT)}
-        return {key[len(prefix) :]: value for key, value in foreign.items() if key.startswith(prefix)}
+        theirs = {key: v for key, v in entry.items() if key not in own and not key.startswith((KEPT, FOREIGN))}
+        return {key[len(prefix) :]: value for key, value in theirs.items() if key.startswith(prefix)}
 
     def _held(self, p: Tensor) -> Iterator[tuple[str, Tensor]]:
         """What the base optimizer holds for the model's parameter: its latents, each with a prefix, or itself."""

@@ -24,6 +24,7 @@ class Training:
         step: how many were taken.
         skipped: how many were not, since a gradient was not finite.
         skipped_in_a_row: how many of those since the last step that was taken.
+        idle_in_a_row: how many there were since the last one in which some weight had a gradient.
         on_device: such steps on an accelerator, where they are counted without waiting for it.
         finalized: whether the mask is final.
     """
@@ -34,6 +35,7 @@ class Training:
     step: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    idle_in_a_row: int = 0
     on_device: Tensor | None = None
     finalized: bool = False
 

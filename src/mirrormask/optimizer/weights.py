@@ -89,6 +89,29 @@ class SparseWeights(Mapping[str, nn.Parameter]):
         """Whether a parameter of the model is one of these."""
         return "rate" in self._holder.state.get(p, {})
 
+    def own_keys(self) -> frozenset[str]:
+        """Under what names something of ours may be kept of a weight, beside what starts with a prefix of rounds."""
+        return frozenset((*self.geometry.latents, *self.geometry.constants, "rate", "signs", "mask", "score"))
+
+    def foreign(self, p: Tensor, prefix: str) -> dict[str, Any]:
+        """What others keep in the state of a parameter, by their names: the slow weights of a Lookahead around us, say.
+
+        Args:
+            p: a parameter of the model.
+            prefix: of the names that are ours beside :meth:`own_keys`.
+        """
+        own, state = self.own_keys(), self._holder.state.get(p, {})
+        return {key: value for key, value in state.items() if key not in own and not key.startswith(prefix)}
+
+    def put_foreign(self, p: Tensor, values: Mapping[str, Any], prefix: str) -> None:
+        """Put ``values`` in the place of :meth:`foreign`."""
+        before = self.foreign(p, prefix)
+        if before or values:
+            state = self._holder.state[p]
+            for key in before:
+                del state[key]
+            state.update(values)
+
     def check_kept(self) -> None:
         """Raise where somebody has cleared or replaced what is kept of a weight.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import mirrormask as mm
 from mirrormask import checks
+from mirrormask.flats import which_not_finite
 from mirrormask.train import batch_norm, data, init, models, parallel, randomness
 from mirrormask.train.batches import Batches
 from mirrormask.train.origin import digest_of
@@ -273,6 +274,10 @@ class Session:
             if saved.shape != tensor.shape or saved.dtype != tensor.dtype:
                 there = f"{tuple(saved.shape)} of {saved.dtype} there, {tuple(tensor.shape)} of {tensor.dtype} here"
                 raise ValueError(f"{name!r} is {there}")
+        numbers = {name: tensor for name, tensor in state["model"].items() if tensor.is_floating_point()}
+        bad = [name for name, is_bad in zip(numbers, which_not_finite(list(numbers.values())), strict=True) if is_bad]
+        if bad:
+            raise ValueError(f"{checks.few(bad)} {'is' if len(bad) == 1 else 'are'} not finite: it had diverged")
         if step > first and position is not None:
             torch.Generator().set_state(position["order"])
         if self.kind == "fsdp":

@@ -56,6 +56,11 @@ class Step(ABC):
         """Whether it leaves no latent, and no state of one, that is on its way to denormal numbers."""
         return False
 
+    @property
+    def narrow(self) -> bool:
+        """Whether it keeps momenta in ``state_dtype``."""
+        return False
+
     def __init__(self, method: Method, weights: SparseWeights, base: BaseOptimizer) -> None:
         self.method = method
         self.weights = weights

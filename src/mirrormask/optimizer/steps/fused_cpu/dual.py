@@ -13,7 +13,7 @@ from torch import Tensor
 from mirrormask.geometry import Geometry, MirrorDescent
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
 from mirrormask.optimizer.steps.base import Now
-from mirrormask.optimizer.steps.fused_cpu.update import Rows, Update, float_literal, load_lines
+from mirrormask.optimizer.steps.fused_cpu.update import Rows, Update, float_literal
 from mirrormask.optimizer.weights import STATE_SNAP, SparseWeights
 
 __all__ = ["Dual"]
@@ -27,16 +27,19 @@ SINH = [1 / math.factorial(k) for k in (7, 5, 3, 1)]
 MOMENTUM = """
   %b.1 = call float @llvm.fma.f32(float %momentum, float %b.0, float %g.0)
   %b.abs = call float @llvm.fabs.f32(float %b.1)
-  %b.big = fcmp oge float %b.abs, {state_snap}
+  %b.big = fcmp uge float %b.abs, {state_snap}
   %b.2 = select i1 %b.big, float %b.1, float 0.0
   %n = call float @llvm.fma.f32(float %momentum, float %b.2, float %g.0)
-  store float %b.2, ptr %b.p
+{store}
 """
+#: Between -clip and clip by comparison: of NaN and clip, minnum would give clip.
 STEP = """
   %d.0 = fmul float %lr, {update}
-  %d.most = call float @llvm.minnum.f32(float %d.0, float %clip)
+  %d.above = fcmp ogt float %d.0, %clip
+  %d.most = select i1 %d.above, float %clip, float %d.0
   %d.least = fneg float %clip
-  %d = call float @llvm.maxnum.f32(float %d.most, float %d.least)
+  %d.below = fcmp olt float %d.most, %d.least
+  %d = select i1 %d.below, float %d.least, float %d.most
   %u.1 = fsub float %u.0, %d
 """
 MASK = """
@@ -46,9 +49,12 @@ MASK = """
   %u.2 = select i1 %alive, float %u.1, float 0.0
 """
 #: With t = 2^k and r = u - k ln 2: 2 sinh(u) = (t - 1/t) cosh(r) + (t + 1/t) sinh(r), without loss where u is small.
+#: Where u is NaN so is r, and the result, whatever integer k becomes.
 BEGIN = """
-  %s.low = call float @llvm.maxnum.f32(float {u}, float {least})
-  %s.u = call float @llvm.minnum.f32(float %s.low, float {largest})
+  %s.below = fcmp olt float {u}, {least}
+  %s.low = select i1 %s.below, float {least}, float {u}
+  %s.above = fcmp ogt float %s.low, {largest}
+  %s.u = select i1 %s.above, float {largest}, float %s.low
   %s.scaled = fmul float %s.u, {log2e}
   %s.k = call float @llvm.rint.f32(float %s.scaled)
   %s.r = call float @llvm.fma.f32(float %s.k, float {minus_ln2}, float %s.u)
@@ -56,7 +62,8 @@ BEGIN = """
 """
 END = """
   %s.odd = fmul float %s.r, {sinh}
-  %s.int = fptosi float %s.k to i32
+  %s.any = fptosi float %s.k to i32
+  %s.int = freeze i32 %s.any
   %s.shifted = shl i32 %s.int, 23
   %s.up = add i32 %s.shifted, 1065353216
   %s.down = sub i32 1065353216, %s.shifted
@@ -98,9 +105,10 @@ class Dual(Update):
 
     def body(self, *, nesterov: bool, masked: bool, momenta: bool) -> str:
         """The equations of the class, element by element."""
-        lines = load_lines({"g": "grad", "u": "u", **({"b": "bu"} if momenta else {})})
+        lines = self.loads({"g": "grad", "u": "u", **({"b": "bu"} if momenta else {})})
         lines += ["  %x.p = getelementptr float, ptr %x, i64 %i"]
-        lines += [MOMENTUM.format(state_snap=float_literal(STATE_SNAP))] if momenta else []
+        if momenta:
+            lines += [MOMENTUM.format(state_snap=float_literal(STATE_SNAP), store=self.store("b", "%b.2"))]
         lines += [STEP.format(update="%g.0" if not momenta else "%n" if nesterov else "%b.2")]
         u = "%u.2" if masked else "%u.1"
         lines += [MASK] if masked else []

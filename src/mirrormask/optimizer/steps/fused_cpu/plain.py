@@ -7,7 +7,7 @@ from typing import ClassVar
 from mirrormask.geometry import Euclidean
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
 from mirrormask.optimizer.steps.base import Now
-from mirrormask.optimizer.steps.fused_cpu.update import Rows, Update, load_lines
+from mirrormask.optimizer.steps.fused_cpu.update import Rows, Update
 from mirrormask.optimizer.weights import SparseWeights
 
 __all__ = ["Plain"]
@@ -39,7 +39,7 @@ class Plain(Update):
 
     def body(self, *, nesterov: bool, masked: bool, momenta: bool) -> str:
         """The equations of the class, element by element."""
-        lines = load_lines({"x": "x", "g": "grad", "b": "bx"})
+        lines = self.loads({"x": "x", "g": "grad", "b": "bx"})
         return "\n".join([*lines, STEP.format(update="%n" if nesterov else "%b.1")])
 
     def fill(self, rows: Rows, weights: SparseWeights, base: BaseOptimizer, now: Now) -> list[list[float]]:

@@ -10,7 +10,7 @@ from typing import ClassVar
 from mirrormask.geometry import Geometry, Hadamard
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
 from mirrormask.optimizer.steps.base import Now
-from mirrormask.optimizer.steps.fused_cpu.update import Rows, Update, float_literal, load_lines
+from mirrormask.optimizer.steps.fused_cpu.update import Rows, Update, float_literal
 from mirrormask.optimizer.weights import SNAP, STATE_SNAP, SparseWeights
 
 __all__ = ["Product"]
@@ -24,17 +24,17 @@ GRADIENT = """
 MOMENTUM = """
   %b{own}.1 = call float @llvm.fma.f32(float %momentum, float %b{own}.0, float %g{own})
   %b{own}.abs = call float @llvm.fabs.f32(float %b{own}.1)
-  %b{own}.big = fcmp oge float %b{own}.abs, {state_snap}
+  %b{own}.big = fcmp uge float %b{own}.abs, {state_snap}
   %b{own}.2 = select i1 %b{own}.big, float %b{own}.1, float 0.0
   %n{own} = call float @llvm.fma.f32(float %momentum, float %b{own}.2, float %g{own})
-  store float %b{own}.2, ptr %b{own}.p
+{store}
 """
 #: and the step.
 STEP = """
   %k{own} = fmul float %keep, %{own}.0
   %{own}.1 = call float @llvm.fma.f32(float %minus, float {update}, float %k{own})
   %{own}.abs = call float @llvm.fabs.f32(float %{own}.1)
-  %{own}.big = fcmp oge float %{own}.abs, {snap}
+  %{own}.big = fcmp uge float %{own}.abs, {snap}
   %{own}.2 = select i1 %{own}.big, float %{own}.1, float 0.0
   store float %{own}.2, ptr %{own}.p
 """
@@ -51,7 +51,8 @@ class Product(Update):
         m  = keep m - lr um           w  = keep w - lr uw         (0 if below SNAP)
         x  = m w
 
-    A pruned pair is at zero and stays there by itself, so there is no mask in the loop.
+    What is NaN is not below SNAP, and stays NaN. A pruned pair is at zero and stays there by itself, so there is no
+    mask in the loop.
     """
 
     name: ClassVar[str] = "product"
@@ -64,7 +65,7 @@ class Product(Update):
 
     def body(self, *, nesterov: bool, masked: bool, momenta: bool) -> str:
         """The equations of the class, element by element."""
-        lines = load_lines({"g": "grad", "m": "m", "w": "w", **({"bm": "bm", "bw": "bw"} if momenta else {})})
+        lines = self.loads({"g": "grad", "m": "m", "w": "w", **({"bm": "bm", "bw": "bw"} if momenta else {})})
         update = "%g{own}" if not momenta else "%n{own}" if nesterov else "%b{own}.2"
         factor = GRADIENT + (MOMENTUM if momenta else "") + STEP.replace("{update}", update)
         lines += [
@@ -72,9 +73,10 @@ class Product(Update):
             "  %x.p = getelementptr float, ptr %x, i64 %i",
             "  %minus = fneg float %lr",
         ]
+        snaps = {"snap": float_literal(SNAP), "state_snap": float_literal(STATE_SNAP)}
         lines += [
-            factor.format(own=own, other=other, snap=float_literal(SNAP), state_snap=float_literal(STATE_SNAP))
-            for own, other in (("m", "w"), ("w", "m"))
+            factor.format(own=own, other=other, store=self.store(f"b{own}", f"%b{own}.2", place), **snaps)
+            for place, (own, other) in enumerate((("m", "w"), ("w", "m")))
         ]
         lines += ["  %x.1 = fmul float %m.2, %w.2", "  store float %x.1, ptr %x.p"]
         return "\n".join(lines)

@@ -22,6 +22,8 @@ __all__ = ["FusedCPU"]
 
 #: The updates of sparsifiable weights that there are.
 UPDATES: tuple[Update, ...] = (Product(), Dual())
+#: The same with momenta in bfloat16.
+NARROW: tuple[Update, ...] = (Product(narrow=True), Dual(narrow=True))
 PLAIN = Plain()
 
 
@@ -30,7 +32,8 @@ class FusedCPU(Step):
 
     def __init__(self, method: Method, weights: SparseWeights, base: BaseOptimizer) -> None:
         super().__init__(method, weights, base)
-        self._update = next((update for update in UPDATES if update.serves(weights.geometry)), None)
+        updates = UPDATES if base.state_dtype is None else NARROW
+        self._update = next((update for update in updates if update.serves(weights.geometry)), None)
         self._possible = self._can_serve()
         self._table: Table | None = None
         self._plain: Table | None = None  # of the other parameters that have gradients
@@ -96,8 +99,8 @@ class FusedCPU(Step):
         They did at the start, but the model may have been converted to channels_last since, or the state loaded.
         """
         return all(
-            tensor.shape == p.shape and tensor.dtype == p.dtype and tensor.stride() == p.stride()
-            for tensors in update.tensors(list(parameters), self.weights, self.base, momenta=momenta).values()
+            tensor.shape == p.shape and tensor.dtype == update.dtype(field) and tensor.stride() == p.stride()
+            for field, tensors in update.tensors(list(parameters), self.weights, self.base, momenta=momenta).items()
             for tensor, p in zip(tensors, parameters, strict=True)
         )
 
@@ -109,6 +112,11 @@ class FusedCPU(Step):
     def snaps(self) -> bool:
         """Whether its update does."""
         return self._update is not None and self._update.snaps
+
+    @property
+    def narrow(self) -> bool:
+        """Whether its update does."""
+        return self._possible and self._update is not None and self._update.narrow
 
     def finite(self) -> bool | Tensor:
         """Whether all gradients are finite; torch's sums, where the loops do not serve."""

@@ -7,7 +7,7 @@ writes x into a buffer that stays in the first cache, and vectors go from there 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 __all__ = ["STREAMED_PIECE", "block_fields"]
 
@@ -92,6 +92,7 @@ body:
   %short = icmp slt i64 %left, {elements}
   %size = select i1 %short, i64 %left, i64 {elements}
 {places}
+  %first.at = add i64 %first, %at
   call void @{name}_block({block})
   call void @{name}_stream(ptr %x.at, ptr %buffer, i64 %size)
   %at.next = add nuw nsw i64 %at, {elements}
@@ -105,19 +106,23 @@ done:
 """
 
 
-def block_fields(parameters: Sequence[tuple[str, str]]) -> dict[str, object]:
+def block_fields(parameters: Sequence[tuple[str, str]], element: Callable[[str], str]) -> dict[str, object]:
     """What :data:`STREAMED_PIECE` takes beside a name: how a block of a piece is called.
 
     Args:
-        parameters: of a piece, as pairs of a type and a name, but for the count.
+        parameters: of a piece, as pairs of a type and a name, but for the count and the first element.
+        element: what each array is of.
     """
     places, block = [], []
     for kind, name in parameters:
         kind = kind.split()[0]
         if kind == "ptr":
-            element = "i8" if name == "mask" else "float"
-            places.append(f"  %{name}.at = getelementptr {element}, ptr %{name}, i64 %at")
+            places.append(f"  %{name}.at = getelementptr {element(name)}, ptr %{name}, i64 %at")
             block.append("ptr %buffer" if name == "x" else f"ptr %{name}.at")
         else:
             block.append(f"{kind} %{name}")
-    return {"elements": ELEMENTS, "places": "\n".join(places), "block": ", ".join([*block, "i64 %size"])}
+    return {
+        "elements": ELEMENTS,
+        "places": "\n".join(places),
+        "block": ", ".join([*block, "i64 %size", "i64 %first.at"]),
+    }

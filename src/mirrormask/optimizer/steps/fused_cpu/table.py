@@ -18,6 +18,7 @@ from mirrormask.machine.code import functions
 from mirrormask.machine.openmp import openmp
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
 from mirrormask.optimizer.steps.base import Now
+from mirrormask.optimizer.steps.fused_cpu.rounding import key_halves
 from mirrormask.optimizer.steps.fused_cpu.update import Rows, Update
 from mirrormask.optimizer.weights import SparseWeights
 
@@ -51,7 +52,8 @@ class _Kernel(NamedTuple):
 
 @functools.cache
 def _kernel(update: Update, nesterov: bool, masked: bool, momenta: bool) -> _Kernel:
-    name = f"sgd_{update.name}{'_nesterov' * nesterov}{'_masked' * masked}{'_still' * (not momenta)}"
+    kinds = {"narrow": update.narrow, "nesterov": nesterov, "masked": masked, "still": not momenta}
+    name = "_".join(["sgd", update.name, *(kind for kind, is_so in kinds.items() if is_so)])
     own, check = name, f"{name}_check"
     ir = update.ir(name, nesterov=nesterov, masked=masked, momenta=momenta)
     at = functions("sgd", ir, (own, f"{own}_team", check, f"{check}_team"))
@@ -93,7 +95,7 @@ class Table:
         self._threads = torch.get_num_threads()
         self._columns = update.columns(momenta=momenta)
         self._rates = [float(weights.state(p)["rate"]) if weights.holds(p) else 1.0 for p in self.parameters]
-        size, numbers = len(self.parameters), len(update.numbers) + 2
+        size, numbers = len(self.parameters), len(update.fields(momenta=momenta))
         pieces, starts = self._cut()
         self._pieces = _integers(itertools.chain.from_iterable(pieces))
         self._bounds = _integers([*starts, len(pieces)])
@@ -172,7 +174,9 @@ class Table:
         by_group = [float(self._base.options(group)["momentum"]) for group in range(len(now.lrs))]
         momenta = [by_group[group] for group in self.groups]
         rows = Rows(self.parameters, self.groups)
-        numbers = itertools.chain(lrs, momenta, *self.update.fill(rows, self._weights, self._base, now))
+        keys = [key_halves(now.clock.step, k) for k in range(len(rows.parameters))] if self.update.narrow else []
+        halves = zip(*keys, strict=True) if self.momenta else ()
+        numbers = itertools.chain(lrs, momenta, *self.update.fill(rows, self._weights, self._base, now), *halves)
         self._row.pack_into(self._numbers, 0, *numbers)
         self._run(_kernel(self.update, nesterov, masks is not None, self.momenta).step)
 

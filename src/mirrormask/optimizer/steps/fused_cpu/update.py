@@ -7,25 +7,25 @@ from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mirrormask.geometry import Geometry
 from mirrormask.geometry.base import steps_like
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
 from mirrormask.optimizer.steps.base import Now
+from mirrormask.optimizer.steps.fused_cpu.rounding import KEYS, RANDOM, load_narrow, store_narrow
 from mirrormask.optimizer.steps.fused_cpu.stream import STREAMED_PIECE, block_fields
 from mirrormask.optimizer.steps.fused_cpu.team import TEAM
 from mirrormask.optimizer.weights import SparseWeights
 
-__all__ = ["Rows", "Update", "float_literal", "load_lines"]
+__all__ = ["Rows", "Update", "float_literal"]
 
 #: The loop over one block. No two of its arrays overlap (noalias), so LLVM turns it into vector code by itself.
 BLOCK = """
 declare float @llvm.fma.f32(float, float, float)
 declare float @llvm.fabs.f32(float)
 declare float @llvm.rint.f32(float)
-declare float @llvm.minnum.f32(float, float)
-declare float @llvm.maxnum.f32(float, float)
 
 define internal void @{name}_block({parameters}) noinline {{
 entry:
@@ -82,6 +82,8 @@ done:
 #: first element and count each piece is; ``bad`` takes a flag a piece; ``bounds`` has the first piece of each share;
 #: ``stream`` is 1 where x is written past the caches.
 TASK = ("arrays", "numbers", "pieces", "bad", "parameters", "bounds", "shares", "thread_num", "num_threads", "stream")
+#: What a piece and a block are given at the end: of how many elements, the first of which is which of its parameter.
+PLACE = (("i64", "count"), ("i64", "first"))
 #: Those of them that are not addresses.
 COUNTS = ("parameters", "shares", "stream")
 
@@ -99,8 +101,8 @@ body:
   %place = mul i64 %r, 3
   %of.p = getelementptr i64, ptr %pieces, i64 %place
   %of = load i64, ptr %of.p
-  %start.p = getelementptr i64, ptr %of.p, i64 1
-  %start = load i64, ptr %start.p
+  %first.p = getelementptr i64, ptr %of.p, i64 1
+  %first = load i64, ptr %first.p
   %count.p = getelementptr i64, ptr %of.p, i64 2
   %count = load i64, ptr %count.p
   %bad.r = getelementptr i32, ptr %bad, i64 %r
@@ -118,7 +120,7 @@ ARRAY = """
   %{field}.j = add i64 %{field}.i, %of
   %{field}.p = getelementptr i64, ptr %arrays, i64 %{field}.j
   %{field}.0 = load ptr, ptr %{field}.p
-  %{field} = getelementptr {element}, ptr %{field}.0, i64 %start"""
+  %{field} = getelementptr {element}, ptr %{field}.0, i64 %first"""
 NUMBER = """
   %{field}.i = mul i64 %parameters, {index}
   %{field}.j = add i64 %{field}.i, %of
@@ -134,7 +136,11 @@ class Rows(NamedTuple):
 
 
 class Update(ABC):
-    """The update of one geometry under SGD: its arrays, its numbers and its loop body."""
+    """The update of one geometry under SGD: its arrays, its numbers and its loop body.
+
+    Args:
+        narrow: whether momenta are kept in bfloat16, see :mod:`mirrormask.optimizer.steps.fused_cpu.rounding`.
+    """
 
     #: A name for symbols.
     name: ClassVar[str]
@@ -151,6 +157,9 @@ class Update(ABC):
     streams: ClassVar[bool] = False
     #: Whether it snaps latents and momenta to zero in every step.
     snaps: ClassVar[bool] = False
+
+    def __init__(self, *, narrow: bool = False) -> None:
+        self.narrow = narrow
 
     def serves(self, geometry: Geometry) -> bool:
         """Whether this is the update of a geometry: :attr:`geometry`, or what changes nothing of its step."""
@@ -182,8 +191,40 @@ class Update(ABC):
 
     def columns(self, *, momenta: bool) -> tuple[str, ...]:
         """The arrays as they stand in a table, the mask last."""
-        kept = {"b" + name for name in self.latents or ("x",)}
+        kept = self.momenta
         return (*(name for name in self.arrays if momenta or name not in kept), "mask")
+
+    @property
+    def momenta(self) -> tuple[str, ...]:
+        """Which arrays are momenta."""
+        return tuple("b" + name for name in self.latents or ("x",))
+
+    def dtype(self, field: str) -> torch.dtype:
+        """Of what an array is."""
+        return torch.bfloat16 if self.narrow and field in self.momenta else torch.float32
+
+    def element(self, field: str) -> str:
+        """The same for LLVM."""
+        return "i8" if field == "mask" else "i16" if self.dtype(field) == torch.bfloat16 else "float"
+
+    def fields(self, *, momenta: bool) -> tuple[str, ...]:
+        """All numbers of a piece."""
+        return ("lr", "momentum", *self.numbers, *(KEYS if self.narrow and momenta else ()))
+
+    def loads(self, arrays: dict[str, str]) -> list[str]:
+        """IR that loads element ``%i`` of arrays, value -> array: ``%value.p`` is where it is, ``%value.0`` what it is.
+
+        Where one is narrow, ``%random`` is what it will be rounded with.
+        """
+        narrow = {value: array for value, array in arrays.items() if self.element(array) == "i16"}
+        wide = {value: array for value, array in arrays.items() if value not in narrow}
+        lines = [f"  %{value}.p = getelementptr float, ptr %{array}, i64 %i" for value, array in wide.items()]
+        lines += [f"  %{value}.0 = load float, ptr %{value}.p" for value in wide]
+        return lines + [load_narrow(*pair) for pair in narrow.items()] + ([RANDOM] if narrow else [])
+
+    def store(self, value: str, held: str, place: int = 0) -> str:
+        """IR that writes a momentum ``held`` to where ``value`` came from; half ``place`` of ``%random`` rounds."""
+        return store_narrow(value, held, place) if self.narrow else f"  store float {held}, ptr %{value}.p"
 
     def ir(self, name: str, *, nesterov: bool, masked: bool, momenta: bool = True) -> str:
         """LLVM IR of ``name(task, first, last)``, the update of every element of the pieces [first, last) of a table.
@@ -192,14 +233,14 @@ class Update(ABC):
         ``name_team(task)`` and ``name_check_team(task)`` are what a thread of a team does of it, see
         :data:`mirrormask.optimizer.steps.fused_cpu.team.TEAM`.
         """
-        numbers, columns = ("lr", "momentum", *self.numbers), self.columns(momenta=momenta)
+        numbers, columns = self.fields(momenta=momenta), self.columns(momenta=momenta)
         fields = {
-            field: ARRAY.format(field=field, index=index, element="i8" if field == "mask" else "float")
+            field: ARRAY.format(field=field, index=index, element=self.element(field))
             for index, field in enumerate(columns)
         } | {field: NUMBER.format(field=field, index=index) for index, field in enumerate(numbers)}
         kinds = [("ptr noalias", field) for field in columns] + [("float", field) for field in numbers]
-        parameters = ", ".join(f"{kind} %{field}" for kind, field in [*kinds, ("i64", "count")])
-        arguments = ", ".join(f"{kind.split()[0]} %{field}" for kind, field in [*kinds, ("i64", "count")])
+        parameters = ", ".join(f"{kind} %{field}" for kind, field in [*kinds, *PLACE])
+        arguments = ", ".join(f"{kind.split()[0]} %{field}" for kind, field in [*kinds, *PLACE])
         task = {
             field: f"  %{field}.t = getelementptr i64, ptr %task, i64 {index}\n"
             f"  %{field} = load {'i64' if field in COUNTS else 'ptr'}, ptr %{field}.t"
@@ -212,7 +253,9 @@ class Update(ABC):
         return "\n".join(
             (
                 BLOCK.format(name=name, parameters=parameters, body=body),
-                piece.format(name=name, parameters=parameters, arguments=arguments, **block_fields(kinds)),
+                piece.format(
+                    name=name, parameters=parameters, arguments=arguments, **block_fields(kinds, self.element)
+                ),
                 TABLE.format(name=name, loads=table, fields="".join(fields.values()), arguments=arguments),
                 TEAM.format(name=name, loads=team),
                 CHECK.format(name=name),
@@ -222,12 +265,6 @@ class Update(ABC):
                 TEAM.format(name=check, loads=team),
             )
         )
-
-
-def load_lines(arrays: dict[str, str]) -> list[str]:
-    """IR that loads element ``%i`` of arrays, value -> array: ``%value.p`` is where it is, ``%value.0`` what it is."""
-    lines = [f"  %{value}.p = getelementptr float, ptr %{array}, i64 %i" for value, array in arrays.items()]
-    return lines + [f"  %{value}.0 = load float, ptr %{value}.p" for value in arrays]
 
 
 def float_literal(value: float) -> str:
