@@ -131,9 +131,27 @@ def largest(scores: Scores, k: int) -> Tensor:
 
 
 def _largest(scores: Sequence[Scores], k: int) -> list[Tensor]:
+    if sum(score.numel() for score in scores) < keys.CHUNK and all(score.device.type == "cpu" for score in scores):
+        return _largest_of_few(scores, k)
     indices = consecutive(scores)
     cut = find_cut(scores, indices, k)
     return over_layers(cut.mask, scores, indices)
+
+
+def _largest_of_few(scores: Sequence[Scores], k: int) -> list[Tensor]:
+    """By one partition of all, where counting digits would be many calls over next to nothing."""
+    sizes = [score.numel() for score in scores]
+    dtype = common(score.dtype for score in scores)
+    parts = [to_keys(chunk).numpy() for chunk in all_chunks(scores, dtype)]
+    ranks = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+    kept = np.full(len(ranks), k > 0)
+    if 0 < k < len(ranks):
+        bound = np.partition(ranks, len(ranks) - k)[len(ranks) - k]
+        np.greater_equal(ranks, bound, out=kept)
+        ties = np.flatnonzero(ranks == bound)
+        kept[ties[len(ties) - (np.count_nonzero(kept) - k) :]] = False
+    masks = torch.split(torch.from_numpy(kept), sizes)
+    return [mask.view(score.shape).clone() for mask, score in zip(masks, scores, strict=True)]
 
 
 def _largest_of_all(scores: Sequence[Scores], k: int) -> list[Tensor]:
@@ -212,7 +230,7 @@ def select(scores: Sequence[Scores], sparsity: float, allocation: str = "global"
         return _largest_of_each(there, counts) if len(there) == len(scores) else over_layers(largest, scores, counts)
     keep = keep_count(sum(score.numel() for score in scores), sparsity)
     masks, least = _largest_of_all(scores, keep), floors(shapes, sparsity, floor)
-    if all(living >= k for living, k in zip(count_each(masks), least, strict=True)):
+    if not any(least) or all(living >= k for living, k in zip(count_each(masks), least, strict=True)):
         return masks
     tensors = [score for score in scores if isinstance(score, Tensor)]
     assert len(tensors) == len(scores), "a floor asks for scores that are there"
