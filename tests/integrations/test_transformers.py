@@ -155,6 +155,25 @@ def test_the_best_model_is_the_best_of_those_with_the_last_mask(tmp_path):
     assert mm.sparsity(one.model).nonzeros == round(0.2 * mm.sparsity(one.model).numel)
 
 
+def test_the_best_model_is_the_same_however_evaluations_come_about_and_after_a_resume(tmp_path):
+    """Asked for by a callback behind ours; and with a checkpoint between the last mask and its first evaluation."""
+
+    class Ask(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_evaluate = state.global_step % 4 == 0
+
+    method, options = mm.methods.gmp(0.8, end_at=0.5), {"metric_for_best_model": "worse", "greater_is_better": False}
+    options |= {"save_strategy": "steps", "save_steps": 6, "eval_steps": 4}  # the mask of this gmp is final at step 6
+    one = trainer_of(tmp_path, SparsityCallback(method), Ask(), trainer=Worse, **options)
+    one.train()
+    assert one.state.best_global_step == 8
+    options["eval_strategy"] = "steps"
+    again = trainer_of(tmp_path / "b", SparsityCallback(method), trainer=Worse, **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert again.state.best_global_step == 8
+    assert same(one.model, again.model)
+
+
 def test_patience_does_not_end_a_training_while_the_mask_changes(tmp_path):
     stop = EarlyStoppingCallback(early_stopping_patience=2)
     one = trainer_of(tmp_path, stop, SparsityCallback(mm.methods.gmp(0.8, end_at=0.5)), trainer=Worse, **BEST)
