@@ -173,8 +173,8 @@ def moment_of(model: nn.Module, stage: Stage, batches: Sequence[Any], forward: F
                     feed(model, batch, forward)
     if not places:
         raise ValueError(
-            f"no example reaches {layer.name!r} any more, since the layers before it are pruned; give more batches, leave "
-            "it out with weights=, lower the sparsity, or use a method that changes less"
+            f"no example reaches {layer.name!r} any more, since the layers before it are pruned; give more batches, "
+            "leave it out with weights=, lower the sparsity, or use a method that changes less"
         )
     if not bool(total.isfinite().all()):
         raise ValueError(
