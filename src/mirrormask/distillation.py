@@ -227,8 +227,8 @@ def distill(
     Args:
         student: the network in training; dense, sparse, or becoming so.
         teacher: the one to learn from, often a copy of the student before it is sparse; it is not changed.
-        temperature: T, in [0.001, 10000]: the larger, the more the teacher's small probabilities count; 2 to 4 is usual. None
-            leaves out the logits.
+        temperature: T, in [0.001, 10000]: the larger, the more the teacher's small probabilities count; 2 to 4 is
+            usual. None leaves out the logits.
         features: names of modules whose outputs shall agree, ``["encoder.layer.5"]``, or a mapping from the student's
             to the teacher's. A tuple's first tensor counts, and the last output of a module that runs more than once.
         feature_weight: in [0, inf).
