@@ -50,10 +50,8 @@ def test_each_kind_of_file(tmp_path, kind):
     elif kind == "within":
         torch.save({"epoch": 3, "state_dict": state}, path)
     elif kind == "own key":  # beside an optimizer's state, as scripts save it
-        optimizer = torch.optim.SGD(source.parameters(), lr=0.1, momentum=0.9)
-        source(torch.randn(3, 6)).sum().backward()
-        optimizer.step()
-        torch.save({"net": state, "acc": torch.tensor(9.0), "optimizer": optimizer.state_dict()}, path)
+        optimizer = {"state": {i: {"momentum_buffer": value} for i, value in enumerate(state.values())}}
+        torch.save({"net": state, "acc": torch.tensor(9.0), "optimizer": {**optimizer, "param_groups": []}}, path)
     elif kind == "sharded":
         places = {name: f"part-{i % 2}.bin" for i, name in enumerate(state)}
         for part in set(places.values()):
@@ -141,6 +139,13 @@ def test_a_file_that_would_run_code_and_one_that_is_none(tmp_path, capsys):
     torch.save({"0.weight": Evil()}, tmp_path / "net.pt")
     with pytest.raises(ValueError, match="holds no plain state dict"):
         init.initialise(net(), str(tmp_path / "net.pt"), name="net", classes=5)
+    torch.save(Other(), tmp_path / "net.pt")
+    with pytest.raises(ValueError, match=r"holds no plain state dict but a \S+\.Other of Python's"):
+        init.initialise(net(), str(tmp_path / "net.pt"), name="net", classes=5)
+    for junk in (b"", b"junk", b"PK\3\4", b"\x80\2"):
+        (tmp_path / "net.pt").write_bytes(junk)
+        with pytest.raises(ValueError, match=r"net.pt' holds no plain state dict but"):
+            init.read(tmp_path / "net.pt")
     assert capsys.readouterr().out == ""
     with pytest.raises(ValueError, match=r"is not a file; give a state dict"):
         init.initialise(net(), str(tmp_path / "no.pt"), name="net", classes=5)

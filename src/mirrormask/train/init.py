@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -88,9 +88,13 @@ def read(path: Path) -> dict[str, Tensor]:
         return dict(storage.load(path))
     try:
         held: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # an unpickler, on any bytes
+        objects = re.findall(r"GLOBAL (\S+)", str(error))
+        reason = (
+            f"a {objects[0]} of Python's" if objects else f"{type(error).__name__} ({str(error).partition(chr(10))[0]})"
+        )
         raise ValueError(
-            f"{str(path)!r} holds no plain state dict: {str(error).splitlines()[0]}; save one with "
+            f"{str(path)!r} holds no plain state dict but {reason}, and nothing in a file is run; save one with "
             "torch.save(model.state_dict(), path)"
         ) from error
     tensors = _state_dict(held)

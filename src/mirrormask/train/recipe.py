@@ -227,6 +227,10 @@ class Teacher:
     def __post_init__(self) -> None:
         checks.check_number("teacher.temperature", self.temperature, low=1e-3, high=1e4)  # as mm.distill
         checks.check_number("teacher.weight", self.weight, low=0.0, high=1.0, open_low=True)
+        for name in ("temperature", "weight"):
+            value = getattr(self, name)
+            if self.name is None and value != getattr(Teacher, name):
+                raise ValueError(f"teacher.{name}={value} has no effect without a teacher; name one: --teacher PATH")
 
 
 @dataclass(frozen=True)
