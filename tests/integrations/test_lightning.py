@@ -159,6 +159,8 @@ def test_the_scheduler_drives_the_wrapped_optimizer(tmp_path):
         warnings.filterwarnings("error", message=".*lr_scheduler.step.*")
         trainer_of(tmp_path, Rates(), SparsityCallback(METHOD)).fit(Module(), loader())
     assert rates == expected
+    with pytest.warns(UserWarning, match="the scheduler must come to its end within 4 steps, not 12"):
+        trainer_of(tmp_path, SparsityCallback(mm.methods.lrr(0.8, prunings=2))).fit(Module(), loader())
 
 
 def test_the_final_mask_is_there_before_the_last_validation_and_checkpoint(tmp_path):

@@ -86,6 +86,21 @@ def test_the_scheduler_drives_the_wrapped_optimizer_whoever_built_it(tmp_path):
     assert callback.optimizer.param_groups[0]["lr"] == 0.0  # linear, to the end
 
 
+def test_the_scheduler_of_a_method_in_rounds_is_one_of_a_round(tmp_path):
+    """Its rates come again in every round, each of which ends where a whole training does; and they are logged."""
+    method = mm.methods.lrr(0.8, prunings=2)
+    one = trainer_of(tmp_path, callback := SparsityCallback(method))
+    one.train()
+    assert callback.optimizer.round_steps == 4
+    rates = [row["learning_rate"] for row in one.state.log_history if "learning_rate" in row]
+    assert rates == pytest.approx([5e-3 * (1 - step % 4 / 4) for step in range(12)])
+    model = bert()
+    base = torch.optim.SGD(model.parameters(), lr=0.4)
+    given = (base, torch.optim.lr_scheduler.LinearLR(base, 1.0, 0.0, total_iters=12))
+    with pytest.warns(UserWarning, match="the scheduler must come to its end within 4 steps, not 12"):
+        trainer_of(tmp_path, SparsityCallback(method), model=model, optimizers=given).train()
+
+
 def test_the_final_mask_is_there_before_the_last_evaluation_and_checkpoint(tmp_path):
     counts = []
 

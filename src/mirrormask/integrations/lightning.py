@@ -11,7 +11,7 @@ import torch
 from mirrormask import checks
 from mirrormask.integrations.callback import Sparsifying
 from mirrormask.integrations.schedulers import drive, release
-from mirrormask.integrations.wrapping import finish, mask_print, zero_share
+from mirrormask.integrations.wrapping import finish, mask_print, warn_of_rounds, zero_share
 from mirrormask.masks.saliency import Loss
 from mirrormask.methods import Method
 from mirrormask.optimizer import SparseOptimizer, apply_masks
@@ -129,6 +129,7 @@ class SparsityCallback(Sparsifying, Callback):
         self._optimizer = self.wrapping.wrap(pl_module, base, steps)
         for scheduler in schedulers:
             drive(scheduler, base, self._optimizer)
+            warn_of_rounds(self._optimizer)
         trainer.strategy.optimizers = [self._optimizer]
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from mirrormask import checks
 from mirrormask.integrations.callback import Sparsifying
 from mirrormask.integrations.schedulers import drive, release
-from mirrormask.integrations.wrapping import finish, mask_print, zero_share
+from mirrormask.integrations.wrapping import finish, mask_print, rate_again, warn_of_rounds, zero_share
 from mirrormask.optimizer import SparseOptimizer
 from mirrormask.optimizer.arguments import unwrapped
 
@@ -81,12 +81,16 @@ class SparsityCallback(Sparsifying, TrainerCallback):  # type: ignore[misc]
             self._wrap(trainer, num_training_steps)
             if trainer.lr_scheduler is not None and before is not self._optimizer:
                 drive(trainer.lr_scheduler, before, self.optimizer)
-            return create_scheduler(num_training_steps, None if optimizer is None else trainer.optimizer)
+                warn_of_rounds(self.optimizer)
+            return create_scheduler(self.optimizer.round_steps, None if optimizer is None else trainer.optimizer)
 
         @functools.wraps(log)
         def tell(logs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
             if self._optimizer is not None:
                 logs = {**logs, "sparsity": zero_share(self._optimizer)}
+                rate = rate_again(self._optimizer)
+                if rate is not None and "learning_rate" in logs:
+                    logs["learning_rate"] = rate
             known = len(trainer.state.log_history)
             told = log(logs, *args, **kwargs)
             if self._optimizer is not None:
