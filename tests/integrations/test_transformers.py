@@ -235,6 +235,24 @@ def test_training_goes_on_after_the_end_with_the_mask_kept(tmp_path):
     assert all(torch.equal(p == 0, zeros[n]) for n, p in one.model.named_parameters() if n.endswith("query.weight"))
 
 
+def test_scores_that_read_data_take_batches_as_the_model_does(tmp_path):
+    batch = {key: torch.tensor([row[key] for row in ROWS[:16]]) for key in ("input_ids", "labels")}
+    pair = (batch["input_ids"], batch["labels"])
+    pairs = {"batches": [pair], "loss_fn": lambda output, y: torch.nn.functional.cross_entropy(output.logits, y)}
+    masks = []
+    for score in ("snip", "wanda"):
+        for data in ({"batches": [batch]}, pairs):
+            model = bert().eval()
+            method = mm.Method(mm.geometry.Euclidean(), mm.decay.ConstantDecay(0.0), mm.masks.AtStart(0.8, score=score))
+            base = torch.optim.SGD(model.parameters(), lr=0.1)
+            masks.append(mm.sparsify(model, base, method, steps=2, **data).masks)
+    for one, two in (masks[:2], masks[2:]):
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    with pytest.raises(ValueError, match="without a loss for a batch of input_ids; put the labels into the batch"):
+        base = torch.optim.SGD((model := bert()).parameters(), lr=0.1)
+        mm.sparsify(model, base, mm.methods.snip(0.8), steps=2, batches=[{"input_ids": pair[0]}])
+
+
 def test_the_score_reaches_the_method_and_a_trainer_without_the_callback_is_as_ever(tmp_path):
     scores = iter([0.5, 0.6, 0.7])
     callback = SparsityCallback(mm.methods.pilot(0.8), score=lambda: next(scores))
