@@ -206,6 +206,8 @@ def test_a_resume_in_the_middle_of_an_epoch_keeps_no_model_of_an_older_mask(tmp_
     trainer_of(tmp_path, SparsityCallback(method), best[0], each, max_epochs=3).fit(Module(), data[0], loader())
     one = trainer_of(tmp_path, SparsityCallback(method), best[1], max_epochs=3)
     one.fit(Module(), data[1], loader(), ckpt_path=tmp_path / "step=10.ckpt")
+    with pytest.warns(UserWarning, match=r"add the following callbacks: .*SparsityCallback"):
+        trainer_of(tmp_path, max_epochs=3).fit(Module(), data[1], ckpt_path=tmp_path / "step=10.ckpt")
     assert ["/best/epoch=1" in saving.best_model_path for saving in best] == [True, True]
 
 

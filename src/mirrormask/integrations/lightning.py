@@ -27,8 +27,8 @@ else:
 
 __all__ = ["SparsityCallback", "stepping_batches"]
 
-#: In a checkpoint: the mask that the metrics in it belong to.
-MASK = "mirrormask"
+#: In this callback's part of a checkpoint: the mask that the metrics in it belong to.
+MASK = "mask"
 
 
 class SparsityCallback(Sparsifying, Callback):
@@ -142,9 +142,9 @@ class SparsityCallback(Sparsifying, Callback):
             )
         self._print = self._loaded or mask_print(optimizer)
 
-    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The mask that a checkpoint's metrics belong to may have changed between their validation and the saving."""
-        self._loaded = checkpoint.get(MASK, "")
+        self._loaded = state_dict[MASK]
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """An average that takes the model's place for an epoch of statistics gets the final mask first."""
@@ -193,7 +193,10 @@ class SparsityCallback(Sparsifying, Callback):
         """A checkpoint after the end is sparse, even where a callback has put an average of weights into it."""
         if self._optimizer is None or not self._trained(pl_module):
             return
-        checkpoint[MASK] = self._print
+        # Not by state_dict(): of two callbacks that have one Lightning would say first that their keys are alike. That
+        # it is there at all lets Lightning warn whoever goes on without this callback.
+        if "callbacks" in checkpoint:
+            checkpoint["callbacks"][self.state_key] = {MASK: self._print}
         if not self._optimizer.finalized:
             return
         tensors = checkpoint["state_dict"]
