@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import mirrormask as mm
-from mirrormask.distillation import feature_loss
+from mirrormask.distillation import feature_loss, logit_loss
 
 
 class Counted(nn.Sequential):
@@ -55,6 +55,23 @@ def test_a_student_like_its_teacher_has_nothing_to_learn():
     loss.backward()
     assert abs(float(loss.detach())) < 1e-6
     assert all(p.grad.abs().max() < 1e-6 for p in student.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_outputs_in_half_precision_are_compared_in_single(dtype):
+    student = 300 * torch.randn(5, 60, generator=torch.Generator().manual_seed(0)).to(dtype)  # squares pass float16
+    teacher = student + student.roll(1)
+    for loss in (lambda s, t: logit_loss(s, t, 100.0), feature_loss):
+        assert torch.equal(loss(student, teacher), loss(student.float(), teacher.float()))
+
+
+def test_a_student_that_was_compiled_and_has_run_is_heard():
+    student, teacher = pair()
+    student, x = nn.Sequential(*student), torch.randn(5, 6)
+    compiled = torch.compile(student, backend="eager")
+    compiled(x)
+    distill = mm.distill(compiled, teacher, temperature=None, features={"_orig_mod.0": "0"})
+    torch.testing.assert_close(distill(compiled(x), x), feature_loss(student[0](x), teacher[0](x)))
 
 
 def test_features_a_token_and_a_pixel():
@@ -175,7 +192,8 @@ BAD = {
     "no module": (lambda s: "x", {}, TypeError, "teacher='x'"),
     "itself": (lambda s: s, {}, ValueError, "copy.deepcopy"),
     "a part of it": (lambda s: nn.Sequential(s[0]), {}, ValueError, "shares parameters"),
-    "temperature": (lambda s: pair()[1], {"temperature": 0.0}, ValueError, r"temperature=0.0 is outside \(0"),
+    "temperature": (lambda s: pair()[1], {"temperature": 0.0}, ValueError, r"temperature=0.0 is outside \[0.001"),
+    "hot": (lambda s: pair()[1], {"temperature": 1e30}, ValueError, r"temperature=1e\+30 is outside \[0.001, 10000\]"),
     "nothing to learn": (lambda s: pair()[1], {"temperature": None}, ValueError, "nothing is left to learn"),
     "weight": (lambda s: pair()[1], {"feature_weight": -1.0}, ValueError, "feature_weight=-1.0"),
     "one name": (lambda s: pair()[1], {"features": "0"}, TypeError, r"pass \['0'\]"),
@@ -200,12 +218,13 @@ def test_bad_input_is_refused_at_once(case):
         (narrow(), {"features": ["0"]}, r"'0' of the student is \(5, 8\), '0' of the teacher \(5, 5\)"),
         (nn.GRU(6, 3), {"temperature": None, "features": {"1": "inner"}}, "no module 'inner'"),
         (nn.Linear(6, 3), {"classes": 0}, r"output \(1, 3\) has one class along dimension 0"),
+        (nn.Linear(6, 3), {"classes": 2}, r"output \(5, 3\) has no dimension 2 of classes; pass logits, not a loss"),
         (Counted(*narrow()), {"features": {"1": "2"}}, r"'2' of the teacher \(5, 3\)"),
     ],
 )
 def test_what_differs_in_shape_is_refused_at_the_first_call(teacher, options, match):
     student, _ = pair()
-    x = torch.randn(1 if "classes" in options else 5, 6)
+    x = torch.randn(1 if options.get("classes") == 0 else 5, 6)
     with pytest.raises(ValueError, match=match):
         mm.distill(student, teacher, **{"temperature": 2.0, **options})(student(x), x)
 

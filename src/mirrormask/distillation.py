@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 import weakref
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -22,14 +23,20 @@ Features = Sequence[str] | Mapping[str, str]
 #: The least that a token's squared norm counts as, as a share of the mean: padding may be next to zero.
 FLOOR = 1e-3
 
+#: Below, the teacher's probabilities are 0 and 1; above, the differences of float32 probabilities are rounding.
+TEMPERATURES = (1e-3, 1e4)
+
 
 def logit_loss(student: Tensor, teacher: Tensor, temperature: float, classes: int = -1) -> Tensor:
     """``T² KL(softmax(teacher / T) ‖ softmax(student / T))``, summed over classes and averaged over all else.
 
     Args:
         student, teacher: logits of one shape.
-        temperature: T, in (0, inf).
+        temperature: T, in [0.001, 10000].
         classes: the dimension of the classes.
+
+    Returns:
+        A scalar, float32 or, for float64 logits, float64.
 
     Example:
         >>> round(float(logit_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 2.0]]), 2.0)), 4)
@@ -37,8 +44,10 @@ def logit_loss(student: Tensor, teacher: Tensor, temperature: float, classes: in
 
     Source: Hinton, Vinyals and Dean 2015, arXiv 1503.02531, section 2 and 2.1 (for the factor T²).
     """
-    ours = F.log_softmax(student / temperature, classes)
-    theirs = F.log_softmax(teacher.to(student.dtype) / temperature, classes)
+    # A difference of logarithms of nearly the same size is rounding in half precision.
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    ours = F.log_softmax(student.to(dtype) / temperature, classes)
+    theirs = F.log_softmax(teacher.to(dtype) / temperature, classes)
     return temperature**2 * F.kl_div(ours, theirs, reduction="none", log_target=True).sum(classes).mean()
 
 
@@ -57,7 +66,8 @@ def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
     token counts more for being larger.
     """
     channels = -1 if student.dim() <= 3 else 1
-    theirs = teacher.to(student.dtype)
+    dtype = torch.promote_types(student.dtype, torch.float32)  # squares overflow in half precision
+    student, theirs = student.to(dtype), teacher.to(dtype)
     size = theirs.square().sum(channels)
     floor = FLOOR * size.mean() + torch.finfo(size.dtype).tiny
     return ((student - theirs).square().sum(channels) / torch.maximum(size, floor)).mean()
@@ -91,7 +101,7 @@ class Distillation:
                 "the teacher shares parameters with the student, and would change with it; pass copy.deepcopy(model)"
             )
         if temperature is not None:
-            check_number("temperature", temperature, low=0.0, open_low=True)
+            check_number("temperature", temperature, low=TEMPERATURES[0], high=TEMPERATURES[1])
         check_number("feature_weight", feature_weight, low=0.0)
         check_int("classes", classes, low=-10)
         if temperature is None and not features:
@@ -108,6 +118,8 @@ class Distillation:
         self._ours: dict[str, Tensor] = {}
         self._theirs: dict[str, Tensor] = {}
         modules = [(_module(student, "student", name), _module(teacher, "teacher", pairs[name])) for name in pairs]
+        if modules and "torch._dynamo" in sys.modules:
+            torch.compiler.reset()  # code that was compiled before hooks were set, for any module alike, calls none
         handles = []
         for name, (ours, theirs) in zip(pairs, modules, strict=True):
             handles.append(ours.register_forward_hook(_Catch(name, self._ours, learning=True)))
@@ -134,7 +146,7 @@ class Distillation:
         if missing:
             raise ValueError(
                 f"the student has not computed {few(missing)} since the last call; run it, in training and with "
-                "gradients, on each batch before this loss (torch.compile it after mm.distill)"
+                "gradients, on each batch before this loss; of checkpointed parts none but use_reentrant=False counts"
             )
         target = self._teach(args, kwargs)
         missing = [self.pairs[name] for name in self.pairs if name not in theirs]
@@ -148,6 +160,11 @@ class Distillation:
                     f"the student's output is {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}; both need "
                     "the same classes in the same order: exchange the head of one, or pass temperature=None with "
                     "features="
+                )
+            if not -student.dim() <= self.classes < student.dim():
+                raise ValueError(
+                    f"the output {tuple(student.shape)} has no dimension {self.classes} of classes; pass logits, not a "
+                    "loss, or name their dimension with classes="
                 )
             if student.shape[self.classes] == 1:
                 raise ValueError(
@@ -210,8 +227,8 @@ def distill(
     Args:
         student: the network in training; dense, sparse, or becoming so.
         teacher: the one to learn from, often a copy of the student before it is sparse; it is not changed.
-        temperature: T, in (0, inf): the larger, the more the teacher's small probabilities count; 2 to 4 is usual. None
-            leaves out the logits.
+        temperature: T, in [0.001, 10000]: the larger, the more the teacher's small probabilities count; 2 to 4 is
+            usual. None leaves out the logits.
         features: names of modules whose outputs shall agree, ``["encoder.layer.5"]``, or a mapping from the student's
             to the teacher's. A tuple's first tensor counts, and the last output of a module that runs more than once.
         feature_weight: in [0, inf).

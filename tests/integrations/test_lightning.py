@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import (
     EarlyStopping,
     EMAWeightAveraging,
     GradientAccumulationScheduler,
+    LearningRateFinder,
     ModelCheckpoint,
     StochasticWeightAveraging,
 )
@@ -158,6 +159,8 @@ def test_the_scheduler_drives_the_wrapped_optimizer(tmp_path):
         warnings.filterwarnings("error", message=".*lr_scheduler.step.*")
         trainer_of(tmp_path, Rates(), SparsityCallback(METHOD)).fit(Module(), loader())
     assert rates == expected
+    with pytest.warns(UserWarning, match="the scheduler must come to its end within 4 steps, not 12"):
+        trainer_of(tmp_path, SparsityCallback(mm.methods.lrr(0.8, prunings=2))).fit(Module(), loader())
 
 
 def test_the_final_mask_is_there_before_the_last_validation_and_checkpoint(tmp_path):
@@ -192,6 +195,35 @@ def test_resume_is_bit_for_bit(tmp_path, epochs, where):
     assert len(again.seen) == {"epoch=1": 6, "step=8": 10}[where]
     assert whole.seen[-len(again.seen) :] == again.seen
     assert same(whole, again)
+
+
+def test_a_resume_in_the_middle_of_an_epoch_keeps_no_model_of_an_older_mask(tmp_path):
+    """The mask is final at step 9 of 18, in epoch 1; the checkpoint of step 10 is between that and a validation."""
+    method = mm.methods.gmp(0.8, end_at=0.5)
+    each = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=10)
+    best = [ModelCheckpoint(tmp_path / "best", filename="{epoch}", monitor="worse") for _ in range(2)]
+    data = [Resumable(torch.utils.data.ConcatDataset([loader(8).dataset] * 6), 8) for _ in range(2)]
+    trainer_of(tmp_path, SparsityCallback(method), best[0], each, max_epochs=3).fit(Module(), data[0], loader())
+    one = trainer_of(tmp_path, SparsityCallback(method), best[1], max_epochs=3)
+    one.fit(Module(), data[1], loader(), ckpt_path=tmp_path / "step=10.ckpt")
+    with pytest.warns(UserWarning, match=r"add the following callbacks: .*SparsityCallback"):
+        trainer_of(tmp_path, max_epochs=3).fit(Module(), data[1], ckpt_path=tmp_path / "step=10.ckpt")
+    assert ["/best/epoch=1" in saving.best_model_path for saving in best] == [True, True]
+
+
+def test_a_learning_rate_finder_beside_the_callback(tmp_path):
+    class Found(Bare):
+        lr = 0.1
+
+        def base(self):
+            return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+    module = Found()
+    finder, callback = LearningRateFinder(num_training_steps=20), SparsityCallback(METHOD)
+    trainer_of(tmp_path, callback, finder, max_epochs=3).fit(module, loader())
+    assert callback.optimizer.step_count == 18
+    assert callback.optimizer.param_groups[0]["lr"] == module.lr != 0.1
+    assert mm.sparsity(module).nonzeros == KEEP
 
 
 def test_a_checkpoint_without_the_optimizer_is_refused(tmp_path):

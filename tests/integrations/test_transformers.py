@@ -86,6 +86,21 @@ def test_the_scheduler_drives_the_wrapped_optimizer_whoever_built_it(tmp_path):
     assert callback.optimizer.param_groups[0]["lr"] == 0.0  # linear, to the end
 
 
+def test_the_scheduler_of_a_method_in_rounds_is_one_of_a_round(tmp_path):
+    """Its rates come again in every round, each of which ends where a whole training does; and they are logged."""
+    method = mm.methods.lrr(0.8, prunings=2)
+    one = trainer_of(tmp_path, callback := SparsityCallback(method))
+    one.train()
+    assert callback.optimizer.round_steps == 4
+    rates = [row["learning_rate"] for row in one.state.log_history if "learning_rate" in row]
+    assert rates == pytest.approx([5e-3 * (1 - step % 4 / 4) for step in range(12)])
+    model = bert()
+    base = torch.optim.SGD(model.parameters(), lr=0.4)
+    given = (base, torch.optim.lr_scheduler.LinearLR(base, 1.0, 0.0, total_iters=12))
+    with pytest.warns(UserWarning, match="the scheduler must come to its end within 4 steps, not 12"):
+        trainer_of(tmp_path, SparsityCallback(method), model=model, optimizers=given).train()
+
+
 def test_the_final_mask_is_there_before_the_last_evaluation_and_checkpoint(tmp_path):
     counts = []
 
@@ -155,6 +170,25 @@ def test_the_best_model_is_the_best_of_those_with_the_last_mask(tmp_path):
     assert mm.sparsity(one.model).nonzeros == round(0.2 * mm.sparsity(one.model).numel)
 
 
+def test_the_best_model_is_the_same_however_evaluations_come_about_and_after_a_resume(tmp_path):
+    """Asked for by a callback behind ours; and with a checkpoint between the last mask and its first evaluation."""
+
+    class Ask(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_evaluate = state.global_step % 4 == 0
+
+    method, options = mm.methods.gmp(0.8, end_at=0.5), {"metric_for_best_model": "worse", "greater_is_better": False}
+    options |= {"save_strategy": "steps", "save_steps": 6, "eval_steps": 4}  # the mask of this gmp is final at step 6
+    one = trainer_of(tmp_path, SparsityCallback(method), Ask(), trainer=Worse, **options)
+    one.train()
+    assert one.state.best_global_step == 8
+    options["eval_strategy"] = "steps"
+    again = trainer_of(tmp_path / "b", SparsityCallback(method), trainer=Worse, **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert again.state.best_global_step == 8
+    assert same(one.model, again.model)
+
+
 def test_patience_does_not_end_a_training_while_the_mask_changes(tmp_path):
     stop = EarlyStoppingCallback(early_stopping_patience=2)
     one = trainer_of(tmp_path, stop, SparsityCallback(mm.methods.gmp(0.8, end_at=0.5)), trainer=Worse, **BEST)
@@ -199,6 +233,24 @@ def test_training_goes_on_after_the_end_with_the_mask_kept(tmp_path):
     one.train()
     assert not torch.equal(before, one.model.classifier.weight)
     assert all(torch.equal(p == 0, zeros[n]) for n, p in one.model.named_parameters() if n.endswith("query.weight"))
+
+
+def test_scores_that_read_data_take_batches_as_the_model_does(tmp_path):
+    batch = {key: torch.tensor([row[key] for row in ROWS[:16]]) for key in ("input_ids", "labels")}
+    pair = (batch["input_ids"], batch["labels"])
+    pairs = {"batches": [pair], "loss_fn": lambda output, y: torch.nn.functional.cross_entropy(output.logits, y)}
+    masks = []
+    for score in ("snip", "wanda"):
+        for data in ({"batches": [batch]}, pairs):
+            model = bert().eval()
+            method = mm.Method(mm.geometry.Euclidean(), mm.decay.ConstantDecay(0.0), mm.masks.AtStart(0.8, score=score))
+            base = torch.optim.SGD(model.parameters(), lr=0.1)
+            masks.append(mm.sparsify(model, base, method, steps=2, **data).masks)
+    for one, two in (masks[:2], masks[2:]):
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    with pytest.raises(ValueError, match="without a loss for a batch of input_ids; put the labels into the batch"):
+        base = torch.optim.SGD((model := bert()).parameters(), lr=0.1)
+        mm.sparsify(model, base, mm.methods.snip(0.8), steps=2, batches=[{"input_ids": pair[0]}])
 
 
 def test_the_score_reaches_the_method_and_a_trainer_without_the_callback_is_as_ever(tmp_path):

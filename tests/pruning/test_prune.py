@@ -291,6 +291,17 @@ class Unused(nn.Module):
         return self.used(x)
 
 
+class Empty(Unused):
+    def forward(self, x):  # as an expert to which no token is sent
+        return self.used(x) + self.unused(x[:0]).sum()
+
+
+class Routed(Unused):
+    def forward(self, x):
+        whole = ((self.used(x) - self.used.bias) != 0).all(1)
+        return self.unused(x[whole])
+
+
 class Padded(nn.Conv2d):
     """As those of networks converted from TensorFlow."""
 
@@ -342,6 +353,9 @@ BAD = {
     "not finite inside": (explodes, {}, ValueError, "input of '2.weight' in batch 0 is not finite"),
     "weights not finite": (infinite, {}, ValueError, "2.weight is not finite"),
     "unreached": (Unused, {}, ValueError, "no batch reaches unused.weight"),
+    "without examples": (Empty, {}, ValueError, "no batch reaches unused.weight"),
+    "empty batches": (mlp, {"batches": [torch.zeros(0, 12)]}, ValueError, "no batch reaches 0.weight, 2.weight"),
+    "emptied by pruning": (Routed, {"sparsity": 0.95}, ValueError, "no example reaches 'unused.weight' any more"),
     "kind": (lambda: nn.LSTM(12, 4), {}, ValueError, "weight_ih_l0, weight_hh_l0 are not"),
     "own forward": (
         lambda: nn.Sequential(Padded(3, 4, 2)),

@@ -129,6 +129,33 @@ def test_images_of_several_sizes_are_named_and_can_be_resized(birds):
     assert data.load(Data(f"folder:{birds}", size=4)).train.x.shape == (9, 3, 4, 4)
 
 
+def test_images_look_as_viewers_show_them(birds):
+    """Upright; 16 bits of grey as 8 and not cut off at 255; what is transparent on white, whatever lies below it."""
+    crow, ramp = birds / "train" / "crow", np.arange(30).reshape(6, 5)
+    for path in crow.iterdir():
+        path.unlink()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise
+    Image.fromarray(np.rot90(ramp).astype(np.uint8)).save(crow / "0.png", exif=exif)
+    Image.fromarray((ramp * 2000).astype(np.uint16)).save(crow / "1.png")
+    Image.fromarray((ramp * 2000).astype(np.uint16)).save(crow / "2.tif")
+    (crow / "3.pgm").write_bytes(b"P5 5 6 65535 " + (ramp * 2000).astype(">u2").tobytes())
+    clear = np.stack([ramp * 0, ramp * 0, ramp * 0, np.where(ramp < 15, 0, 255)], 2).astype(np.uint8)
+    Image.fromarray(clear).save(crow / "4.png")
+    Image.fromarray(clear).quantize(4).save(crow / "5.png")  # a palette with a transparent colour
+    x = data.load(Data(f"folder:{birds}")).train.x[:6]
+    assert torch.equal(x, x[:, :1].expand_as(x))
+    assert x[0, 0].tolist() == ramp.tolist()
+    for index in (1, 2, 3):
+        assert x[index, 0].tolist() == (ramp * 2000 // 256).tolist()
+    for index in (4, 5):
+        assert x[index, 0].tolist() == np.where(ramp < 15, 255, 0).tolist()
+    Image.fromarray((ramp / 30).astype(np.float32)).save(crow / "6.tif")
+    Image.fromarray(ramp.astype(np.int32)).save(crow / "7.tif")
+    with pytest.raises(ValueError, match=r"6.tif: it holds real numbers(?s:.*)7.tif: it holds integers of 32 bits"):
+        data.load(Data(f"folder:{birds}"))
+
+
 def test_every_unreadable_image_is_named_in_one_error(birds):
     (birds / "train" / "crow" / "bad.png").write_bytes(b"no image")
     whole = (birds / "test" / "wren" / "0.png").read_bytes()

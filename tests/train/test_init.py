@@ -1,5 +1,7 @@
 """The weights that a network starts from: which tensor of a file goes where, and what is refused."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -37,7 +39,7 @@ WRAPPED = {
 }
 
 
-@pytest.mark.parametrize("kind", ["pt", "within", *WRAPPED, "safetensors", "sparse"])
+@pytest.mark.parametrize("kind", ["pt", "within", "own key", *WRAPPED, "safetensors", "sharded", "sparse"])
 def test_each_kind_of_file(tmp_path, kind):
     torch.manual_seed(0)
     source, model = net(), net()
@@ -47,6 +49,15 @@ def test_each_kind_of_file(tmp_path, kind):
         torch.save(state, path)
     elif kind == "within":
         torch.save({"epoch": 3, "state_dict": state}, path)
+    elif kind == "own key":  # beside an optimizer's state, as scripts save it
+        optimizer = {"state": {i: {"momentum_buffer": value} for i, value in enumerate(state.values())}}
+        torch.save({"net": state, "acc": torch.tensor(9.0), "optimizer": {**optimizer, "param_groups": []}}, path)
+    elif kind == "sharded":
+        places = {name: f"part-{i % 2}.bin" for i, name in enumerate(state)}
+        for part in set(places.values()):
+            torch.save({name: value for name, value in state.items() if places[name] == part}, tmp_path / part)
+        path = tmp_path / "net.index.json"
+        path.write_text(json.dumps({"metadata": {}, "weight_map": places}))
     elif kind in WRAPPED:
         first, beside = WRAPPED[kind]
         torch.save({**{f"{first}.{name}": value for name, value in state.items()}, **beside}, path)
@@ -103,6 +114,9 @@ def test_the_same_network_under_other_names_goes_by_order_and_says_so(tmp_path):
         (lambda: {k: v.to(torch.int8) if v.dim() == 2 else v for k, v in net().state_dict().items()},
          "has 0.weight, 2.weight as torch.int8, where the model computes with torch.float32"),
         (lambda: {k: v / 0 if k == "1.bias" else v for k, v in net().state_dict().items()}, "nan or inf in 1.bias"),
+        (lambda: {k: v.to(torch.float8_e5m2) if v.dim() == 2 else v for k, v in net().state_dict().items()},
+         "has 0.weight, 2.weight as torch.float8_e5m2, where the model computes with torch.float32"),
+        (lambda: {"student": net().state_dict(), "teacher": net().state_dict()}, r"its keys: student, teacher"),
         (lambda: [1, 2], "holds a list without tensors by name"),
         (lambda: {"model": 3}, "without tensors by name"),
     ],
@@ -125,8 +139,21 @@ def test_a_file_that_would_run_code_and_one_that_is_none(tmp_path, capsys):
     torch.save({"0.weight": Evil()}, tmp_path / "net.pt")
     with pytest.raises(ValueError, match="holds no plain state dict"):
         init.initialise(net(), str(tmp_path / "net.pt"), name="net", classes=5)
+    torch.save(Other(), tmp_path / "net.pt")
+    with pytest.raises(ValueError, match=r"holds no plain state dict but a \S+\.Other of Python's"):
+        init.initialise(net(), str(tmp_path / "net.pt"), name="net", classes=5)
+    for junk in (b"", b"junk", b"PK\3\4", b"\x80\2"):
+        (tmp_path / "net.pt").write_bytes(junk)
+        with pytest.raises(ValueError, match=r"net.pt' holds no plain state dict but"):
+            init.read(tmp_path / "net.pt")
     assert capsys.readouterr().out == ""
     with pytest.raises(ValueError, match=r"is not a file; give a state dict"):
         init.initialise(net(), str(tmp_path / "no.pt"), name="net", classes=5)
+    with pytest.raises(ValueError, match=r"is not a file; it is a folder; name a file in it: net.pt"):
+        init.initialise(net(), str(tmp_path), name="net", classes=5)
+    for written, message in (("[]", "is no index"), ('{"weight_map": {"0.bias": "../x.bin"}}', "names ../x.bin; ")):
+        (tmp_path / "net.json").write_text(written)
+        with pytest.raises(ValueError, match=message):
+            init.read(tmp_path / "net.json")
     with pytest.raises(ValueError, match="asks timm: or torchvision: for their weights"):
         init.initialise(net(), "pretrained", name="mlp", classes=5)

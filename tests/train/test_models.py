@@ -66,6 +66,7 @@ def test_torchvision_models_get_the_classes_of_the_data():
         ("resnet7", (3, 7, 32), {}, ValueError, "8x8 pixels or more, not 3x7x32"),
         ("resnet7", (3, 32, 32), {"width": 0}, ValueError, "width=0 is below 1"),
         ("torchvision:resnet18", (1, 32, 32), {}, ValueError, "does not take images of 1x32x32.*data.channels"),
+        ("torchvision:googlenet", (3, 32, 32), {}, ValueError, "of two it makes a GoogLeNetOutputs in training, not a"),
         ("torchvision:resnet18", (3, 32, 32), {"depth": 3}, TypeError, "resnet18 does not take these options"),
     ],
 )

@@ -27,6 +27,16 @@ def images():
     x = torch.arange(40 * 64, dtype=torch.int64).remainder(256).to(torch.uint8).view(40, 1, 8, 8)
     return (x[:30], torch.arange(30) % 10), (x[30:], torch.arange(10))
 
+def unseen():
+    (x, y), (other, labels) = images()
+    return (x, y), (other, labels + 3)
+
+def scores():
+    class Scores(nn.Flatten):
+        def forward(self, x):
+            return {"logits": super().forward(x)[:, :10]}
+    return Scores()
+
 def floats():
     return (torch.rand(4, 1, 8, 8), torch.zeros(4)), (torch.rand(4, 1, 8, 8), torch.zeros(4))
 """
@@ -56,6 +66,7 @@ def test_a_function_is_given_what_it_takes_and_a_module_is_copied(file):
         ("no_such_package.nets:small", {}, ValueError, "there is no module 'no_such_package'.*FILE.py:NAME"),
         ("own.py:small", {"depth": 3}, TypeError, "'depth'; it takes: shape, num_classes, width"),
         ("own.py:wrong", {}, TypeError, "returned a int, not a torch.nn.Module"),
+        ("own.py:scores", {}, ValueError, r"of two it makes a dict, not a tensor \(2, 10\).*a function that wraps it"),
         ("own.py:number", {}, TypeError, "is a int, neither a module nor a function"),
         ("own.py:ready", {"width": 3}, TypeError, "is a module, which takes no options"),
         ("timm:efficientnet_lite", {}, ValueError, "unknown timm model.*did you mean efficientnet_lite0"),
@@ -76,6 +87,8 @@ def test_a_function_of_the_user_s_gives_the_data(file):
     assert (len(splits.train), len(splits.test), splits.classes) == (30, 10, tuple("0123456789"))
     with pytest.raises(TypeError, match=r"returned x of torch.float32.*with x uint8 of \(n, channels"):
         data.load(Data(f"{file}:floats"))
+    with pytest.raises(ValueError, match=r"of classes that none to train on is of: \[10, 11, 12\]"):
+        data.load(Data(f"{file}:unseen"))
     with pytest.raises(TypeError, match="returned a Sequential"):
         data.load(Data(f"{file}:plain"))
 

@@ -82,3 +82,5 @@ def test_what_does_not_fit_is_refused_before_the_first_step(dense, tmp_path):
     for values in ({"temperature": 0.0}, {"weight": 0.0}, {"weight": 1.5}):
         with pytest.raises(ValueError, match=next(iter(values))):
             Teacher(dense, **values)
+    with pytest.raises(ValueError, match=r"teacher[.]temperature=4.0 has no effect without a teacher"):
+        recipe_file.parse({}, ["--temperature", "4"])

@@ -83,6 +83,7 @@ def survey(
     if forward is None:
         check_devices(model, batches)
     order: dict[str, int] = {}
+    reached: set[str] = set()
     calls = {layer.name: [0] * len(batches) for layer in layers}
     heads: dict[str, set[str]] = {layer.name: set() for layer in layers}  # the first of those in a row with its input
     number, before = 0, _Given()
@@ -96,6 +97,8 @@ def survey(
             )
         if layer.name not in order:
             order[layer.name] = len(order)
+        if x.numel():  # not so for an expert to which no token was sent
+            reached.add(layer.name)
         calls[layer.name][number] += 1
         version = 0 if x.is_inference() else x._version
         conv = isinstance(module, nn.modules.conv._ConvNd)  # each has windows of its own
@@ -122,7 +125,7 @@ def survey(
                     f"the model does not take batch {number}, {looks(batch)}: {type(error).__name__}: {error}; give it "
                     "what the model takes, or say how with forward=lambda model, batch: ..."
                 ) from error
-    missing = [layer for layer in layers if layer.name not in order]
+    missing = [layer for layer in layers if layer.name not in reached]
     if missing:
         parts = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
         attention = any(id(module) in parts for layer in missing for module in layer.modules)
@@ -145,7 +148,7 @@ def moment_of(model: nn.Module, stage: Stage, batches: Sequence[Any], forward: F
     """The second moment of a stage's inputs, as the model is now; it runs no further than there.
 
     Raises:
-        ValueError: an input is not finite.
+        ValueError: an input is not finite, or none comes.
     """
     layer = stage.layers[0]
     weight = layer.weight
@@ -168,6 +171,11 @@ def moment_of(model: nn.Module, stage: Stage, batches: Sequence[Any], forward: F
             if left:
                 with suppress(_Enough):
                     feed(model, batch, forward)
+    if not places:
+        raise ValueError(
+            f"no example reaches {layer.name!r} any more, since the layers before it are pruned; give more batches, "
+            "leave it out with weights=, lower the sparsity, or use a method that changes less"
+        )
     if not bool(total.isfinite().all()):
         raise ValueError(
             f"the inputs of {layer.name!r} are not finite, or too large to be squared; the layers before it are pruned "

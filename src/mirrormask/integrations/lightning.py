@@ -11,7 +11,7 @@ import torch
 from mirrormask import checks
 from mirrormask.integrations.callback import Sparsifying
 from mirrormask.integrations.schedulers import drive, release
-from mirrormask.integrations.wrapping import finish, mask_print, zero_share
+from mirrormask.integrations.wrapping import finish, mask_print, warn_of_rounds, zero_share
 from mirrormask.masks.saliency import Loss
 from mirrormask.methods import Method
 from mirrormask.optimizer import SparseOptimizer, apply_masks
@@ -26,6 +26,9 @@ else:
         Callback = checks.require("pytorch_lightning", "lightning", "mirrormask.integrations.lightning").Callback
 
 __all__ = ["SparsityCallback", "stepping_batches"]
+
+#: In this callback's part of a checkpoint: the mask that the metrics in it belong to.
+MASK = "mask"
 
 
 class SparsityCallback(Sparsifying, Callback):
@@ -83,13 +86,14 @@ class SparsityCallback(Sparsifying, Callback):
         )
         self._for_steps(steps)
         self._epochs: int | None = None
+        self._loaded = ""
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Before anything else of ``fit``: check the trainer, and come after all callbacks but those that save."""
         if stage != "fit":
             return
         check_trainer(trainer)
-        self._optimizer = None
+        self._optimizer, self._loaded = None, ""
         # Before a StochasticWeightAveraging adds an epoch without steps, for the statistics of batch norm.
         self._epochs = trainer.max_epochs
         saving = [one for one in trainer.callbacks if is_a(one, "Checkpoint")]
@@ -119,22 +123,28 @@ class SparsityCallback(Sparsifying, Callback):
                 f"steps={steps} is for modules with automatic_optimization = False; leave it out, the trainer knows"
             )
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        if schedulers:
+        # A LearningRateFinder has searched with a scheduler of its own, whose mark stays on the optimizer.
+        if schedulers or any(is_a(one, "LearningRateFinder") for one in trainer.callbacks):
             release(base)
         self._optimizer = self.wrapping.wrap(pl_module, base, steps)
         for scheduler in schedulers:
             drive(scheduler, base, self._optimizer)
+            warn_of_rounds(self._optimizer)
         trainer.strategy.optimizers = [self._optimizer]
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Everything is loaded: the masks of the checkpoint are those that its metrics belong to."""
+        """Everything is loaded; without a checkpoint the metrics belong to the mask of now."""
         optimizer = self.optimizer
         if not optimizer.finalized and optimizer.step_count == 0 < trainer.global_step:
             raise ValueError(
                 f"the trainer goes on at step {trainer.global_step} and its optimizer has taken none; a checkpoint "
                 "needs the optimizer's state (save_weights_only=False), and a second fit() a new Trainer"
             )
-        self._print = mask_print(optimizer)
+        self._print = self._loaded or mask_print(optimizer)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The mask that a checkpoint's metrics belong to may have changed between their validation and the saving."""
+        self._loaded = state_dict[MASK]
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """An average that takes the model's place for an epoch of statistics gets the final mask first."""
@@ -181,7 +191,13 @@ class SparsityCallback(Sparsifying, Callback):
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """A checkpoint after the end is sparse, even where a callback has put an average of weights into it."""
-        if self._optimizer is None or not self._optimizer.finalized or not self._trained(pl_module):
+        if self._optimizer is None or not self._trained(pl_module):
+            return
+        # Not by state_dict(): of two callbacks that have one Lightning would say first that their keys are alike. That
+        # it is there at all lets Lightning warn whoever goes on without this callback.
+        if "callbacks" in checkpoint:
+            checkpoint["callbacks"][self.state_key] = {MASK: self._print}
+        if not self._optimizer.finalized:
             return
         tensors = checkpoint["state_dict"]
         for name, mask in self._optimizer.masks.items():

@@ -16,7 +16,7 @@ from typing import Any
 from mirrormask import checks
 from mirrormask.integrations.callback import Sparsifying
 from mirrormask.integrations.schedulers import drive, release
-from mirrormask.integrations.wrapping import finish, mask_print, zero_share
+from mirrormask.integrations.wrapping import finish, mask_print, rate_again, warn_of_rounds, zero_share
 from mirrormask.optimizer import SparseOptimizer
 from mirrormask.optimizer.arguments import unwrapped
 
@@ -27,6 +27,8 @@ __all__ = ["SparsityCallback"]
 
 #: What the state of a trainer remembers of the best model so far; the last one is newer than 4.48.
 BEST = ("best_metric", "best_model_checkpoint", "best_global_step")
+#: In the row of an evaluation in a trainer's log_history: the mask that its metrics belong to.
+MASK = "mask"
 
 
 class SparsityCallback(Sparsifying, TrainerCallback):  # type: ignore[misc]
@@ -63,6 +65,7 @@ class SparsityCallback(Sparsifying, TrainerCallback):  # type: ignore[misc]
     """
 
     begins = "trainer.train()"
+    _drives = False
 
     @contextlib.contextmanager
     def driving(self, trainer: Any) -> Iterator[None]:
@@ -78,22 +81,34 @@ class SparsityCallback(Sparsifying, TrainerCallback):  # type: ignore[misc]
             self._wrap(trainer, num_training_steps)
             if trainer.lr_scheduler is not None and before is not self._optimizer:
                 drive(trainer.lr_scheduler, before, self.optimizer)
-            return create_scheduler(num_training_steps, None if optimizer is None else trainer.optimizer)
+                warn_of_rounds(self.optimizer)
+            return create_scheduler(self.optimizer.round_steps, None if optimizer is None else trainer.optimizer)
 
         @functools.wraps(log)
         def tell(logs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
             if self._optimizer is not None:
                 logs = {**logs, "sparsity": zero_share(self._optimizer)}
-            return log(logs, *args, **kwargs)
+                rate = rate_again(self._optimizer)
+                if rate is not None and "learning_rate" in logs:
+                    logs["learning_rate"] = rate
+            known = len(trainer.state.log_history)
+            told = log(logs, *args, **kwargs)
+            if self._optimizer is not None:
+                for row in trainer.state.log_history[known:]:
+                    if any(name.startswith("eval_") for name in row):
+                        row[MASK] = mask_print(self._optimizer)  # into checkpoints, and not into dashboards
+            return told
 
         own = {"create_scheduler": create, "log": tell}
         before = {name: vars(trainer)[name] for name in own if name in vars(trainer)}
         vars(trainer).update(own)
+        self._drives = True
         try:
             yield
             if self._optimizer is not None:  # another callback's on_train_end may have put an average into the model
                 finish(self._optimizer, put_back="what a callback put into the model at the end")
         finally:
+            self._drives = False
             for name in own:
                 del vars(trainer)[name]
             vars(trainer).update(before)
@@ -132,13 +147,16 @@ class SparsityCallback(Sparsifying, TrainerCallback):  # type: ignore[misc]
                 "checkpoint needs its optimizer.pt (save_only_model=False), and a training that was broken off needs a "
                 "new Trainer or resume_from_checkpoint"
             )
-        self._print = mask_print(self._optimizer)
+        # The mask may have changed between the last evaluation and the checkpoint.
+        known = [row[MASK] for row in state.log_history if MASK in row]
+        self._print = known[-1] if known and taken else mask_print(self._optimizer)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """After the last step: the final mask, before anything is evaluated or saved."""
         if state.global_step >= state.max_steps:
             finish(self.optimizer)
-        self._search_anew(state, control)
+        if control.should_evaluate:
+            self._search_anew(state)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Tell the decay, and finalize where another callback has ended the training."""
@@ -146,16 +164,20 @@ class SparsityCallback(Sparsifying, TrainerCallback):  # type: ignore[misc]
             self.wrapping.epoch_end(self.optimizer)
         if control.should_training_stop and not self.optimizer.finalized:
             finish(self.optimizer)
-        self._search_anew(state, control)
+        if control.should_evaluate:
+            self._search_anew(state)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Before an evaluation is judged, which another callback may have asked for after :meth:`on_step_end`."""
+        if self._drives:
+            self._search_anew(state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The best model may have been loaded: whatever the model holds gets the final mask."""
         finish(self.optimizer, put_back=state.best_model_checkpoint or "the model")
 
-    def _search_anew(self, state: Any, control: Any) -> None:
-        """Before an evaluation: if the mask is another than at the last one, no earlier model was better."""
-        if not control.should_evaluate:
-            return
+    def _search_anew(self, state: Any) -> None:
+        """At an evaluation: if the mask is another than at the last one, no earlier model was better."""
         now = mask_print(self.optimizer)
         if now != self._print:
             for name in BEST:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import warnings
 from collections.abc import Callable, Iterable
@@ -18,7 +19,7 @@ from mirrormask.optimizer import SparseOptimizer
 from mirrormask.optimizer.sparsify import sparsify
 from mirrormask.selection import Weights
 
-__all__ = ["Wrapping", "finish", "lost", "mask_print", "zero_share"]
+__all__ = ["Wrapping", "finish", "lost", "mask_print", "rate_again", "warn_of_rounds", "zero_share"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,27 @@ class Wrapping:
         """Tell the method that an epoch is over, with its score where it reads one."""
         if optimizer.method.decay.reads_score and self.score is not None:
             optimizer.epoch_end(score=float(self.score()))
+
+
+def warn_of_rounds(optimizer: SparseOptimizer) -> None:
+    """Say how long a scheduler that the user has built must be, where the method plays its rates again and again."""
+    if optimizer.round_steps < optimizer.steps:
+        warnings.warn(
+            f"{optimizer.method.name!r} trains in rounds, and in each plays the learning rates of the first again: the "
+            f"scheduler must come to its end within {optimizer.round_steps} steps, not {optimizer.steps}; if it does "
+            "already, never mind",
+            stacklevel=callers_level(),
+        )
+
+
+def rate_again(optimizer: SparseOptimizer) -> float | None:
+    """The learning rate of the last step, where a method that trains in rounds has overruled the scheduler."""
+    training = optimizer.parts.training
+    if training.rounds is None:
+        return None
+    last = dataclasses.replace(training.clock, step=max(training.step - 1, 0))
+    rates = training.rounds.again(optimizer.method.mask, last)
+    return rates[0] if rates else None
 
 
 @torch.no_grad()

@@ -10,14 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mirrormask.checks import few
 from mirrormask.masks.calibrated import of_inputs
 from mirrormask.masks.selection import select
 
 __all__ = ["DATA_SCORES", "Loss", "grasp", "measure", "snip", "synflow"]
 
-#: ``loss_fn(model(x), y)``.
+#: ``loss_fn(model(x), y)``; of a mapping ``loss_fn(model(**batch), batch)``.
 Loss = Callable[[Any, Any], Tensor]
-Batches = Sequence[tuple[Any, Any]]
+#: Pairs ``(x, y)``, or mappings of keyword arguments.
+Batches = Sequence[Any]
 
 SYNFLOW_ROUNDS = 100
 GRASP_TEMPERATURE = 200.0
@@ -123,19 +125,21 @@ def measure(
         name: a name in ``DATA_SCORES``.
         model: as it starts.
         weights: name -> parameter of the model.
-        batches: of ``(input, target)``; a single such pair will do.
-        loss_fn: ``loss_fn(model(input), target)``; None for cross entropy.
+        batches: of ``(input, target)``; a single such pair will do. Or mappings of keyword arguments, labels among
+            them, as Hugging Face's models take them.
+        loss_fn: ``loss_fn(model(input), target)``; None for cross entropy. For a mapping
+            ``loss_fn(model(**batch), batch)``; None for the loss that the model returns.
         sparsity, allocation: what the score is for; only SynFlow, which prunes in rounds, reads them.
 
     Raises:
-        ValueError: there are no batches, or they are not pairs.
+        ValueError: there are no batches, they are neither pairs nor mappings, or nothing returns a loss.
     """
     pairs = _pairs(name, batches)
     buffers = {key: value.clone() for key, value in model.named_buffers()}
     try:
         with torch.enable_grad():
             scores = DATA_SCORES[name](
-                model, weights, pairs, loss_fn or nn.functional.cross_entropy, sparsity=sparsity, allocation=allocation
+                model, weights, pairs, loss_fn or _usual, sparsity=sparsity, allocation=allocation
             )
     finally:
         with torch.no_grad():
@@ -149,30 +153,50 @@ def _pairs(name: str, batches: Iterable[Any] | None) -> Batches:
         raise ValueError(
             f"score={name!r} needs data before the first step; pass batches=[(input, target), ...] to mm.sparsify"
         )
-    pairs = [batches] if isinstance(batches, tuple) else list(batches)
+    pairs = [batches] if isinstance(batches, (tuple, Mapping)) else list(batches)
     for pair in pairs:
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            raise ValueError(f"batches holds a {type(pair).__name__}; it must hold pairs (input, target)")
+        if not isinstance(pair, Mapping) and (not isinstance(pair, (tuple, list)) or len(pair) != 2):
+            raise ValueError(
+                f"batches holds a {type(pair).__name__}; it must hold pairs (input, target), or mappings of keyword "
+                "arguments"
+            )
     if not pairs:
         raise ValueError(f"batches is empty; score={name!r} needs at least one pair (input, target)")
-    return [(pair[0], pair[1]) for pair in pairs]
+    return [pair if isinstance(pair, Mapping) else (pair[0], pair[1]) for pair in pairs]
+
+
+def _usual(output: Any, target: Any) -> Tensor:
+    """Cross entropy; where the target is the mapping that the model was given, the loss that it returned."""
+    if not isinstance(target, Mapping):
+        return nn.functional.cross_entropy(output, target)
+    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if not isinstance(loss, Tensor):
+        raise ValueError(
+            f"the model returned a {type(output).__name__} without a loss for a batch of {few(list(target))}; put the "
+            "labels into the batch, or pass loss_fn=lambda output, batch: ..."
+        )
+    return loss
 
 
 def _gradients(
     model: nn.Module, weights: Mapping[str, Tensor], batches: Batches, loss_fn: Loss, *, create_graph: bool
 ) -> list[Tensor]:
     total = [torch.zeros_like(x) for x in weights.values()]
-    for x, y in batches:
-        loss = loss_fn(model(x), y)
+    for batch in batches:
+        if isinstance(batch, Mapping):
+            loss = loss_fn(model(**batch), batch)
+        else:
+            loss = loss_fn(model(batch[0]), batch[1])
         grads = torch.autograd.grad(loss, list(weights.values()), create_graph=create_graph, allow_unused=True)
         total = [t if g is None else t + g for t, g in zip(total, grads, strict=True)]
     return total
 
 
-def _input(batch: tuple[Any, Any]) -> Tensor:
-    if not isinstance(batch[0], Tensor) or not batch[0].is_floating_point():
+def _input(batch: Any) -> Tensor:
+    if isinstance(batch, Mapping) or not isinstance(batch[0], Tensor) or not batch[0].is_floating_point():
         raise ValueError("synflow feeds the network ones of the input's shape: the input must be one floating tensor")
-    return batch[0]
+    found: Tensor = batch[0]
+    return found
 
 
 def _first(output: Any) -> Tensor:

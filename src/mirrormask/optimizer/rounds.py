@@ -39,10 +39,14 @@ class Rounds:
         """Note the learning rates in the first round; in later ones set them again, whatever a scheduler has done."""
         if clock.step < mask.round_steps(clock.steps):
             self.rates[clock.step :] = [[float(group["lr"]) for group in groups]]  # a skipped step asks twice
-        elif self.rates:
-            rates = self.rates[min(mask.position(clock), len(self.rates) - 1)]
-            for group, lr in zip(groups, rates, strict=False):
-                group["lr"] = lr
+        for group, lr in zip(groups, self.again(mask, clock), strict=False):
+            group["lr"] = lr
+
+    def again(self, mask: Mask, clock: Clock) -> list[float]:
+        """The learning rates of the first round, one a group, that the step at ``clock`` has again; none within it."""
+        if clock.step < mask.round_steps(clock.steps) or not self.rates:
+            return []
+        return self.rates[min(mask.position(clock), len(self.rates) - 1)]
 
     def keep(self, weights: SparseWeights, base: BaseOptimizer, decay: DecayClock) -> None:
         """Keep every weight and parameter as it is now."""

@@ -55,9 +55,11 @@ def sparsify(
         weights: which parameters may become sparse, as in :func:`mirrormask.select_weights`.
         fused: use the single-loop step where it applies (:mod:`mirrormask.optimizer.steps`), generated with llvmlite on
             a CPU and with Triton on a GPU; False for tensor operations only.
-        batches: for scores that need data before the first step (SNIP, SynFlow, GraSP): pairs ``(input, target)`` on
+        batches: for scores that need data before the first step (SNIP, SynFlow, GraSP): pairs ``(input, target)``, or
+            mappings of keyword arguments, on
             the model's device, or a single one; SynFlow reads the shape of one input only.
-        loss_fn: ``loss_fn(model(input), target)`` for those scores; None for cross entropy.
+        loss_fn: ``loss_fn(model(input), target)`` for those scores, None for cross entropy; with mappings
+            ``loss_fn(output, batch)``, None for the loss that the model returns.
         on_empty: what happens when a mask leaves nothing of a weight tensor: ``"warn"``, ``"error"`` or ``"ignore"``.
         process_group: the processes that train this model together, as of ``torch.distributed.new_group``; None for
             all, where ``torch.distributed`` has been initialised. Each of them calls this function, with the same

@@ -148,6 +148,9 @@ def _own(name: str) -> Splits:
     lowest, highest = (int(op(torch.stack([op(y) for _, y in pairs]))) for op in (torch.min, torch.max))
     if lowest < 0:
         raise ValueError(f"{name!r} returned the label {lowest}; classes are counted from 0")
+    unseen = sorted(set(pairs[1][1].tolist()) - set(pairs[0][1].tolist()))
+    if unseen:
+        raise ValueError(f"{name!r} returned images to test on of classes that none to train on is of: {unseen[:10]}")
     names = tuple(str(label) for label in range(highest + 1))
     train, test = (Images(x, y.long()) for x, y in pairs)
     return Splits(train, test, None, names)

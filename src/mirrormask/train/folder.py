@@ -21,7 +21,7 @@ from mirrormask.train.image_files import LISTED, scan, shown
 __all__ = ["load"]
 
 #: Changes when decoding does, so that tensors decoded by an older version are not read.
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 
 Part = tuple[Tensor, Tensor]
 

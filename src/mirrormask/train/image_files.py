@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MAX_PIXELS", "ImageError", "decode", "resized", "scan", "shown"]
+__all__ = ["MAX_PIXELS", "ImageError", "decode", "plain", "resized", "scan", "shown"]
 
 #: What counts as an image; other files are passed over.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -71,7 +71,7 @@ def scan(root: Path) -> tuple[tuple[str, ...], list[tuple[str, int]]]:
 
 
 def decode(path: str, size: int | None) -> NDArray[np.uint8]:
-    """One image as RGB of shape (height, width, 3), its size looked at before it is decoded.
+    """One image as :func:`plain` RGB of shape (height, width, 3), its size looked at before it is decoded.
 
     Args:
         path: the file.
@@ -97,12 +97,36 @@ def decode(path: str, size: int | None) -> NDArray[np.uint8]:
                 wide, high = (max(size, round(side * scale)) for side in (width, height))
                 if wide * high > MAX_PIXELS:
                     raise ImageError(f"{width:,} x {height:,} resized to {wide:,} x {high:,} is too large; cut it")
-            rgb = image.convert("RGB")
+            rgb = plain(image)
     except ImageError:
         raise
     except Exception as error:  # a decoder of any format, on any bytes
         raise ImageError(shown(" ".join(str(error).split()))[:300] or type(error).__name__) from error
     return np.asarray(resized(rgb, size))
+
+
+def plain(image: Any) -> Any:
+    """A Pillow image as a viewer shows it, in RGB: upright, 16 bits of grey as 8, what is transparent on white.
+
+    Pillow's own conversion leaves a camera's image on its side, cuts 16 bits of grey off at 255, and shows whatever
+    colour lies below what is transparent.
+
+    Raises:
+        ImageError: its numbers have no known black and white.
+    """
+    from PIL import Image, ImageOps
+
+    kind, mode = image.format, image.mode
+    if mode == "F" or (mode == "I" and kind not in ("PNG", "PPM")):
+        numbers = "real numbers" if mode == "F" else "integers of 32 bits"
+        raise ImageError(f"it holds {numbers}; save it in 8 or 16 bits")
+    image = ImageOps.exif_transpose(image)
+    if mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        clear = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
+    return image.convert("RGB")
 
 
 def resized(image: Any, size: int | None) -> Any:

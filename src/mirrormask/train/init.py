@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -75,23 +76,64 @@ def read(path: Path) -> dict[str, Tensor]:
         ValueError: there is no such file, or no state dict in it.
     """
     if not path.is_file():
-        raise ValueError(f"model.init={str(path)!r} is not a file; give a state dict (.pt, .pth, .bin), .safetensors")
+        kinds = (".safetensors", ".index.json", ".bin", ".pth", ".pt")
+        inside = sorted(one.name for one in path.iterdir() if one.name.endswith(kinds)) if path.is_dir() else []
+        remedy = "give a state dict (.pt, .pth, .bin), .safetensors or .index.json"
+        if inside:
+            remedy = f"it is a folder; name a file in it: {few(inside)}"
+        raise ValueError(f"model.init={str(path)!r} is not a file; {remedy}")
+    if path.suffix == ".json":
+        return _joined(path)
     if path.suffix == ".safetensors":
         return dict(storage.load(path))
     try:
         held: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # an unpickler, on any bytes
+        objects = re.findall(r"GLOBAL (\S+)", str(error))
+        reason = (
+            f"a {objects[0]} of Python's" if objects else f"{type(error).__name__} ({str(error).partition(chr(10))[0]})"
+        )
         raise ValueError(
-            f"{str(path)!r} holds no plain state dict: {str(error).splitlines()[0]}; save one with "
+            f"{str(path)!r} holds no plain state dict but {reason}, and nothing in a file is run; save one with "
             "torch.save(model.state_dict(), path)"
         ) from error
-    for key in WITHIN:
-        if isinstance(held, Mapping) and isinstance(held.get(key), Mapping):
-            held = held[key]
-            break
-    tensors = {str(k): v for k, v in held.items() if isinstance(v, Tensor)} if isinstance(held, Mapping) else {}
+    tensors = _state_dict(held)
     if not tensors:
-        raise ValueError(f"{str(path)!r} holds a {type(held).__name__} without tensors by name, not a state dict")
+        keys = f" (its keys: {few([str(key) for key in held])})" if isinstance(held, Mapping) and held else ""
+        raise ValueError(
+            f"{str(path)!r} holds a {type(held).__name__} without tensors by name{keys}, not a state dict; save one "
+            "with torch.save(model.state_dict(), path)"
+        )
+    return tensors
+
+
+def _state_dict(held: Any, depth: int = 4) -> dict[str, Tensor]:
+    """The tensors by name in what a training script has saved; none where nothing, or more than one thing, has any."""
+    if not isinstance(held, Mapping) or not depth:
+        return {}
+    for key in WITHIN:
+        if isinstance(held.get(key), Mapping):
+            return _state_dict(held[key], depth - 1)
+    tensors = {str(name): value for name, value in held.items() if isinstance(value, Tensor)}
+    # Under a name of the script's own.
+    own = [found for value in held.values() if (found := _state_dict(value, depth - 1))]
+    return own[0] if len(own) == 1 and all(value.dim() == 0 for value in tensors.values()) else tensors
+
+
+def _joined(index: Path) -> dict[str, Tensor]:
+    """The tensors of a file that ``save_pretrained`` has cut into several."""
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({str(name) for name in places.values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{str(index)!r} is no index of a model's files, with a weight_map in it") from error
+    odd = [name for name in names if name != Path(name).name or name.endswith(".json")]
+    if odd:
+        raise ValueError(f"{str(index)!r} names {few(odd)}; the files must lie beside it")
+    tensors = {key: value for name in names for key, value in read(index.parent / name).items()}
+    lost = [key for key in places if key not in tensors]
+    if lost:
+        raise ValueError(f"{str(index)!r} promises {few(lost)}, which its files do not hold; fetch them again")
     return tensors
 
 
@@ -183,10 +225,11 @@ def _check_values(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], s
     """Refuse what ``load_state_dict`` would take without a word: numbers that are codes, and those that are none.
 
     Raises:
-        ValueError: integers for real numbers (a quantized file, whose scales lie elsewhere), complex ones, nan or inf.
+        ValueError: integers or numbers of 8 bits for real numbers (a quantized file, whose scales lie elsewhere),
+            complex ones, nan or inf.
     """
     floating = {name: value for name, value in tensors.items() if wanted[name].is_floating_point()}
-    kinds = {name: value.dtype for name, value in floating.items() if not value.is_floating_point()}
+    kinds = {n: v.dtype for n, v in floating.items() if not v.is_floating_point() or v.dtype.itemsize == 1}
     if kinds:
         name, dtype = next(iter(kinds.items()))
         raise ValueError(

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from mirrormask import checks
 from mirrormask.train import named
@@ -149,20 +150,34 @@ def _own(name: str, shape: tuple[int, ...], classes: int, **options: Any) -> nn.
 
 @torch.no_grad()
 def _try(name: str, model: nn.Module, shape: tuple[int, ...], classes: int) -> None:
-    """One batch of zeros through the model, so that a misfit shows before anything is written."""
+    """A batch of zeros through the model in each mode, so that a misfit shows before anything is written.
+
+    Some networks return other things while they train: the scores of auxiliary heads.
+    """
     size = "x".join(map(str, shape))
-    model.eval()
-    try:
-        out = model(torch.zeros(2, *shape))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise ValueError(
-            f"model {name!r} does not take images of {size} (channels x height x width): {error}; "
-            "choose another model, or set data.channels or, for a folder, data.size"
-        ) from error
-    finally:
-        model.train()
-    if not isinstance(out, torch.Tensor) or out.shape != (2, classes):
-        raise ValueError(f"model {name!r} does not give one score a class for images of {size}; choose another model")
+    for mode, training in (("", False), (" in training", True)):
+        model.train(training)
+        buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not is_lazy(buffer)]
+        try:
+            # What dropout draws here is no part of a run; what a lazy layer draws at its first call is.
+            with torch.random.fork_rng(devices=[], enabled=training):
+                out = model(torch.zeros(2, *shape))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise ValueError(
+                f"model {name!r} does not take images of {size} (channels x height x width){mode}: {error}; "
+                "choose another model, or set data.channels or, for a folder, data.size"
+            ) from error
+        finally:
+            model.train()
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        if not isinstance(out, torch.Tensor) or out.shape != (2, classes):
+            made = f"a tensor {tuple(out.shape)}" if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"
+            raise ValueError(
+                f"model {name!r} does not give one score a class for images of {size}: of two it makes {made}{mode}, "
+                f"not a tensor (2, {classes}); choose another model or its options, or name a function that wraps it, "
+                "as FILE.py:NAME"
+            )
 
 
 def _numel(shape: tuple[int, ...]) -> int:

@@ -216,7 +216,7 @@ class Teacher:
     Args:
         name: a finished run's folder, or a file of weights of the same model as in ``model.name`` (as ``model.init``
             takes them); unset trains on the labels alone.
-        temperature: T, in (0, inf): the larger, the more the teacher's small probabilities count.
+        temperature: T, in [0.001, 10000]: the larger, the more the teacher's small probabilities count.
         weight: the teacher's share of the loss, in (0, 1]; 1 leaves the labels out.
     """
 
@@ -225,8 +225,12 @@ class Teacher:
     weight: float = 0.5
 
     def __post_init__(self) -> None:
-        checks.check_number("teacher.temperature", self.temperature, low=0.0, open_low=True)
+        checks.check_number("teacher.temperature", self.temperature, low=1e-3, high=1e4)  # as mm.distill
         checks.check_number("teacher.weight", self.weight, low=0.0, high=1.0, open_low=True)
+        for name in ("temperature", "weight"):
+            value = getattr(self, name)
+            if self.name is None and value != getattr(Teacher, name):
+                raise ValueError(f"teacher.{name}={value} has no effect without a teacher; name one: --teacher PATH")
 
 
 @dataclass(frozen=True)

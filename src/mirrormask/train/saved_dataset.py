@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mirrormask import checks
-from mirrormask.train.image_files import resized
+from mirrormask.train.image_files import plain, resized
 
 __all__ = ["load"]
 
@@ -31,7 +31,8 @@ def load(root: Path, size: int | None = None) -> tuple[tuple[Tensor, Tensor], tu
 
     Raises:
         ImportError: ``datasets`` is not installed.
-        ValueError: there is no such folder, a split or a column is missing, or images differ in size.
+        ValueError: there is no such folder, a split or a column is missing, images differ in size or are
+            of no known range.
     """
     if not root.is_dir():
         raise ValueError(f"the data folder {str(root)!r} does not exist (here: {Path.cwd()})")
@@ -64,7 +65,7 @@ def _column(part: Any, kind: str, usual: tuple[str, ...], root: Path) -> str:
 
 
 def _part(part: Any, image: str, label: str, size: int | None) -> tuple[Tensor, Tensor]:
-    arrays = [np.asarray(resized(row.convert("RGB"), size)) for row in part[image]]
+    arrays = [np.asarray(resized(plain(row), size)) for row in part[image]]
     shapes = sorted({array.shape[:2] for array in arrays})
     if len(shapes) > 1:
         raise ValueError(f"images are of {len(shapes)} sizes, such as {shapes[0]} and {shapes[-1]}; set data.size")
