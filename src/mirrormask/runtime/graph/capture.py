@@ -31,6 +31,7 @@ from mirrormask.runtime.graph.partition import (
 )
 from mirrormask.runtime.graph.passes import once, out_of_place, without_identities, written
 from mirrormask.runtime.graph.program import Unstorable, made_by, module_of, program_of
+from mirrormask.runtime.graph.settled import OpenSizes
 from mirrormask.runtime.graph.simplify import simplify
 from mirrormask.runtime.graph.turned import respond, turn
 from mirrormask.runtime.graph.volumes import VOLUME_CONVOLUTIONS, volumes_as_frames
@@ -129,6 +130,7 @@ def _cut(model: nn.Module, exported: Export, without: Mapping[str, str] | None, 
     if exported.writes:
         raise Refused(f"a call changes its {', '.join(exported.writes)}, which a plan would not")
     module = exported.module
+    open_sizes = OpenSizes(module)
     folded = {**fold_items(module), **fold_constants(module)} if rewrite else {}
     out_of_place(module.graph)
     without_identities(module.graph)
@@ -165,6 +167,8 @@ def _cut(model: nn.Module, exported: Export, without: Mapping[str, str] | None, 
     module.delete_all_unused_submodules()
     module.recompile()
     left = left_of(module, reasons)
+    if rewrite:
+        open_sizes.check()
     whole = _whole(module, regions)
     blueprint = _blueprint(module, regions, whole, left, exported.guards, tensors, tensors_of(model), folded)
     bound = {name: bind(graph, tensors) for name, graph in regions.items()}

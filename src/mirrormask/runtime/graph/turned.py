@@ -82,7 +82,16 @@ def _turned(node: fx.Node) -> fx.Node | None:
     kernel = (1, *weight.meta["val"].shape[2:])[-2:]
     before = [d * (int(k) - 1) - p for d, k, p in zip(dilation, kernel, padding, strict=True)]
     around = (before[1], before[1] + more[1], before[0], before[0] + more[0])
-    return _put(node, spaced_conv, _put(node, spaced, x, stride, around), weight, bias, dilation, groups)
+    wide = node.graph.call_function(spaced, (x, stride, around))
+    value = x.meta["val"]
+    beside = ((around[2], around[3]), around[:2])[-(value.dim() - 2) :]
+    steps = stride[-(value.dim() - 2) :]
+    # Shapes are told: to pad maps of open sizes would settle how many there are.
+    sizes = [(n - 1) * s + 1 + sum(more) for n, s, more in zip(value.shape[2:], steps, beside, strict=True)]
+    wide.meta["val"] = value.new_empty((*value.shape[:2], *sizes))
+    made = node.graph.call_function(spaced_conv, (wide, weight, bias, dilation, groups))
+    made.meta["val"] = node.meta["val"]
+    return made
 
 
 def _prelu(node: fx.Node) -> fx.Node | None:
