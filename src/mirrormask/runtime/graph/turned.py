@@ -1,4 +1,4 @@
-"""Transposed convolutions as convolutions over maps with zeros between; PReLU and stacks of what is known."""
+"""Transposed convolutions as convolutions over maps with zeros between; PReLU, gates and stacks of what is known."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ aten = torch.ops.aten
 
 
 def turn(module: fx.GraphModule) -> None:
-    """Rewrite transposed convolutions, PReLU and stacks, in place."""
+    """Rewrite transposed convolutions, PReLU, gates and stacks, in place."""
     for node in list(module.graph.nodes):
         made = None
         with module.graph.inserting_before(node):
@@ -37,6 +37,8 @@ def turn(module: fx.GraphModule) -> None:
                 made = _prelu(node)
             elif node.target is aten.stack.default:
                 made = _stacked(node)
+            elif node.target is aten.glu.default:
+                made = _gated(node)
             elif node.target is aten.conv2d.default:
                 made = _padded_first(node)
             elif node.target is aten.addcmul.default:
@@ -102,6 +104,20 @@ def _prelu(node: fx.Node) -> fx.Node | None:
         return None
     below = _put(node, aten.relu.default, _put(node, aten.neg.default, x))
     return _put(node, aten.sub.Tensor, _put(node, aten.relu.default, x), _put(node, per_channel, below, slope, "mul"))
+
+
+def _gated(node: fx.Node) -> fx.Node | None:
+    """``a sigmoid(b)`` with the halves ``a`` and ``b``."""
+    x: Any = node.args[0]
+    value, half = x.meta["val"], node.meta["val"]
+    dim = int(argument(node, 1, "dim", -1)) % value.dim()
+    if not isinstance(half.shape[dim], int):
+        return None
+    size, parts = half.shape[dim], []
+    for start in (0, size):
+        parts.append(node.graph.call_function(aten.slice.Tensor, (x, dim, start, start + size)))
+        parts[-1].meta["val"] = half.new_empty(half.shape)
+    return _put(node, aten.mul.Tensor, parts[0], _put(node, aten.sigmoid.default, parts[1]))
 
 
 def _padded_first(node: fx.Node) -> fx.Node | None:
