@@ -55,7 +55,7 @@ class Network(nn.Module):
         nn.init.uniform_(self.over.bias, 0.5, 1.5)
         self.numbers = nn.Parameter(torch.rand(CHANNELS, 1, 1) + 0.5)
         self.one = nn.Parameter(torch.rand(1) + 0.5)
-        self.look = nn.Conv2d(5, 1, 3, padding=1)
+        self.look, self.beside = nn.Conv2d(5, 1, 3, padding=1), nn.Conv1d(1, 1, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(self.operation(self, self.first(x), x))
@@ -175,6 +175,16 @@ OPERATIONS |= {
     "spatial attention": (lambda net, y, x: y * torch.sigmoid(net.look(looked_at(y))), CHANNELS),
     "numbers of all channels of means": (
         lambda net, y, x: y * ((z := y.mean((2, 3), keepdim=True)).softmax(1) + looked_at(z).mean(1, keepdim=True)),
+        CHANNELS,
+    ),
+    "a convolution over channels": (
+        lambda net, y, x: (
+            y * torch.sigmoid(net.beside(y.mean((2, 3), True).squeeze(-1).mT).mT.unsqueeze(-1)).expand_as(y)
+        ),
+        CHANNELS,
+    ),
+    "sums of maps": (
+        lambda net, y, x: y * y.sum((2, 3), keepdim=True) * 0.1 + y.sum((-1, -2))[:, :, None, None],
         CHANNELS,
     ),
     "softmax over channels": (lambda net, y, x: y.softmax(1) + F.log_softmax(y + 1, 1), CHANNELS),

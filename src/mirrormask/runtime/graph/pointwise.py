@@ -202,9 +202,7 @@ def _with_value(context: Context, node: fx.Node, a: fx.Node, b: fx.Node, kind: s
     items = [item_shape(context, n) for n in (a, b)]
     narrow = [item for item in items if item != made]
     if len(narrow) != 1 or narrow[0] not in narrow_shapes(made):
-        raise Unsupported(
-            "it combines tensors of different shapes, otherwise than channel by channel, or along an axis"
-        )
+        raise Unsupported("it combines tensors of different shapes, otherwise than by channel, or along an axis")
     return Node("combine", node.name, names, made, layer=node.name, kind=kind)
 
 

@@ -28,10 +28,10 @@ def _reduced(kind: str, place: int = 1) -> Converter:
         if dims == ({rank - 1} if context.rows else {1}) and kept:
             made = item_shape(context, node)
             return Node("reduce", node.name, [source.name], made, layer=node.name, kind=kind)
-        if not context.rows and kind in ("mean", "max"):
+        if not context.rows and kind != "norm":
             if dims == {3: {2}, 4: {2, 3}}.get(rank, set()):
                 return _of_maps(source, node, kept, kind)
-            if rank == 4 and len(dims) == 1 and dims < {2, 3} and kept:
+            if kind != "sum" and rank == 4 and len(dims) == 1 and dims < {2, 3} and kept:
                 made, span = item_shape(context, node), (next(iter(dims)) - 2,)
                 return Node("adaptive", node.name, [source.name], made, layer=node.name, kind=kind, span=span)
         raise Unsupported("it reduces other dimensions than those of a map, or its channels, or a row's features")
@@ -42,9 +42,9 @@ def _reduced(kind: str, place: int = 1) -> Converter:
 def _of_maps(source: fx.Node, node: fx.Node, kept: bool, kind: str) -> Node:
     channels = shape_of(source)[1]
     shape = (channels, 1, 1) if kept else (channels,)
-    if kind == "mean":
-        return Node("mean", node.name, [source.name], shape, layer=node.name)
-    return Node("adaptive", node.name, [source.name], shape, layer=node.name, kind="max")
+    if kind == "max":
+        return Node("adaptive", node.name, [source.name], shape, layer=node.name, kind="max")
+    return Node("mean", node.name, [source.name], shape, layer=node.name, kind="sum" if kind == "sum" else "")
 
 
 REDUCED: dict[Any, Converter] = {

@@ -122,7 +122,7 @@ def _operation(node: Node, sources: list[Node]) -> None:
         fits = node.span in ((), (0,), (1,)) and (not node.span or len(shapes[0]) == 3)
         _require(fits, node, f"pools along {node.span}")
     elif node.op == "mean":
-        _require(node.kind in ("", "norm"), node, f"is a mean of the kind {node.kind[:20]!r}")
+        _require(node.kind in ("", "norm", "sum"), node, f"is a mean of the kind {node.kind[:20]!r}")
     elif node.op == "attend":
         _attention_of_maps(node, shapes)
     if node.op == "attention":

@@ -236,6 +236,8 @@ def _result(node: Node, sources: list[Tensor]) -> Tensor:
         return _pooled(node, x)
     if node.op in ("adaptive", "pad", "crop", "resample"):
         return _resized(node, x)
+    if node.op == "mean" and node.kind == "sum":
+        return x.sum((2, 3)).reshape(len(x), *node.shape)
     if node.op == "mean" and node.kind:
         return map_norm(x).reshape(len(x), *node.shape)
     if node.op == "mean":
