@@ -79,16 +79,30 @@ def capture(
     """
     if not isinstance(arguments, Arguments):
         arguments = Arguments.of(signature_of(model), arguments, {})
+    # Views of maps are places in them where sizes are known, and a region with them is worth more than a size. So are
+    # volumes, whose convolutions are none over maps where their depth is open: no need to try that first.
+    volumes = any(isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)) for module in model.modules())
+    fixed = _fixed(model, arguments, without) if volumes else None
+    if fixed is not None and fixed.regions and not _is_many(fixed):
+        return fixed
     found = _captured(model, arguments, without, batch_alone=False)
-    many = len(found.regions) > 1 or bool(found.left) or _parts(found)[0] > 0
-    if many and found.has_maps and any(dim for _, dim in found.guards.free):
-        # Views of maps are places in them where sizes are known, and a region with them is worth more than a size.
-        # So are volumes, whose convolutions are none over maps where their depth is open.
-        with contextlib.suppress(Refused):
-            fixed = _captured(model, arguments, without, batch_alone=True)
-            if fixed.regions and _parts(fixed) < _parts(found):
-                return fixed
+    if _is_many(found) and found.has_maps and any(dim for _, dim in found.guards.free):
+        fixed = fixed or _fixed(model, arguments, without)
+        if fixed is not None and fixed.regions and _parts(fixed) < _parts(found):
+            return fixed
     return found
+
+
+def _fixed(model: nn.Module, arguments: Arguments, without: Mapping[str, str] | None) -> Capture | None:
+    """A capture in which the batch alone is open, if there is one."""
+    with contextlib.suppress(Refused):
+        return _captured(model, arguments, without, batch_alone=True)
+    return None
+
+
+def _is_many(found: Capture) -> bool:
+    """Whether it is more than one region that is all of the model."""
+    return len(found.regions) > 1 or bool(found.left) or _parts(found)[0] > 0
 
 
 def _parts(found: Capture) -> tuple[int, int, bool]:
