@@ -110,6 +110,7 @@ OPERATIONS: dict[str, tuple[Callable[..., Tensor], int]] = {
         "in place": lambda y: F.leaky_relu(F.hardtanh(y, -2, 2, inplace=True), 0.1, inplace=True),
         "square and abs": lambda y: y.square() + y.abs() + y.pow(2),
         "exp": lambda y: torch.exp(-y),
+        "roots": lambda y: torch.sqrt(y.abs()) + torch.rsqrt(y.square() + 0.5),
         "several at once": lambda y: torch.sigmoid(2 * F.relu(y) + 1),
     }.items()
 } | {

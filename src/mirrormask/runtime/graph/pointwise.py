@@ -102,6 +102,8 @@ READERS: dict[str, str | Reader] = {
     "square": "square",
     "exp": "exp",
     "reciprocal": "reciprocal",
+    "sqrt": "sqrt",
+    "rsqrt": "rsqrt",
 }
 
 

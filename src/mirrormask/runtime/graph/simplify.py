@@ -174,9 +174,9 @@ def _kept(node: fx.Node) -> Found:
     source = node.args[0] if node.args else None
     if node.target is not aten.unsqueeze.default or not isinstance(source, fx.Node) or len(source.users) > 1:
         return None
-    if source.target not in REDUCTIONS or source.kwargs or len(source.args) != 2:
+    if source.target not in REDUCTIONS or source.kwargs or any(source.args[2:]):
         return None
-    x, dims = source.args
+    x, dims = source.args[:2]
     rank = len(_shape(x))
     if not isinstance(dims, (list, tuple)) or len(dims) != 1 or dims[0] % rank != node.args[1] % rank:  # type: ignore[operator]
         return None

@@ -40,6 +40,8 @@ ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
     "square": torch.square,
     "exp": torch.exp,
     "reciprocal": torch.reciprocal,
+    "sqrt": torch.sqrt,
+    "rsqrt": torch.rsqrt,
 }
 COMBINE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "add": torch.add,
