@@ -236,6 +236,23 @@ def test_sizes_that_become_formulas_are_not_reasoned_about():
         agree(fast, model, torch.randn(shape))
 
 
+def test_maps_that_become_tokens_are_captured_at_their_size_at_once(monkeypatch):
+    """With open sizes, PyTorch's trace takes longest behind them, and nothing of it is of use."""
+    seen = []
+
+    def noted(model, arguments, **options):
+        seen.append(options)
+        return export(model, arguments, **options)
+
+    monkeypatch.setattr("mirrormask.runtime.graph.capture.export", noted)
+    model = sparse(Of(lambda m, x: m.b(m.a(x).flatten(2).mT).mean(1), nn.Conv2d(6, 8, 3), nn.Linear(8, 5)))
+    fast = compiled(model, torch.randn(2, 6, 9, 9))
+    assert fast.report.regions == 1 and not fast.report.left
+    assert seen == [{"until_tokens": True}, {"batch_alone": True}]
+    for shape in ((3, 6, 9, 9), (2, 6, 7, 12)):
+        agree(fast, model, torch.randn(shape))
+
+
 def test_guards_read_sizes_and_nothing_else():
     x = torch.randn(3, 5)
     assert Guards(

@@ -21,6 +21,7 @@ from mirrormask.runtime.graph.ir import Graph
 from mirrormask.runtime.graph.leading import views_last
 from mirrormask.runtime.graph.left import left_of
 from mirrormask.runtime.graph.moments import loops
+from mirrormask.runtime.graph.open_sizes import TokensOfMaps
 from mirrormask.runtime.graph.partition import (
     Support,
     constants_of,
@@ -80,17 +81,27 @@ def capture(
     if not isinstance(arguments, Arguments):
         arguments = Arguments.of(signature_of(model), arguments, {})
     # Views of maps are places in them where sizes are known, and a region with them is worth more than a size. So are
-    # volumes, whose convolutions are none over maps where their depth is open: no need to try that first.
-    volumes = any(isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)) for module in model.modules())
-    fixed = _fixed(model, arguments, without) if volumes else None
+    # volumes, whose convolutions are none over maps where their depth is open. No need to try that first.
+    fixed = found = None
+    if _has(model, (nn.Conv3d, nn.ConvTranspose3d)):
+        fixed = _fixed(model, arguments, without)
+    elif _has(model, nn.Conv2d):
+        try:
+            found = _captured(model, arguments, without, until_tokens=True)
+        except TokensOfMaps:
+            fixed = _fixed(model, arguments, without)
     if fixed is not None and fixed.regions and not _is_many(fixed):
         return fixed
-    found = _captured(model, arguments, without, batch_alone=False)
+    found = found or _captured(model, arguments, without)
     if _is_many(found) and found.has_maps and any(dim for _, dim in found.guards.free):
         fixed = fixed or _fixed(model, arguments, without)
         if fixed is not None and fixed.regions and _parts(fixed) < _parts(found):
             return fixed
     return found
+
+
+def _has(model: nn.Module, kinds: Any) -> bool:
+    return any(isinstance(module, kinds) for module in model.modules())
 
 
 def _fixed(model: nn.Module, arguments: Arguments, without: Mapping[str, str] | None) -> Capture | None:
@@ -115,18 +126,16 @@ def _nodes(module: nn.Module) -> list[fx.Node]:
     return list(module.graph.nodes) if isinstance(module, fx.GraphModule) else []
 
 
-def _captured(
-    model: nn.Module, arguments: Arguments, without: Mapping[str, str] | None, *, batch_alone: bool
-) -> Capture:
+def _captured(model: nn.Module, arguments: Arguments, without: Mapping[str, str] | None, **options: bool) -> Capture:
     """One capture; where rewriting a program of a kind that was never seen fails, it is taken as it is."""
     with LOCK:
-        exported = export(private_copy(model), arguments, batch_alone=batch_alone)
+        exported = export(private_copy(model), arguments, **options)
         try:
             return _cut(model, exported, without, rewrite=True)
         except Refused:
             raise
         except Exception:
-            exported = export(private_copy(model), arguments, batch_alone=batch_alone)
+            exported = export(private_copy(model), arguments, **options)
     try:
         return _cut(model, exported, without, rewrite=False)
     except Refused:
