@@ -23,7 +23,7 @@ class OpenSizes:
 
     def __init__(self, module: fx.GraphModule) -> None:
         values = [node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"]
-        sizes = [size for value in values if isinstance(value, Tensor) for size in value.shape]
+        sizes: list[Any] = [size for value in values if isinstance(value, Tensor) for size in value.shape]
         envs: list[Any] = [size.node.shape_env for size in sizes if isinstance(size, torch.SymInt)]
         self._env = envs[0] if envs else None
         self._decided = self._count()
