@@ -55,6 +55,7 @@ class Network(nn.Module):
         nn.init.uniform_(self.over.bias, 0.5, 1.5)
         self.numbers = nn.Parameter(torch.rand(CHANNELS, 1, 1) + 0.5)
         self.one = nn.Parameter(torch.rand(1) + 0.5)
+        self.look, self.beside = nn.Conv2d(5, 1, 3, padding=1), nn.Conv1d(1, 1, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(self.operation(self, self.first(x), x))
@@ -109,6 +110,7 @@ OPERATIONS: dict[str, tuple[Callable[..., Tensor], int]] = {
         "in place": lambda y: F.leaky_relu(F.hardtanh(y, -2, 2, inplace=True), 0.1, inplace=True),
         "square and abs": lambda y: y.square() + y.abs() + y.pow(2),
         "exp": lambda y: torch.exp(-y),
+        "roots": lambda y: torch.sqrt(y.abs()) + torch.rsqrt(y.square() + 0.5),
         "several at once": lambda y: torch.sigmoid(2 * F.relu(y) + 1),
     }.items()
 } | {
@@ -152,6 +154,50 @@ OPERATIONS: dict[str, tuple[Callable[..., Tensor], int]] = {
         CHANNELS,
     ),
     "stored numbers on a mean": (lambda net, y, x: y + net.numbers * F.adaptive_avg_pool2d(y, 1), CHANNELS),
+}
+
+
+def looked_at(y: Tensor) -> Tensor:
+    """What spatial attention looks at, in the words of several authors."""
+    return torch.cat(
+        [
+            y.mean(1, keepdim=True),
+            torch.max(y, dim=1, keepdim=True)[0],
+            y.sum(1).unsqueeze(1),
+            (y - 3).amax(1, keepdim=True),
+            torch.linalg.vector_norm(y, dim=1, keepdim=True),
+        ],
+        1,
+    )
+
+
+OPERATIONS |= {
+    "numbers of all channels": (lambda net, y, x: torch.cat([y, looked_at(y)], 1), CHANNELS + 5),
+    "spatial attention": (lambda net, y, x: y * torch.sigmoid(net.look(looked_at(y))), CHANNELS),
+    "numbers of all channels of means": (
+        lambda net, y, x: y * ((z := y.mean((2, 3), keepdim=True)).softmax(1) + looked_at(z).mean(1, keepdim=True)),
+        CHANNELS,
+    ),
+    "a convolution over channels": (
+        lambda net, y, x: (
+            y * torch.sigmoid(net.beside(y.mean((2, 3), True).squeeze(-1).mT).mT.unsqueeze(-1)).expand_as(y)
+        ),
+        CHANNELS,
+    ),
+    "sums of maps": (
+        lambda net, y, x: y * y.sum((2, 3), keepdim=True) * 0.1 + y.sum((-1, -2))[:, :, None, None],
+        CHANNELS,
+    ),
+    "softmax over channels": (lambda net, y, x: y.softmax(1) + F.log_softmax(y + 1, 1), CHANNELS),
+    "channels over their norm": (lambda net, y, x: F.normalize(y, dim=1), CHANNELS),
+    "gate of half of the channels": (lambda net, y, x: F.glu(torch.cat([y, x], 1), 1), (CHANNELS + 4) // 2),
+    "rows and columns of means": (
+        lambda net, y, x: (
+            y * torch.sigmoid(y.mean(3, keepdim=True)) * y.mean(2, keepdim=True)
+            - y.amax(-1, keepdim=True) / (1 + y.abs())
+        ),
+        CHANNELS,
+    ),
 }
 
 

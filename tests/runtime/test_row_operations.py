@@ -68,6 +68,20 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
 }
 
 
+def of_all(y: Tensor) -> Tensor:
+    """One number of all features."""
+    norm = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
+    return torch.cat([y.mean(-1, True), y.sum(-1, True), y.max(-1, True)[0], y.max(-1)[0].unsqueeze(-1) - 1, norm], -1)
+
+
+OPERATIONS |= {
+    "numbers of all features": lambda net, y, x: torch.cat([y, of_all(x), of_all(net.norm(y))], -1),
+    "features beside their mean": lambda net, y, x: (y - y.mean(-1, keepdim=True)) / (1 + of_all(x)[..., :1].abs()),
+    "features over their norm": lambda net, y, x: F.normalize(y, dim=-1) + F.normalize(x, dim=2, eps=3.0),
+    "gate of half of the features": lambda net, y, x: F.glu(torch.cat([y, x], -1), -1),
+    "a norm by hand": lambda net, y, x: (z := y - y.mean(-1, True)) / torch.sqrt(z.square().mean(-1, True) + 1e-5),
+    "some features": lambda net, y, x: net.side(torch.cat([y[..., 3:14], x[..., 1::2]], -1)) * y,
+}
 HEADS = 2
 
 

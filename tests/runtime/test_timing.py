@@ -3,6 +3,7 @@
 import pytest
 
 from mirrormask.machine import timing
+from mirrormask.runtime.model import race
 
 
 class World:
@@ -45,3 +46,10 @@ def test_no_round_begins_after_the_limit_but_the_first(world):
         return len(timing.in_turns(call, rounds=9, budget=1.0, clock=world.clock, limit=limit)[0])
 
     assert [count(limit) for limit in (0.0, 3.0, 100.0)] == [1, 2, 9]
+
+
+@pytest.mark.parametrize(("eager", "plan", "looks"), [(1.0, 0.125, 1), (1.0, 0.75, 6), (0.125, 0.01, 10)])
+def test_a_model_that_takes_far_longer_than_its_plan_is_looked_at_once(world, monkeypatch, eager, plan, looks):
+    monkeypatch.setattr(race, "own_time", world.clock)
+    found = race._race(lambda: world.spend("eager", eager), lambda: world.spend("plan", plan))
+    assert found == pytest.approx((eager, plan)) and world.seen.count("eager") == looks

@@ -110,7 +110,7 @@ class _Work(Attending):
         if target is response and node.args[2]:
             return self._response(node)
         if target in KINDS:
-            return self._unit(node) or self._arithmetic(node)
+            return self._unit(node) or self._arithmetic(node) or self._beside(node)
         if target is aten.cat.default:
             return self._together(node)
         if target is aten.mean.dim:
@@ -204,6 +204,20 @@ class _Work(Attending):
         target = aten.sub.Tensor if kind == "rsub" else node.target
         made = self.put(target, pair, item, source)
         return self.back(made, node, a) if last else made
+
+    def _beside(self, node: fx.Node) -> fx.Node | None:
+        """Maps with what a view shows as fewer numbers, which PyTorch repeats."""
+        args = list(node.args)
+        for i, arg in enumerate(args[:2]):
+            if not isinstance(arg, fx.Node) or len(sizes(arg)) != len(sizes(node)) or len(sizes(node)) < 3:
+                return None
+            args[i] = self.maps(arg) if is_move(arg) else arg
+            if args[i] not in self.native:
+                return None
+        made = self.graph.call_function(node.target, tuple(args), dict(node.kwargs))  # type: ignore[arg-type]
+        made.meta = dict(node.meta)
+        self.native.add(made)
+        return made
 
     def _unit(self, node: fx.Node) -> fx.Node | None:
         """Each row over the root of its squares' sum, but at least eps: on maps whose channels these are."""

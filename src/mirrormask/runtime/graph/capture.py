@@ -21,6 +21,7 @@ from mirrormask.runtime.graph.ir import Graph
 from mirrormask.runtime.graph.leading import views_last
 from mirrormask.runtime.graph.left import left_of
 from mirrormask.runtime.graph.moments import loops
+from mirrormask.runtime.graph.open_sizes import TokensOfMaps
 from mirrormask.runtime.graph.partition import (
     Support,
     constants_of,
@@ -31,6 +32,7 @@ from mirrormask.runtime.graph.partition import (
 )
 from mirrormask.runtime.graph.passes import once, out_of_place, without_identities, written
 from mirrormask.runtime.graph.program import Unstorable, made_by, module_of, program_of
+from mirrormask.runtime.graph.settled import OpenSizes
 from mirrormask.runtime.graph.simplify import simplify
 from mirrormask.runtime.graph.turned import respond, turn
 from mirrormask.runtime.graph.volumes import VOLUME_CONVOLUTIONS, volumes_as_frames
@@ -78,16 +80,40 @@ def capture(
     """
     if not isinstance(arguments, Arguments):
         arguments = Arguments.of(signature_of(model), arguments, {})
-    found = _captured(model, arguments, without, batch_alone=False)
-    many = len(found.regions) > 1 or bool(found.left) or _parts(found)[0] > 0
-    if many and found.has_maps and any(dim for _, dim in found.guards.free):
-        # Views of maps are places in them where sizes are known, and a region with them is worth more than a size.
-        # So are volumes, whose convolutions are none over maps where their depth is open.
-        with contextlib.suppress(Refused):
-            fixed = _captured(model, arguments, without, batch_alone=True)
-            if fixed.regions and _parts(fixed) < _parts(found):
-                return fixed
+    # Views of maps are places in them where sizes are known, and a region with them is worth more than a size. So are
+    # volumes, whose convolutions are none over maps where their depth is open. No need to try that first.
+    fixed = found = None
+    if _has(model, (nn.Conv3d, nn.ConvTranspose3d)):
+        fixed = _fixed(model, arguments, without)
+    elif _has(model, nn.Conv2d):
+        try:
+            found = _captured(model, arguments, without, until_tokens=True)
+        except TokensOfMaps:
+            fixed = _fixed(model, arguments, without)
+    if fixed is not None and fixed.regions and not _is_many(fixed):
+        return fixed
+    found = found or _captured(model, arguments, without)
+    if _is_many(found) and found.has_maps and any(dim for _, dim in found.guards.free):
+        fixed = fixed or _fixed(model, arguments, without)
+        if fixed is not None and fixed.regions and _parts(fixed) < _parts(found):
+            return fixed
     return found
+
+
+def _has(model: nn.Module, kinds: Any) -> bool:
+    return any(isinstance(module, kinds) for module in model.modules())
+
+
+def _fixed(model: nn.Module, arguments: Arguments, without: Mapping[str, str] | None) -> Capture | None:
+    """A capture in which the batch alone is open, if there is one."""
+    with contextlib.suppress(Refused):
+        return _captured(model, arguments, without, batch_alone=True)
+    return None
+
+
+def _is_many(found: Capture) -> bool:
+    """Whether it is more than one region that is all of the model."""
+    return len(found.regions) > 1 or bool(found.left) or _parts(found)[0] > 0
 
 
 def _parts(found: Capture) -> tuple[int, int, bool]:
@@ -100,18 +126,16 @@ def _nodes(module: nn.Module) -> list[fx.Node]:
     return list(module.graph.nodes) if isinstance(module, fx.GraphModule) else []
 
 
-def _captured(
-    model: nn.Module, arguments: Arguments, without: Mapping[str, str] | None, *, batch_alone: bool
-) -> Capture:
+def _captured(model: nn.Module, arguments: Arguments, without: Mapping[str, str] | None, **options: bool) -> Capture:
     """One capture; where rewriting a program of a kind that was never seen fails, it is taken as it is."""
     with LOCK:
-        exported = export(private_copy(model), arguments, batch_alone=batch_alone)
+        exported = export(private_copy(model), arguments, **options)
         try:
             return _cut(model, exported, without, rewrite=True)
         except Refused:
             raise
         except Exception:
-            exported = export(private_copy(model), arguments, batch_alone=batch_alone)
+            exported = export(private_copy(model), arguments, **options)
     try:
         return _cut(model, exported, without, rewrite=False)
     except Refused:
@@ -129,6 +153,7 @@ def _cut(model: nn.Module, exported: Export, without: Mapping[str, str] | None, 
     if exported.writes:
         raise Refused(f"a call changes its {', '.join(exported.writes)}, which a plan would not")
     module = exported.module
+    open_sizes = OpenSizes(module)
     folded = {**fold_items(module), **fold_constants(module)} if rewrite else {}
     out_of_place(module.graph)
     without_identities(module.graph)
@@ -165,6 +190,8 @@ def _cut(model: nn.Module, exported: Export, without: Mapping[str, str] | None, 
     module.delete_all_unused_submodules()
     module.recompile()
     left = left_of(module, reasons)
+    if rewrite:
+        open_sizes.check()
     whole = _whole(module, regions)
     blueprint = _blueprint(module, regions, whole, left, exported.guards, tensors, tensors_of(model), folded)
     bound = {name: bind(graph, tensors) for name, graph in regions.items()}

@@ -27,6 +27,7 @@ from mirrormask.runtime.graph.frames import as_frames, as_volume
 from mirrormask.runtime.graph.functions import attend, pointwise, product
 from mirrormask.runtime.graph.ir import Graph, Node, Origin
 from mirrormask.runtime.graph.pointwise import ACTIVATIONS, ARITHMETIC, each_channel
+from mirrormask.runtime.graph.reduced import REDUCED
 from mirrormask.runtime.graph.rowwise import ROWWISE
 from mirrormask.runtime.graph.spatial import SPATIAL, slice_
 from mirrormask.runtime.graph.turned import TURNED
@@ -141,6 +142,7 @@ CONVERTERS: dict[Any, Callable[[Context, fx.Node], Node]] = {
     **ACTIVATIONS,
     **ARITHMETIC,
     **ROWWISE,
+    **REDUCED,
     **SPATIAL,
     **CHANNELS,
     **ARRANGED,
@@ -162,6 +164,8 @@ ROW_OPERATIONS = {
     for target, converter in CONVERTERS.items()
     if converter in (_linear, _product) or any(target in table for table in (SAME, ACTIVATIONS, ARITHMETIC, ROWWISE))
 } | {aten.cat.default, aten.concat.default, aten.batch_norm.default}
+#: The same, of which nobody thinks as rows.
+ON_ROWS = {*ROW_OPERATIONS, *REDUCED, aten.slice.Tensor}
 
 
 def writes_in_place(node: fx.Node) -> bool:
@@ -181,7 +185,7 @@ def convert_node(context: Context, node: fx.Node) -> Node:
         raise Unsupported(f"the operation {node.target} is not known to the runtime")
     if writes_in_place(node):
         raise Unsupported("it works in place on a tensor that others read")
-    if context.rows and node.target not in ROW_OPERATIONS:
+    if context.rows and node.target not in ON_ROWS:
         raise Unsupported("no convolution is near it")
     tensors = [node, *(source for source in streams_of(node) if source not in context.constants)]
     if not context.rows and node.target not in VOLUMES and any(len(shape_of(tensor)) == 5 for tensor in tensors):

@@ -20,19 +20,14 @@ from typing import Any, TextIO
 
 import torch
 from torch import Tensor, fx, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from mirrormask.runtime.graph.guards import Guards
 from mirrormask.runtime.graph.lengths import open_lengths
 from mirrormask.runtime.graph.moments import ByMoments
+from mirrormask.runtime.graph.open_sizes import OpenTrace, TokensOfMaps
 
 __all__ = ["LOCK", "Arguments", "Export", "Refused", "export", "private_copy", "signature_of"]
-
-#: Characters of the longest formula of a size with which a trace goes on. Those of strided convolutions and pools have
-#: some fifty. Where each layer pads its input to a multiple (Swin's windows) they grow with every layer, and what torch
-#: proves of them takes minutes.
-LONGEST_SIZE = 64
 
 #: Held by whoever captures a model: one thread of the process at a time.
 LOCK = threading.RLock()
@@ -168,14 +163,18 @@ def private_copy(model: nn.Module) -> nn.Module:
         return model
 
 
-def export(model: nn.Module, arguments: Arguments, *, batch_alone: bool = False) -> Export:
+def export(model: nn.Module, arguments: Arguments, *, batch_alone: bool = False, until_tokens: bool = False) -> Export:
     """Export a model; to be called under :data:`LOCK`, with a :func:`private_copy`.
 
     All sizes are left open that the model leaves open; where that fails, or with ``batch_alone``, the first dimension
     alone, else none.
 
+    Args:
+        until_tokens: whether to end a trace in which maps of open sizes become tokens.
+
     Raises:
         Refused: no attempt succeeds.
+        TokensOfMaps: with ``until_tokens``, they do.
     """
     # One tensor given twice would become one argument of the program, which reads it for the other too.
     arguments = arguments.with_tensors(Tensor.detach)
@@ -188,11 +187,13 @@ def export(model: nn.Module, arguments: Arguments, *, batch_alone: bool = False)
     last: Exception | None = None
     for given, which in attempts:
         try:
-            with _quiet(), _ShortSizes(), ByMoments(), open_lengths(model):
+            with _quiet(), OpenTrace(until_tokens), ByMoments(), open_lengths(model):
                 made = _export(model, given, which)
             if made.guards.hold(arguments.named()):
                 return made
             last = failure = failure or ValueError("it computes something else for a first dimension of 1")
+        except TokensOfMaps:
+            raise
         except Exception as error:  # of torch's many
             failure = failure or error
             last = error
@@ -254,21 +255,6 @@ def _one_item(arguments: Arguments) -> bool:
 
 def _two(x: Tensor) -> Tensor:
     return x.expand(2, *x.shape[1:]).clone()
-
-
-class _ShortSizes(TorchFunctionMode):
-    """Ends a trace whose sizes become formulas too long to reason about."""
-
-    def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        made = function(*args, **(kwargs or {}))
-        if isinstance(made, Tensor):
-            sizes = [str(size) for size in made.shape if isinstance(size, torch.SymInt)]
-            longest = max(sizes, key=len, default="")
-            if len(longest) > LONGEST_SIZE:
-                raise OverflowError(f"a size is a formula of {len(longest)} characters")
-        return made
 
 
 @contextlib.contextmanager

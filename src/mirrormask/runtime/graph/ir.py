@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Graph", "Node", "Origin", "Unfit", "Weight", "inner", "shape_made"]
+__all__ = ["Graph", "Node", "Origin", "Unfit", "Weight", "inner", "narrow_shapes", "shape_made"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -105,8 +105,9 @@ class Node:
     Attributes:
         op: ``input``, ``conv``, ``linear``, ``act``, ``add``, ``combine``, ``concat``, ``slice``, ``gather``, ``pool``,
             ``adaptive``, ``mean``, ``pad``, ``crop``, ``resample``, ``flatten``, ``norm``, ``group_norm``, ``softmax``,
-            ``attention`` (of rows), ``attend`` (of columns of maps), ``arrange``, ``stored``, ``join``, or of a
-            recurrent layer ``state`` (the hidden state of the moment before) and ``moments`` (a step to the next).
+            ``reduce`` (features or channels to one), ``attention`` (of rows), ``attend`` (of columns of maps),
+            ``arrange``, ``stored``, ``join``, or of a recurrent layer ``state`` (the hidden state of the moment before)
+            and ``moments`` (a step to the next).
         name: of the value it makes.
         inputs: names of the values it reads.
         shape: of the value, per item: ``(channels, height, width)`` or ``(features,)``.
@@ -118,19 +119,20 @@ class Node:
             ``[channels, height * width]``; what ``attend`` adds to the scores, ``[rows or 1, heads or 1, queries,
             keys]``, of which ``stride`` holds the first two sizes.
         kind: the activation, what ``combine`` does, ``"max"`` / ``"mean"`` for a pool, ``"layer"`` / ``"rms"`` /
-            ``"mean"`` for a norm, ``"norm"`` for a ``mean`` that is the root of all squares instead, ``"softmax"`` /
-            ``"log_softmax"``, the kind of a recurrent layer, ``"causal"`` or not, and ``"mask"`` for an input that is
+            ``"mean"`` for a norm, ``"norm"`` or ``"sum"`` for a ``mean`` that is the root of all
+            squares or the sum instead, ``"sum"`` / ``"mean"`` / ``"max"`` / ``"norm"`` for a ``reduce``, ``"softmax"``
+            / ``"log_softmax"``, the kind of a recurrent layer, ``"causal"`` or not, and ``"mask"`` for an input that is
             one.
         values: the activation's parameters; a norm's eps; the scale of attention; what a ``pad`` fills with; the
             scales of a ``resample``, if it has any; what a ``gather`` multiplies each channel with, if anything.
         span: the first channel and past the last of a ``slice``; the channels of a ``gather`` in their new order;
             the first feature of each head of ``attention`` in query, key and value, one after the other;
             how much a ``pad`` adds left, right, above and below (to maps with zeros between, of one number in
-            ``stride``, if it is ``"spaced"``); the axis, start, stop and step of a ``crop``; of each channel, then of
-            each position of an ``arrange``, where in an item its numbers come from; the axis along which a ``join``
-            puts maps together; how many numbers a ``state`` has, cells included; of a ``conv`` over frames, whose
-            channels are those of one frame after another and whose weight has a depth, for each frame of the result and
-            each tap in depth the frame that it reads, -1 for none.
+            ``stride``, if it is ``"spaced"``); the axis, start, stop and step of a ``crop``; the only axis that an
+            ``adaptive`` pool is over; of each channel, then of each position of an ``arrange``, where in an item its
+            numbers come from; the axis along which a ``join`` puts maps together; how many numbers a ``state`` has,
+            cells included; of a ``conv`` over frames, whose channels are those of one frame after another and whose
+            weight has a depth, for each frame of the result and each tap in depth the frame that it reads, -1 for none.
         ceil: whether the last windows of a pool may run over the edge.
         captured: the only map size that the settings hold for; empty if they hold for any.
         origin: where weight and bias come from, until they are filled in.
@@ -311,9 +313,17 @@ def _combined(node: Node, one: tuple[int, ...], other: tuple[int, ...]) -> tuple
     """The shape of two values together: one per channel or one map for all channels will do for one of them."""
     full = max(one, other, key=lambda shape: int(np.prod(shape)))
     narrow = other if full == one else one
-    if narrow == full or (len(full) == 3 and narrow in ((full[0], 1, 1), (1, *full[1:]))):
+    if narrow == full or narrow in narrow_shapes(full):
         return full
     raise Unfit(f"{node.layer!r} combines tensors of different shapes")
+
+
+def narrow_shapes(full: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """What a value of this shape may be combined with: one number for all features or channels; of maps, also one for
+    all of a map, or for each of its rows or columns."""  # fmt: skip
+    if len(full) == 1:
+        return ((1,),)
+    return (1, *full[1:]), (full[0], 1, 1), (full[0], full[1], 1), (full[0], 1, full[2])
 
 
 def _windows(room: int, stride: int, end: int, ceil: bool) -> int:
@@ -371,8 +381,12 @@ def _shape_after(node: Node, source: tuple[int, ...]) -> tuple[int, ...]:
         if source != (node.weight.shape[1],):
             raise Unfit(f"{node.layer!r} takes {node.weight.shape[1]} features, not {source}")
         return node.shape
+    if node.op == "adaptive" and node.span:
+        return tuple(1 if axis == 1 + node.span[0] else size for axis, size in enumerate(source))
     if node.op in ("mean", "adaptive", "arrange", "attend"):
         return node.shape
+    if node.op == "reduce":
+        return (1, *source[1:])
     if node.op in ("pad", "crop", "resample"):
         return (source[0], *_resampled(node, source))
     if node.op in ("slice", "gather"):

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from mirrormask.runtime.graph.aten import Context, Unsupported, argument, item_shape, shape_of, source_of
-from mirrormask.runtime.graph.ir import Node, Origin
+from mirrormask.runtime.graph.ir import Node, Origin, narrow_shapes
 
 __all__ = ["ACTIVATIONS", "ARITHMETIC", "KINDS", "PER_CHANNEL", "Converter", "each_channel"]
 
@@ -102,6 +102,8 @@ READERS: dict[str, str | Reader] = {
     "square": "square",
     "exp": "exp",
     "reciprocal": "reciprocal",
+    "sqrt": "sqrt",
+    "rsqrt": "rsqrt",
 }
 
 
@@ -196,12 +198,13 @@ def _with_value(context: Context, node: fx.Node, a: fx.Node, b: fx.Node, kind: s
         if kind == "add":
             return Node("add", node.name, names, made, layer=node.name)
         return Node("combine", node.name, names, made, layer=node.name, kind=kind)
-    if context.rows or len(shapes[0]) != len(shapes[1]) or len(made) != 3 or shapes[0][0] != shapes[1][0]:
+    last = -1 if context.rows else 1
+    if len(shapes[0]) != len(shapes[1]) or shapes[0][:last] != shapes[1][:last]:
         raise Unsupported("it combines tensors of different shapes")
     items = [item_shape(context, n) for n in (a, b)]
     narrow = [item for item in items if item != made]
-    if len(narrow) != 1 or narrow[0] not in ((made[0], 1, 1), (1, *made[1:])):
-        raise Unsupported("it combines tensors of different shapes, otherwise than number by channel or map by map")
+    if len(narrow) != 1 or narrow[0] not in narrow_shapes(made):
+        raise Unsupported("it combines tensors of different shapes, otherwise than by channel, or along an axis")
     return Node("combine", node.name, names, made, layer=node.name, kind=kind)
 
 

@@ -56,10 +56,9 @@ def _softmax(kind: str) -> Converter:
         source, dim = source_of(node), int(argument(node, 1, "dim"))
         if argument(node, 2, "dtype") not in (None, torch.float32):
             raise Unsupported("it makes another type")
-        if not context.rows and len(shape_of(node)) != 2:
-            raise Unsupported("it is a softmax over a map")
-        if dim % len(shape_of(node)) != len(shape_of(node)) - 1:
-            raise Unsupported("it is not over the last dimension")
+        rank = len(shape_of(node))
+        if dim % rank != (rank - 1 if context.rows else 1):
+            raise Unsupported("it is over another dimension than features or channels")
         return Node("softmax", node.name, [source.name], item_shape(context, node), layer=node.name, kind=kind)
 
     return convert_softmax

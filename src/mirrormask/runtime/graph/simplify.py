@@ -159,10 +159,35 @@ def _largest(node: fx.Node) -> Found:
     return largest, (source.args[0], source.args[1])
 
 
+def _maximum(node: fx.Node) -> Found:
+    """The largest numbers along a dimension, of which only these are read, not their places."""
+    source = node.args[0] if node.args else None
+    if node.target is not operator.getitem or not isinstance(source, fx.Node) or len(source.users) > 1:
+        return None
+    if source.target is not aten.max.dim or node.args[1] != 0:
+        return None
+    return aten.amax.default, (source.args[0], [source.args[1]], _argument(source, 2, "keepdim", False))
+
+
+def _kept(node: fx.Node) -> Found:
+    """A dimension that a sum or its kin takes away, and that comes back: it is kept."""
+    source = node.args[0] if node.args else None
+    if node.target is not aten.unsqueeze.default or not isinstance(source, fx.Node) or len(source.users) > 1:
+        return None
+    if source.target not in REDUCTIONS or source.kwargs or any(source.args[2:]):
+        return None
+    x, dims = source.args[:2]
+    rank = len(_shape(x))
+    if not isinstance(dims, (list, tuple)) or len(dims) != 1 or dims[0] % rank != node.args[1] % rank:  # type: ignore[operator]
+        return None
+    return source.target, (x, dims, True)
+
+
 def _argument(node: fx.Node, index: int, name: str, default: Any) -> Any:
     return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
 
 
+REDUCTIONS = {aten.mean.dim, aten.sum.dim_IntList, aten.amax.default}
 SPLITS = {
     aten.split.Tensor,
     aten.split.sizes,
@@ -180,6 +205,8 @@ REMOVABLE = {
     aten.expand.default,
     aten.expand_as.default,
     aten.adaptive_max_pool2d.default,
+    aten.max.dim,
+    *REDUCTIONS,
     operator.getitem,
     *PATTERN_PARTS,
 }
@@ -191,6 +218,8 @@ PATTERNS: tuple[Callable[[fx.Node], Found], ...] = (
     _unexpanded,
     _reshaped_as,
     _largest,
+    _maximum,
+    _kept,
     rms_norm,
     tanh_gelu,
     response_norm,

@@ -116,8 +116,13 @@ def _operation(node: Node, sources: list[Node]) -> None:
     elif node.op == "norm":
         fits = node.kind in ("layer", "rms", "mean") and len(node.values) == 1
         _require(fits, node, f"is a norm of the kind {node.kind[:20]!r}")
+    elif node.op == "reduce":
+        _require(node.kind in ("sum", "mean", "max", "norm"), node, f"is a sum of the kind {node.kind[:20]!r}")
+    elif node.op == "adaptive":
+        fits = node.span in ((), (0,), (1,)) and (not node.span or len(shapes[0]) == 3)
+        _require(fits, node, f"pools along {node.span}")
     elif node.op == "mean":
-        _require(node.kind in ("", "norm"), node, f"is a mean of the kind {node.kind[:20]!r}")
+        _require(node.kind in ("", "norm", "sum"), node, f"is a mean of the kind {node.kind[:20]!r}")
     elif node.op == "attend":
         _attention_of_maps(node, shapes)
     if node.op == "attention":

@@ -75,23 +75,6 @@ def _adaptive(kind: str) -> Callable[[Context, fx.Node], Node]:
     return convert_adaptive
 
 
-def _over_maps(context: Context, node: fx.Node) -> tuple[str, tuple[int, ...]]:
-    """The source of a reduction over all of a map, and the shape of the result."""
-    source = source_of(node)
-    rank = len(shape_of(source))
-    dims: Any = argument(node, 1, "dim")
-    wanted = {2: set(), 3: {2}, 4: {2, 3}}.get(rank, set())
-    if context.rows or not dims or {d % rank for d in dims} != wanted or not wanted:
-        raise Unsupported("it reduces other dimensions than a map's rows and columns")
-    channels = shape_of(source)[1]
-    return source.name, ((channels, 1, 1) if argument(node, 2, "keepdim", False) else (channels,))
-
-
-def _mean(context: Context, node: fx.Node) -> Node:
-    source, shape = _over_maps(context, node)
-    return Node("mean", node.name, [source], shape, layer=node.name)
-
-
 def _map_norm(context: Context, node: fx.Node) -> Node:
     if context.rows:
         raise Unsupported("it works on maps")
@@ -123,11 +106,6 @@ def _group_norm(context: Context, node: fx.Node) -> Node:
     )
 
 
-def _max(context: Context, node: fx.Node) -> Node:
-    source, shape = _over_maps(context, node)
-    return Node("adaptive", node.name, [source], shape, layer=node.name, kind="max")
-
-
 def _pad(context: Context, node: fx.Node) -> Node:
     source, rank = source_of(node), len(shape_of(node))
     sizes: Any = argument(node, 1, "pad")
@@ -149,9 +127,9 @@ def slice_(context: Context, node: fx.Node) -> Node:
     source = source_of(node)
     rank = len(shape_of(source))
     dim = int(argument(node, 1, "dim", 0)) % rank
-    if context.rows or dim == 0:
-        raise Unsupported("it takes other parts than channels, rows or columns of maps")
-    if dim == 1:
+    if dim == 0 or (context.rows and dim != rank - 1):
+        raise Unsupported("it takes other parts than features, or channels, rows or columns of maps")
+    if context.rows or dim == 1:
         return channel_slice(context, node)
     given: list[Any] = [argument(node, 2, "start"), argument(node, 3, "end"), argument(node, 4, "step", 1)]
     if any(value is not None and not isinstance(value, int) for value in given):
@@ -189,8 +167,6 @@ SPATIAL: dict[Any, Callable[[Context, fx.Node], Node]] = {
     aten.adaptive_avg_pool1d.default: _adaptive("mean"),
     aten.adaptive_avg_pool2d.default: _adaptive("mean"),
     largest: _adaptive("max"),
-    aten.mean.dim: _mean,
-    aten.amax.default: _max,
     map_norm: _map_norm,
     by_mean: _by_mean,
     aten.group_norm.default: _group_norm,

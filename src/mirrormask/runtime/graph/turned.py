@@ -1,4 +1,4 @@
-"""Transposed convolutions as convolutions over maps with zeros between; PReLU and stacks of what is known."""
+"""Transposed convolutions as convolutions over maps with zeros between; PReLU, gates and stacks of what is known."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ aten = torch.ops.aten
 
 
 def turn(module: fx.GraphModule) -> None:
-    """Rewrite transposed convolutions, PReLU and stacks, in place."""
+    """Rewrite transposed convolutions, PReLU, gates and stacks, in place."""
     for node in list(module.graph.nodes):
         made = None
         with module.graph.inserting_before(node):
@@ -37,6 +37,8 @@ def turn(module: fx.GraphModule) -> None:
                 made = _prelu(node)
             elif node.target is aten.stack.default:
                 made = _stacked(node)
+            elif node.target is aten.glu.default:
+                made = _gated(node)
             elif node.target is aten.conv2d.default:
                 made = _padded_first(node)
             elif node.target is aten.addcmul.default:
@@ -82,7 +84,16 @@ def _turned(node: fx.Node) -> fx.Node | None:
     kernel = (1, *weight.meta["val"].shape[2:])[-2:]
     before = [d * (int(k) - 1) - p for d, k, p in zip(dilation, kernel, padding, strict=True)]
     around = (before[1], before[1] + more[1], before[0], before[0] + more[0])
-    return _put(node, spaced_conv, _put(node, spaced, x, stride, around), weight, bias, dilation, groups)
+    wide = node.graph.call_function(spaced, (x, stride, around))
+    value = x.meta["val"]
+    beside = ((around[2], around[3]), around[:2])[-(value.dim() - 2) :]
+    steps = stride[-(value.dim() - 2) :]
+    # Shapes are told: to pad maps of open sizes would settle how many there are.
+    sizes = [(n - 1) * s + 1 + sum(more) for n, s, more in zip(value.shape[2:], steps, beside, strict=True)]
+    wide.meta["val"] = value.new_empty((*value.shape[:2], *sizes))
+    made = node.graph.call_function(spaced_conv, (wide, weight, bias, dilation, groups))
+    made.meta["val"] = node.meta["val"]
+    return made
 
 
 def _prelu(node: fx.Node) -> fx.Node | None:
@@ -93,6 +104,20 @@ def _prelu(node: fx.Node) -> fx.Node | None:
         return None
     below = _put(node, aten.relu.default, _put(node, aten.neg.default, x))
     return _put(node, aten.sub.Tensor, _put(node, aten.relu.default, x), _put(node, per_channel, below, slope, "mul"))
+
+
+def _gated(node: fx.Node) -> fx.Node | None:
+    """``a sigmoid(b)`` with the halves ``a`` and ``b``."""
+    x: Any = node.args[0]
+    value, half = x.meta["val"], node.meta["val"]
+    dim = int(argument(node, 1, "dim", -1)) % value.dim()
+    if not isinstance(half.shape[dim], int):
+        return None
+    size, parts = half.shape[dim], []
+    for start in (0, size):
+        parts.append(node.graph.call_function(aten.slice.Tensor, (x, dim, start, start + size)))
+        parts[-1].meta["val"] = half.new_empty(half.shape)
+    return _put(node, aten.mul.Tensor, parts[0], _put(node, aten.sigmoid.default, parts[1]))
 
 
 def _padded_first(node: fx.Node) -> fx.Node | None:

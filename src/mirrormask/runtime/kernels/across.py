@@ -104,6 +104,15 @@ class Across:
 
         e.loop(0, self.features, at, step=self.step)
 
+    def write_one(self, value: Value) -> None:
+        """``out = value``, as the only feature; of a single row, whose value is in every lane, the first number."""
+        e = self.e
+        value = e.converted(value)
+        e.watch(value)
+        value = value if self.kept is None else e.b.select(self.kept, value, e.zero())
+        # A single row ends with a margin, into which its last vector may reach.
+        e.store(value, self.out, aligned=not self.flat)
+
     def number(self, constants: Value, feature: Value) -> Value:
         """The number of ``constants`` for a feature; of a single row, those for the features of a vector."""
         e = self.e
@@ -127,15 +136,15 @@ def each_vector(e: Emitter, spec: RowsSpec, body: Callable[[Across], None]) -> N
     e.loop(e.low, e.high, at_vector)
 
 
-def check_rows(op: Op, numbers: int) -> None:
-    """What is read and written of ``x`` and ``out``."""
+def check_rows(op: Op, numbers: int, made: int | None = None) -> None:
+    """What is read and written of ``x`` and ``out``, which has as many features if ``made`` is not said."""
     spec, lanes = op.spec, op.spec.target.lanes
     width = lanes if spec.layout.flat else op.units * lanes
-    end = -(-spec.features // lanes) * lanes if spec.layout.flat else (spec.features - 1) * spec.layout.plane + width
     origin = 0 if spec.maps else spec.layout.origin
     if spec.maps:
         inside(op, "inside", 0, width, op.args["inside"].size)
     if not spec.layout.flat and origin + width > spec.layout.plane:
         raise IndexError(f"{op.node!r}: {op.units} vectors of rows do not fit a plane of {spec.layout.plane}")
-    for name in ("x", "out"):
+    for name, features in (("x", spec.features), ("out", spec.features if made is None else made)):
+        end = -(-features // lanes) * lanes if spec.layout.flat else (features - 1) * spec.layout.plane + width
         inside(op, name, op.args[name], op.args[name] + origin + end, numbers)

@@ -208,6 +208,8 @@ ACTIVATIONS: dict[str, Callable[..., Value]] = {
     "square": lambda e, x: e.fmul(x, x),
     "exp": exponential,
     "reciprocal": lambda e, x: e.fdiv(e.splat(1.0, x.type.count), x),
+    "sqrt": lambda e, x: e.root(x),
+    "rsqrt": lambda e, x: e.fdiv(e.splat(1.0, x.type.count), e.root(x)),
 }
 #: What half precision holds as well as it holds the argument.
 EXACT = ("relu", "relu6", "clamp", "abs")
@@ -221,6 +223,7 @@ def moves_zero(chain: Chain) -> bool:
         "softplus": lambda beta: True,
         "exp": lambda: True,
         "reciprocal": lambda: True,
+        "rsqrt": lambda: True,
         "clamp": lambda low, high: not low <= 0 <= high,
         "affine": lambda gain, shift: shift != 0,
     }

@@ -40,6 +40,8 @@ ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
     "square": torch.square,
     "exp": torch.exp,
     "reciprocal": torch.reciprocal,
+    "sqrt": torch.sqrt,
+    "rsqrt": torch.rsqrt,
 }
 COMBINE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "add": torch.add,
@@ -48,6 +50,13 @@ COMBINE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "div": torch.div,
     "max": torch.maximum,
     "min": torch.minimum,
+}
+
+REDUCE: dict[str, Callable[[Tensor], Tensor]] = {
+    "sum": lambda x: x.sum(1, keepdim=True),
+    "mean": lambda x: x.mean(1, keepdim=True),
+    "max": lambda x: x.amax(1, keepdim=True),
+    "norm": lambda x: torch.linalg.vector_norm(x, dim=1, keepdim=True),
 }
 
 
@@ -137,6 +146,8 @@ def _most(node: Node, sources: list[Tensor]) -> float:
         return max(_peak(sums), _peak(weight), _peak(bias))
     if node.op == "pool" and node.kind == "mean":
         return _peak(_pooled(node, x.abs(), divisor=1))
+    if node.op == "reduce" and node.kind in ("sum", "mean"):
+        return _peak(x.abs().sum(1))
     if node.op == "adaptive" and node.kind == "mean":
         window = math.prod(n // m + 2 for n, m in zip(x.shape[2:], (*node.shape[1:], 1, 1), strict=False))
         return window * _peak(_resized(node, x.abs()))
@@ -204,7 +215,9 @@ def _result(node: Node, sources: list[Tensor]) -> Tensor:
             return F.layer_norm(x, node.shape, gain, bias, node.values[0])
         return F.rms_norm(x, node.shape, gain, node.values[0]) + (0.0 if bias is None else bias)
     if node.op == "softmax":
-        return x.softmax(-1) if node.kind == "softmax" else x.log_softmax(-1)
+        return x.softmax(1) if node.kind == "softmax" else x.log_softmax(1)
+    if node.op == "reduce":
+        return REDUCE[node.kind](x)
     if node.op == "arrange":
         return _arranged(node, x)
     if node.op == "attend":
@@ -225,6 +238,8 @@ def _result(node: Node, sources: list[Tensor]) -> Tensor:
         return _pooled(node, x)
     if node.op in ("adaptive", "pad", "crop", "resample"):
         return _resized(node, x)
+    if node.op == "mean" and node.kind == "sum":
+        return x.sum((2, 3)).reshape(len(x), *node.shape)
     if node.op == "mean" and node.kind:
         return map_norm(x).reshape(len(x), *node.shape)
     if node.op == "mean":

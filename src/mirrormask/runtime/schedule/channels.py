@@ -14,8 +14,10 @@ from mirrormask.runtime.kernels.gather import GATHER, GatherSpec
 from mirrormask.runtime.kernels.layout import Layout, flat_layout
 from mirrormask.runtime.kernels.planes import PLANES, PlanesSpec
 from mirrormask.runtime.kernels.relayout import RELAYOUT, RelayoutSpec, plain_layout
+from mirrormask.runtime.kernels.resample import RESAMPLE, ResampleSpec
 from mirrormask.runtime.schedule.places import Places, Value, one_channel
 from mirrormask.runtime.schedule.problem import Fused
+from mirrormask.runtime.schedule.sampling import picks
 
 __all__ = ["Channels"]
 
@@ -39,8 +41,22 @@ class Channels(Places):
             self._elementwise([x, other], kind, fused, single=True)
         elif self._shape(other)[1:] == (1, 1):
             self._planes(x, self._in(other, flat_layout(self._shape(other)[0])), "numbers", kind, fused)
-        else:
+        elif self._shape(other)[0] == 1:
             self._planes(x, self._in(other, replace(self._layout(x), channels=1)), "map", kind, fused)
+        else:
+            self._along(x, other, kind, fused)
+
+    def _along(self, x: str, other: str, kind: str, fused: Fused) -> None:
+        """``x`` with a number for each row or column of each map, which is repeated to maps before."""
+        layout, narrow = self._layout(x), self._map_layout(other)
+        held = self._in(other, narrow)
+        place = self.memory.take(layout, len(self.ops))
+        repeated = Node("resample", other, [other], self._shape(x), kind="nearest")
+        args = picks(repeated, (narrow.height, narrow.width), (layout.height, layout.width), self.target.dtype)
+        spec = ResampleSpec(self.target, one_channel(narrow), one_channel(layout), False, 0.0)
+        self.ops.append(Op(RESAMPLE, spec, {"x": held, "out": place, **args}, layout.channels, fused.out))
+        self._planes(x, place, "maps", kind, fused)
+        self.memory.give(layout, place)
 
     def _elementwise(self, names: list[str], kind: str, fused: Fused, *, single: bool = False) -> None:
         layout = self._layout(fused.out)

@@ -1,4 +1,4 @@
-"""Operations over the features of each row as ops: norms and softmax."""
+"""Operations over the features of each row, or the channels of maps, as ops: norms, softmax, sums and their kin."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from mirrormask.runtime.kernels.base import Kernel, Op
 from mirrormask.runtime.kernels.group_norm import GROUP_NORM, GroupNormSpec
 from mirrormask.runtime.kernels.layout import Layout
 from mirrormask.runtime.kernels.norm import NORM, NormSpec
+from mirrormask.runtime.kernels.reduce import REDUCE, ReduceSpec
 from mirrormask.runtime.kernels.softmax import SOFTMAX, SoftmaxSpec
 from mirrormask.runtime.schedule.places import Places, one_channel
 from mirrormask.runtime.schedule.problem import Fused
@@ -42,10 +43,14 @@ class Rowwise(Places):
         self.ops.append(Op(GROUP_NORM, spec, args, node.groups, node.name))
 
     def _softmax(self, node: Node, fused: Fused) -> None:
-        layout = one_channel(self._layout(node.name))
-        self._across(
-            node, SOFTMAX, SoftmaxSpec(self.target, layout, node.shape[0], False, node.kind == "log_softmax"), {}
-        )
+        features, layout = node.shape[0], one_channel(self._layout(node.name))
+        maps = not self.graph.rows and not layout.flat
+        self._across(node, SOFTMAX, SoftmaxSpec(self.target, layout, features, maps, node.kind == "log_softmax"), {})
+
+    def _reduce(self, node: Node, fused: Fused) -> None:
+        features, layout = self._shape(node.inputs[0])[0], one_channel(self._layout(node.name))
+        maps = not self.graph.rows and not layout.flat
+        self._across(node, REDUCE, ReduceSpec(self.target, layout, features, maps, node.kind), {})
 
     def _attention(self, node: Node, fused: Fused) -> None:
         layout = self._layout(node.name)
@@ -62,7 +67,7 @@ class Rowwise(Places):
 
     def _across(self, node: Node, kernel: Kernel, spec: Any, args: dict[str, Any]) -> None:
         layout = self._layout(node.name)
-        held = self._in(node.inputs[0], layout)
+        held = self._in(node.inputs[0], self._layout(node.inputs[0]))
         _, place = self._new(node.name, layout)
         units = 1 if layout.flat else -(-layout.width // layout.lanes)
         if spec.maps:

@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from mirrormask.runtime.graph.ir import Node
+from mirrormask.runtime.kernels.activation import Activation
 from mirrormask.runtime.kernels.base import Op
+from mirrormask.runtime.kernels.elementwise import ELEMENTWISE, ElementwiseSpec
 from mirrormask.runtime.kernels.layout import flat_layout
 from mirrormask.runtime.kernels.pool import MEAN, POOL, MeanSpec, PoolSpec
 from mirrormask.runtime.kernels.relayout import RELAYOUT, RelayoutSpec, plain_layout
@@ -91,6 +93,10 @@ class Spatial(Places):
         flat, place = self._new(node.name, flat_layout(node.shape[0]))
         spec = MeanSpec(self.target, one_channel(source), node.kind == "norm")
         self.ops.append(Op(MEAN, spec, {"x": x, "out": place}, flat.channels, node.name))
+        if node.kind == "sum":
+            count = Activation("affine", (float(source.height * source.width), 0.0))
+            args, units = {"x": place, "other": place, "out": place}, -(-flat.channels // self.target.lanes)
+            self.ops.append(Op(ELEMENTWISE, ElementwiseSpec(self.target, "", (count,)), args, units, node.name))
 
     def _flatten(self, node: Node, fused: Fused) -> None:
         """The same numbers under another shape: another name, or a contiguous copy of a map's."""
