@@ -88,6 +88,29 @@ def test_zeros_put_around_a_map_before_are_padding_too(monkeypatch):
         torch.testing.assert_close(fast(x), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("rows", [(-2, -2), (-1, 2)], ids=str)
+def test_what_a_negative_padding_cuts_off_is_not_read(rows, monkeypatch):
+    monkeypatch.setenv("MIRRORMASK_CACHE", "")
+    torch.manual_seed(0)
+
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.far = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 5, 3, padding=(1, 0), dilation=(1, 24))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.far(F.pad(self.first(x), (24, 24, *rows)))
+
+    model = zeros(Cut(), 0.5)
+    fast = mm.compile(model, torch.randn(2, 3, 9, 9), tune=False, force=True)
+    assert fast.report.compiled, fast.report.reason
+    for size in [(9, 9), (30, 31)]:
+        x = torch.randn(2, 3, *size)
+        with torch.no_grad():
+            expected = model(x)
+        torch.testing.assert_close(fast(x), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
 def test_a_rate_beyond_the_map_costs_what_a_1x1_kernel_does():
     """As in DeepLab on small images: eight of nine taps are not packed, and the map needs no room around it."""
     torch.manual_seed(0)

@@ -48,7 +48,7 @@ def _trimmed(node: Node, named: dict[str, Node]) -> Node:
     if node.op != "conv" or node.span or node.weight is None:
         return node
     source = named[node.inputs[0]]
-    zeros = source if source.op == "pad" and source.kind == "constant" and source.values == (0.0,) else None
+    zeros = source if _adds_zeros(source) else None
     inner = source if zeros is None else named[zeros.inputs[0]]
     before = (0, 0) if zeros is None else (zeros.span[2], zeros.span[0])
     around = (node.padding[0] + before[0], node.padding[1] + before[1])
@@ -63,6 +63,11 @@ def _trimmed(node: Node, named: dict[str, Node]) -> Node:
     if zeros is not None and kernel[1] == 1 and around[1] == skipped[1]:
         return replace(node, inputs=[inner.name], padding=(around[0] - skipped[0], 0))
     return replace(node, padding=(node.padding[0] - skipped[0], node.padding[1] - skipped[1]))
+
+
+def _adds_zeros(node: Node) -> bool:
+    """Whether a map is padded with zeros on all sides: negative paddings cut off numbers, which are not zeros."""
+    return node.op == "pad" and node.kind == "constant" and node.values == (0.0,) and min(node.span) >= 0
 
 
 def _size(node: Node) -> tuple[int, int]:
