@@ -140,7 +140,6 @@ def _largest(scores: Sequence[Scores], k: int) -> list[Tensor]:
 
 def _largest_of_few(scores: Sequence[Scores], k: int) -> list[Tensor]:
     """By one partition of all, where counting digits would be many calls over next to nothing."""
-    sizes = [score.numel() for score in scores]
     dtype = common(score.dtype for score in scores)
     parts = [to_keys(chunk).numpy() for chunk in all_chunks(scores, dtype)]
     ranks = np.concatenate(parts) if parts else np.zeros(0, np.int64)
@@ -150,8 +149,7 @@ def _largest_of_few(scores: Sequence[Scores], k: int) -> list[Tensor]:
         np.greater_equal(ranks, bound, out=kept)
         ties = np.flatnonzero(ranks == bound)
         kept[ties[len(ties) - (np.count_nonzero(kept) - k) :]] = False
-    masks = torch.split(torch.from_numpy(kept), sizes)
-    return [mask.view(score.shape).clone() for mask, score in zip(masks, scores, strict=True)]
+    return _taken_apart(torch.from_numpy(kept), scores)
 
 
 def _largest_of_all(scores: Sequence[Scores], k: int) -> list[Tensor]:
@@ -192,7 +190,7 @@ def _sorted_apart(flat: Tensor, sizes: Sequence[int], counts: Sequence[int]) -> 
     return mask
 
 
-def _taken_apart(mask: Tensor, scores: Sequence[Tensor]) -> list[Tensor]:
+def _taken_apart(mask: Tensor, scores: Sequence[Scores]) -> list[Tensor]:
     """A flat mask as one of each tensor, in memory of its own: who keeps one does not keep all."""
     if len(scores) == 1:
         return [mask.view(scores[0].shape)]
