@@ -1,24 +1,30 @@
-"""Linear layers at batch 1 with weights of 8 and 16 bits, against weights of 32 bits: the table of docs/deploy.md.
+"""Linear layers at batch 1 with weights of 8 and 16 bits: over the best dense engine, and over weights of 32 bits.
 
-    OMP_NUM_THREADS=1 python benchmarks/narrow_weights.py
+    OMP_NUM_THREADS=1 python benchmarks/narrow_weights.py          # the table of docs/deploy.md
 
-Ratios within one process, in its processor time: medians of paired rounds, in which the engines take turns.
+Ratios within one process, in its processor time: medians of rounds, in which the compiled models and the dense engines
+in fp32 take turns.
 """
 
 from __future__ import annotations
 
+import argparse
+import functools
 import statistics
-import time
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 import mirrormask as mm
+from mirrormask.machine.cache import processor_name
+from networks import mlp
+from turns import ENGINES, race
 
-ROUNDS, CALLS = 41, 20
+KINDS = ("fp32", "int8", "fp16")
 
 
-def mlp() -> nn.Sequential:
+def wide_mlp() -> nn.Sequential:
     return nn.Sequential(nn.Linear(784, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 10))
 
 
@@ -27,29 +33,51 @@ def transformer_linears() -> nn.Sequential:
     return nn.Sequential(*[layer for pair in pairs for layer in pair])
 
 
-def seconds(call: nn.Module, x: torch.Tensor) -> float:
-    call(x)
-    start = time.process_time()
-    for _ in range(CALLS):
-        call(x)
-    return time.process_time() - start
+NETWORKS: tuple[tuple[str, Callable[[], nn.Module], int], ...] = (
+    ("MLP 784-1024-1024-10", mlp, 784),
+    ("MLP 784-4096-4096-10", wide_mlp, 784),
+    ("twelve transformer linears, one token", transformer_linears, 384),
+)
 
 
+def built(make: Callable[[], nn.Module], sparsity: float) -> nn.Module:
+    torch.manual_seed(0)
+    model = make().eval()
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            weight.data *= torch.rand_like(weight) >= sparsity
+    return model
+
+
+@torch.no_grad()
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=41)
+    rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
-    print("| network | zeros | int8 over fp32 weights | fp16 over fp32 weights |\n|---|---|---|---|")
-    for name, make, features in (("MLP", mlp, 784), ("transformer linears", transformer_linears, 384)):
+    print(f"{processor_name()}, one thread\n")
+    print("| network | zeros | best dense fp32 engine | fp32 | int8 | fp16 | int8 over fp32 | fp16 over fp32 |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, make, features in NETWORKS:
+        x = torch.randn(1, features)
+        ours = {
+            f"{sparsity} {kind}": functools.partial(mm.compile(built(make, sparsity), x, weights=kind, force=True), x)
+            for sparsity in (0.9, 0.95, 0.98)
+            for kind in KINDS
+        }
+        turns, _ = race(built(make, 0.0), x, ours, threads=1, engines=ENGINES, rounds=rounds, clock="processor")
+        seconds = {key: statistics.median(times) for key, times in turns.items()}
+        best = min((key for key in ENGINES if key in seconds), key=lambda key: seconds[key])
         for sparsity in (0.9, 0.95, 0.98):
-            torch.manual_seed(0)
-            model, x = make().eval(), torch.randn(1, features)
-            for weight in model.parameters():
-                if weight.dim() > 1:
-                    weight.data *= torch.rand_like(weight) >= sparsity
-            kinds = ("fp32", "int8", "fp16")
-            engines = {kind: mm.compile(model, x, weights=kind, force=True) for kind in kinds}
-            rounds = [{kind: seconds(fast, x) for kind, fast in engines.items()} for _ in range(ROUNDS)]
-            ratios = [statistics.median(row["fp32"] / row[kind] for row in rounds) for kind in ("int8", "fp16")]
-            print(f"| {name} | {sparsity:.0%} | {ratios[0]:.2f} | {ratios[1]:.2f} |", flush=True)
+            own = [seconds[f"{sparsity} {kind}"] for kind in KINDS]
+            cells = [f"{1e3 * s:.3g} ms, {seconds[best] / s:.2f}" for s in own]
+            wide = turns[f"{sparsity} fp32"]
+            over = [
+                statistics.median(a / b for a, b in zip(wide, turns[f"{sparsity} {kind}"], strict=True))
+                for kind in KINDS[1:]
+            ]
+            row = [name, f"{sparsity:.0%}", f"{best} {1e3 * seconds[best]:.3g} ms", *cells, *(f"{r:.2f}" for r in over)]
+            print("| " + " | ".join(row) + " |", flush=True)
 
 
 if __name__ == "__main__":
