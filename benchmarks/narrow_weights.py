@@ -11,17 +11,17 @@ from __future__ import annotations
 import argparse
 import functools
 import statistics
-from collections.abc import Callable
 
 import torch
 from torch import nn
 
 import mirrormask as mm
 from mirrormask.machine.cache import processor_name
-from networks import mlp
+from networks import Network, build, mlp
 from turns import ENGINES, race
 
 KINDS = ("fp32", "int8", "fp16")
+SPARSITIES = (0.9, 0.95, 0.98)
 
 
 def wide_mlp() -> nn.Sequential:
@@ -33,20 +33,12 @@ def transformer_linears() -> nn.Sequential:
     return nn.Sequential(*[layer for pair in pairs for layer in pair])
 
 
-NETWORKS: tuple[tuple[str, Callable[[], nn.Module], int], ...] = (
-    ("MLP 784-1024-1024-10", mlp, 784),
-    ("MLP 784-4096-4096-10", wide_mlp, 784),
-    ("twelve transformer linears, one token", transformer_linears, 384),
-)
-
-
-def built(make: Callable[[], nn.Module], sparsity: float) -> nn.Module:
-    torch.manual_seed(0)
-    model = make().eval()
-    for weight in model.parameters():
-        if weight.dim() > 1:
-            weight.data *= torch.rand_like(weight) >= sparsity
-    return model
+#: Zeros in every layer, as a random mask gives them.
+NETWORKS = {
+    "MLP 784-1024-1024-10": Network(mlp, (1, 784), keep_first=False, keep_last=False),
+    "MLP 784-4096-4096-10": Network(wide_mlp, (1, 784), keep_first=False, keep_last=False),
+    "twelve transformer linears, one token": Network(transformer_linears, (1, 384), keep_first=False, keep_last=False),
+}
 
 
 @torch.no_grad()
@@ -58,17 +50,18 @@ def main() -> None:
     print(f"{processor_name()}, one thread\n")
     print("| network | zeros | best dense fp32 engine | fp32 | int8 | fp16 | int8 over fp32 | fp16 over fp32 |")
     print("|---|---|---|---|---|---|---|---|")
-    for name, make, features in NETWORKS:
-        x = torch.randn(1, features)
-        ours = {
-            f"{sparsity} {kind}": functools.partial(mm.compile(built(make, sparsity), x, weights=kind, force=True), x)
-            for sparsity in (0.9, 0.95, 0.98)
-            for kind in KINDS
-        }
-        turns, _ = race(built(make, 0.0), x, ours, threads=1, engines=ENGINES, rounds=rounds, clock="processor")
+    unmeasured: dict[str, str] = {}
+    for name, network in NETWORKS.items():
+        dense, x = build(network, 0.0)
+        ours = {}
+        for sparsity in SPARSITIES:
+            model, _ = build(network, sparsity)
+            for kind in KINDS:
+                ours[f"{sparsity} {kind}"] = functools.partial(mm.compile(model, x, weights=kind, force=True), x)
+        turns, missing = race(dense, x, ours, threads=1, engines=ENGINES, rounds=rounds, clock="processor")
         seconds = {key: statistics.median(times) for key, times in turns.items()}
         best = min((key for key in ENGINES if key in seconds), key=lambda key: seconds[key])
-        for sparsity in (0.9, 0.95, 0.98):
+        for sparsity in SPARSITIES:
             own = [seconds[f"{sparsity} {kind}"] for kind in KINDS]
             cells = [f"{1e3 * s:.3g} ms, {seconds[best] / s:.2f}" for s in own]
             wide = turns[f"{sparsity} fp32"]
@@ -78,6 +71,9 @@ def main() -> None:
             ]
             row = [name, f"{sparsity:.0%}", f"{best} {1e3 * seconds[best]:.3g} ms", *cells, *(f"{r:.2f}" for r in over)]
             print("| " + " | ".join(row) + " |", flush=True)
+        unmeasured |= missing
+    for engine, why in unmeasured.items():
+        print(f"{engine} not measured: {why}")
 
 
 if __name__ == "__main__":
