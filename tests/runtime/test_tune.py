@@ -63,6 +63,24 @@ def test_only_so_many_are_measured_to_the_end(monkeypatch):
     assert set(turns[8:]) == set(range(1, 1 + tune.FINALISTS))
 
 
+# Of tiles of four vectors and of eight that are equally fast alone, those of eight took up to twice as long in a model
+# whose other layers, or whose neighbours on the machine, left them less of the caches.
+@pytest.mark.parametrize(
+    "seconds, chosen",
+    [
+        ({8: 1.00, 4: 1.04, 2: 1.30}, 4),  # as fast and smaller
+        ({8: 1.00, 4: 1.04, 2: 1.03}, 2),  # the smallest of them, though not the fastest
+        ({8: 1.00, 4: 1.10}, 8),  # smaller, but slower
+        ({4: 1.00, 8: 1.00}, 4),
+    ],
+)
+def test_of_tiles_that_are_as_fast_the_smallest_is_taken(seconds, chosen):
+    assert tune._smallest({Choice("aligned", 1, n): took for n, took in seconds.items()}).vectors == chosen
+    other = {Choice("direct", 1, 1): min(seconds.values())}
+    found = tune._smallest({Choice("aligned", 1, n): took for n, took in seconds.items()} | other)
+    assert found.vectors == chosen, "of another kernel the tile says nothing"
+
+
 @pytest.mark.parametrize("model", [nn.Conv2d(3, 8, 3, padding=1), nn.Linear(40, 30)], ids=["maps", "one row"])
 def test_a_trial_runs_the_layer_on_the_memory_that_it_names(model):
     x = torch.randn(1, 3, 14, 14) if isinstance(model, nn.Conv2d) else torch.randn(1, 40)

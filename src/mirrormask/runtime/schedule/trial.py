@@ -13,7 +13,9 @@ __all__ = ["Trial", "op_seconds"]
 
 
 class Trial:
-    """A layer with one of its choices, as it finds the caches in its model: weights are not in them, the input is.
+    """A layer with one of its choices, as it finds the caches in its model.
+
+    Weights are not in them; the activations' memory is, which all layers of a model share, and the input last written.
 
     Args:
         others: read before every turn, in place of what the other layers read.
@@ -34,7 +36,9 @@ class Trial:
     def turn(self) -> float:
         """Seconds of one run, and of the copy that the choice needs."""
         self._others.max(initial=0.0)
-        self.alone.plan.memory[self.alone.source] *= 1
+        memory = self.alone.plan.memory
+        memory *= 1
+        memory[self.alone.source] *= 1
         start = own_time()
         self._run()
         return own_time() - start + self.alone.copying
