@@ -1,5 +1,7 @@
 """What builds leave on the disk: read again by later processes, checked, never trusted, and kept small."""
 
+import dataclasses
+import importlib
 import json
 import os
 import random
@@ -7,7 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +20,7 @@ from torch import Tensor, nn
 
 import mirrormask as mm
 from mirrormask.machine import cache as machine_cache
-from mirrormask.runtime.graph import known
+from mirrormask.runtime.graph import known, structure
 from mirrormask.runtime.graph.blueprint import Blueprint
 from mirrormask.runtime.graph.capture import capture
 from mirrormask.runtime.graph.structure import structure_key
@@ -230,18 +235,130 @@ def test_structure_keys_follow_settings_code_and_shapes(monkeypatch):
     assert structure_key(Scaled(2), (x,)) in seen
 
 
-class Opaque:
-    """Something whose state no hash can see."""
+class Settings:
+    """What some models hold: values, and nothing behind them."""
 
-    def __init__(self) -> None:
-        self.factor = 2.0
+    def __init__(self, factor: float) -> None:
+        self.factor, self.names = factor, ["a"]
+        self.own: Any = None
+
+    def scaled(self, x: Tensor) -> Tensor:
+        return self.factor * x
+
+
+class Row(list[float]):
+    """A container of the user's own."""
+
+
+def with_settings(factor: float, own: bool = False) -> nn.Module:
+    model = Scaled()
+    model.settings = Settings(factor)
+    model.settings.self = model.settings
+    if own:
+        model.settings.own = model.layer
+    return model
+
+
+def test_settings_that_are_objects_are_part_of_the_key(monkeypatch):
+    x = torch.randn(2, 20)
+    seen = [structure_key(with_settings(*given), (x,)) for given in ((1.0,), (2.0,), (1.0, True))]
+    assert structure_key(with_settings(1.0), (x,)) == seen[0], "another object with the same attributes"
+    monkeypatch.setattr(Settings, "scaled", lambda self, x: x)
+    seen.append(structure_key(with_settings(1.0), (x,)))
+    assert len(set(seen)) == 4 and None not in seen
+
+
+def installed(folder: Path, version: str, body: str = "torch.relu(x)") -> type[nn.Module]:
+    """A class of a package that lies where packages are installed."""
+    structure._release.cache_clear()
+    text = f"""
+import torch
+__version__ = {version!r}
+
+class Block(torch.nn.Module):
+    def forward(self, x):
+        if x is None:
+            import not_there_at_all
+        return {body}
+"""
+    (folder / "some_package.py").write_text(text)
+    sys.modules.pop("some_package", None)
+    importlib.invalidate_caches()
+    return importlib.import_module("some_package").Block
+
+
+def test_a_version_and_a_file_stand_for_the_code_of_an_installed_package(tmp_path, monkeypatch):
+    x = torch.randn(2, 20)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    assert structure_key(installed(tmp_path, "1.0")(), (x,)) is None, "code of the user's, with what it may import"
+    monkeypatch.setattr(structure, "INSTALLED", (str(tmp_path),))
+    seen = [structure_key(installed(tmp_path, version)(), (x,)) for version in ("1.0", "1.1")]
+    seen.append(structure_key(installed(tmp_path, "1.1", "torch.relu(x) + 1")(), (x,)))
+    block = installed(tmp_path, "1.1", "torch.relu(x) + 1")
+    monkeypatch.setattr(block, "forward", lambda self, x: x)
+    seen.append(structure_key(block(), (x,)))
+    assert len(set(seen)) == 4 and None not in seen
+
+
+@dataclasses.dataclass
+class Answer:
+    """A result of the user's own type, which PyTorch was told how to take apart."""
+
+    logits: Tensor
+    more: Tensor
+
+
+torch.utils._pytree.register_dataclass(Answer, serialized_type_name="tests.Answer")
+
+
+class Answering(Partial):
+    """A part stays in PyTorch, or the model is one region."""
+
+    def forward(self, x: Tensor) -> Answer:
+        found = super().forward(x)
+        return Answer(found["logits"], found["more"][0])
+
+
+def test_a_result_of_the_models_own_type_comes_from_the_cache(monkeypatch):
+    x = torch.randn(3, 7, 32)
+    mm.compile(Answering().eval(), x, force=True, tune=False)
+    monkeypatch.setattr("mirrormask.runtime.model.piece.capture", lambda *_: pytest.fail("captured again"))
+    other = Answering().eval()
+    found = mm.compile(other, x, force=True, tune=False)(x)
+    with torch.no_grad():
+        expected = other(x)
+    assert type(found) is Answer
+    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.more, expected.more, rtol=0, atol=1e-5)
+
+
+def test_a_container_of_another_class_is_all_that_it_is():
+    x, keys = torch.randn(2, 20), set()
+    for kind, names in ((list, ""), (Row, ""), (Row, "a")):
+        model = Scaled()
+        model.row = kind([1.0, 2.0])
+        if names:
+            model.row.names = names
+        keys.add(structure_key(model, (x,)))
+    assert len(keys) == 3 and None not in keys
+
+
+class Opaque:
+    """Something whose state lies beside its attributes."""
+
+    __slots__ = ("__dict__", "factor")
 
 
 def test_what_cannot_be_hashed_has_no_key():
     x = torch.randn(2, 20)
-    model = Scaled()
-    model.helper = Opaque()
-    assert structure_key(model, (x,)) is None
+    for state in ((n for n in range(3)), threading.Lock(), Opaque()):
+        model = Scaled()
+        model.helper = state
+        assert structure_key(model, (x,)) is None, "what lies behind it is not to be seen"
+    large = Scaled()
+    large.table = [0] * (structure.MOST_VALUES + 1)
+    assert structure_key(large, (x,)) is None
     hooked = Scaled()
     hooked.register_forward_hook(lambda *_: None)
     assert structure_key(hooked, (x,)) is None

@@ -68,17 +68,17 @@ def test_only_so_many_are_measured_to_the_end(monkeypatch):
 @pytest.mark.parametrize(
     "seconds, chosen",
     [
-        ({8: 1.00, 4: 1.04, 2: 1.30}, 4),  # as fast and smaller
-        ({8: 1.00, 4: 1.04, 2: 1.03}, 2),  # the smallest of them, though not the fastest
-        ({8: 1.00, 4: 1.10}, 8),  # smaller, but slower
+        ({8: 1.00, 4: 1.04, 2: 1.30}, 4),  # as fast and narrower
+        ({8: 1.00, 4: 1.04, 2: 1.03}, 2),  # the narrowest of them, though not the fastest
+        ({8: 1.00, 4: 1.10}, 8),  # narrower, but slower
         ({4: 1.00, 8: 1.00}, 4),
     ],
 )
-def test_of_tiles_that_are_as_fast_the_smallest_is_taken(seconds, chosen):
-    assert tune._smallest({Choice("aligned", 1, n): took for n, took in seconds.items()}).vectors == chosen
-    other = {Choice("direct", 1, 1): min(seconds.values())}
-    found = tune._smallest({Choice("aligned", 1, n): took for n, took in seconds.items()} | other)
-    assert found.vectors == chosen, "of another kernel the tile says nothing"
+def test_of_tiles_that_are_as_fast_the_narrowest_is_taken(seconds, chosen):
+    assert tune._narrowest({Choice("aligned", 1, n): took for n, took in seconds.items()}).vectors == chosen
+    others = {Choice("direct", 1, 1): 1.01, Choice("aligned", 2, 1): 1.01}
+    found = tune._narrowest({Choice("aligned", 1, n): took for n, took in seconds.items()} | others)
+    assert found.vectors == chosen, "of another kernel, or over other rows, the tile says nothing"
 
 
 @pytest.mark.parametrize("model", [nn.Conv2d(3, 8, 3, padding=1), nn.Linear(40, 30)], ids=["maps", "one row"])

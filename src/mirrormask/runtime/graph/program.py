@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from mirrormask.runtime.graph.blueprint import Blueprint
 from mirrormask.runtime.graph.frames import as_frames, as_volume, channels_of, frames_conv, frames_norm
@@ -70,16 +71,23 @@ def module_of(blueprint: Blueprint, tensors: Mapping[str, Tensor]) -> nn.Module:
 
     Raises:
         AttributeError, KeyError: there is no such operation or tensor.
+        RuntimeError, ValueError: PyTorch does not know the type of the result.
     """
     if not blueprint.program:
         return nn.Module()
     graph, nodes = fx.Graph(), dict[str, fx.Node]()
     attributes: dict[str, Any] = {name: nn.Module() for name in blueprint.regions}
+    result: fx.Node | None = None
     for kind, name, target, args, kwargs in blueprint.program:
         if kind == "get_attr":
             attributes[target] = tensors[target]
+        if kind == "structure":
+            attributes[name] = _Structure(pytree.treespec_loads(target))
+            result = graph.call_module(name, _read(args, nodes))
+            continue
         function = _operation(target) if kind == "call_function" else target
-        nodes[name] = graph.create_node(kind, function, _read(args, nodes), _read(kwargs, nodes), name)
+        given = _read(args, nodes) if kind != "output" or result is None else (result,)
+        nodes[name] = graph.create_node(kind, function, given, _read(kwargs, nodes), name)
     return fx.GraphModule(attributes, graph)
 
 
@@ -101,9 +109,45 @@ def program_of(module: fx.GraphModule, steps: bool = True) -> list[list[Any]]:
             target = _name(target)
         elif node.op == "output":
             # The export returns a flat tuple, which its code makes the model's own structure of.
-            args = (torch.utils._pytree.tree_unflatten(list(args[0]), spec.out_spec),)
+            args = (pytree.tree_unflatten(list(args[0]), spec.out_spec),)
+            if not _is_plain(args):
+                program.append(_structured(list(node.args[0]), spec.out_spec))
+                args = ()
         program.append([node.op, node.name, target, _plain(args), _plain(dict(node.kwargs))])
     return program
+
+
+class _Structure(nn.Module):
+    """Makes the model's result of its parts."""
+
+    def __init__(self, spec: pytree.TreeSpec) -> None:
+        super().__init__()
+        self.spec = spec
+
+    def forward(self, *leaves: Any) -> Any:
+        """The result."""
+        return pytree.tree_unflatten(list(leaves), self.spec)
+
+
+def _structured(leaves: list[Any], spec: pytree.TreeSpec) -> list[Any]:
+    """The step that makes a result of a type that has no plain form, which PyTorch has been told the name of.
+
+    Raises:
+        Unstorable: it has not.
+    """
+    try:
+        text = pytree.treespec_dumps(spec)
+    except NotImplementedError as error:
+        raise Unstorable(spec) from error
+    return ["structure", "_structure", text, _plain(tuple(leaves)), {}]
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        _plain(value)
+    except Unstorable:
+        return False
+    return True
 
 
 def steps_of(nodes: list[fx.Node]) -> list[list[Any]]:

@@ -1,9 +1,10 @@
 """A hash of what a model computes with whatever weights: its modules, their settings, and the code of their forward.
 
 ``torch.export`` takes seconds to load; a model whose structure was captured before need not be captured again. The hash
-covers every plain attribute of every module and the code of every class and function outside of PyTorch that forward
-can reach by name. What it cannot cover makes the model one without a hash, which is captured each time; and because no
-such list is ever complete, a build from a hash is checked against eager PyTorch like any other.
+covers every attribute of every module and the code of every class and function that forward can reach by name. For code
+of an installed package stand the package's version and the file that holds the code, for PyTorch's its version. What
+the hash cannot cover makes the model one without, which is captured each time; and because no such list is ever
+complete, a build from a hash is checked against eager PyTorch like any other.
 """
 
 from __future__ import annotations
@@ -12,8 +13,14 @@ import dis
 import enum
 import functools
 import hashlib
+import itertools
+import logging
+import os
+import site
 import sys
+import sysconfig
 import types
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,6 +32,13 @@ __all__ = ["structure_key"]
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, slice, range)
 #: Code that versions in the key stand for.
 KNOWN = frozenset(sys.stdlib_module_names) | {"torch", "builtins"}
+#: Where packages are installed.
+INSTALLED = tuple(
+    os.path.join(folder, "")
+    for folder in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()}
+)
+#: Values that are looked at: a module that holds a data set is none whose structure is worth so long a look.
+MOST_VALUES = 200_000
 #: Attributes of ``nn.Module`` that are hashed in another way, or that say nothing about what it computes.
 INTERNAL = frozenset(vars(nn.Module()))
 
@@ -33,9 +47,13 @@ class Unknown(Exception):
     """Something that a hash cannot be made of."""
 
 
+class _Plain:
+    """An object as large as those whose attributes are all that there is to them."""
+
+
 def structure_key(model: nn.Module, inputs: tuple[Tensor, ...], *facts: object) -> str | None:
     """A hash of the model's structure, the inputs' shapes and ``facts``; ``None`` if there can be none."""
-    walk = _Walk()
+    walk = _Walk(model)
     try:
         walk.add("inputs", [(tuple(x.shape), str(x.dtype)) for x in inputs], facts, sys.version)
         for name, module in model.named_modules(remove_duplicate=False):
@@ -46,9 +64,14 @@ def structure_key(model: nn.Module, inputs: tuple[Tensor, ...], *facts: object) 
 
 
 class _Walk:
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self.digest = hashlib.blake2b(digest_size=20)
-        self._seen: set[int] = set()
+        self._own: dict[int, str] = {}
+        """The names of the model's modules, parameters and buffers, by identity: attributes may hold them too."""
+        for kind in (model.named_modules, model.named_parameters, model.named_buffers):
+            self._own |= {id(one): name for name, one in kind(remove_duplicate=False)}
+        self._left = MOST_VALUES
+        self._seen: dict[int, int] = {}
         self._keep: list[object] = []
 
     def add(self, *facts: object) -> None:
@@ -71,40 +94,79 @@ class _Walk:
 
     def value(self, value: Any) -> None:
         """Anything that an attribute, a constant or a global name may hold."""
+        self._left -= 1
+        if self._left < 0:
+            raise Unknown("more values than are looked at")
         if isinstance(value, (*PLAIN, enum.Enum)):
             self.add(type(value).__name__, repr(value))
-        elif isinstance(value, (tuple, list)):
-            self.add(type(value).__name__, len(value))
-            for item in value:
-                self.value(item)
-        elif isinstance(value, dict):
-            self.add("dict", len(value))
-            for key, item in value.items():
-                self.value(key)
-                self.value(item)
-        elif isinstance(value, (set, frozenset)):
-            self.add("set", sorted(map(repr, value)))
-            if not all(isinstance(item, PLAIN) for item in value):
-                raise Unknown(value)
+        elif id(value) in self._own:
+            self.add("own", self._own[id(value)])
+        elif isinstance(value, (tuple, list, dict, set, frozenset)):
+            self._items(value)
         elif isinstance(value, functools.partial):
             self.value([value.func, value.args, value.keywords])
         elif isinstance(value, (types.FunctionType, types.MethodType, type, types.BuiltinFunctionType)):
             self._code_of(value)
         elif isinstance(value, types.ModuleType):
             self.add("import", value.__name__)
-        elif _known(type(value)) and not isinstance(value, (nn.Module, Tensor)) and not hasattr(value, "__dict__"):
+        elif isinstance(value, logging.Logger):
+            self.add("logger", value.name)
+        elif isinstance(value, (nn.Module, Tensor)):
+            raise Unknown(type(value))
+        elif isinstance(value, weakref.ref):
+            self.value([value()])
+        elif isinstance(value, types.GenericAlias):
+            self.add("alias", repr(value))
+        elif _is_its_attributes(type(value)):
+            self._object(value)
+        elif _known(type(value)) and not hasattr(value, "__dict__") and hex(id(value)) not in repr(value):
             self.add("object", type(value).__qualname__, repr(value))
         else:
             raise Unknown(type(value))
 
+    def _items(self, value: Any) -> None:
+        """What a container holds, and what one of a class of its own is besides."""
+        self.add("container", len(value))
+        self._code_of(type(value))
+        for key, item in sorted(getattr(value, "__dict__", {}).items()):
+            self.add("attribute", key)
+            self.value(item)
+        if isinstance(value, (set, frozenset)):
+            self.add("set", sorted(map(repr, value)))
+            if not all(isinstance(item, PLAIN) for item in value):
+                raise Unknown(value)
+            return
+        for item in itertools.chain.from_iterable(value.items()) if isinstance(value, dict) else value:
+            self.value(item)
+
+    def _object(self, value: object) -> None:
+        """An object that is its class and its attributes: a model's settings, for one."""
+        if self._again(value):
+            return
+        self._code_of(type(value))
+        for key, item in sorted(vars(value).items()):
+            self.add("attribute", key)
+            self.value(item)
+
+    def _again(self, value: object) -> bool:
+        """Whether this very thing was met before; if so, which one it was is noted."""
+        number = self._seen.setdefault(id(value), len(self._seen))
+        if number < len(self._keep):
+            self.add("again", number)
+            return True
+        self._keep.append(value)  # or its number could become another's
+        return False
+
     def _code_of(self, value: Any) -> None:
         """A function or a class: by name if a version stands for it, else by its code."""
         self.add("code", getattr(value, "__module__", ""), getattr(value, "__qualname__", ""))
-        if id(value) in self._seen or _known(value):
+        if _known(value) or self._again(value):
             return
-        self._seen.add(id(value))
-        self._keep.append(value)  # or its number could become another's
-        if isinstance(value, types.MethodType):
+        release = _release(getattr(value, "__module__", None) or "")
+        if release is not None:
+            self.add("release", release)
+            self._own_code(value)
+        elif isinstance(value, types.MethodType):
             self._bound_to(value.__self__)
             self._code_of(value.__func__)
         elif isinstance(value, type):
@@ -115,6 +177,20 @@ class _Walk:
             self._function(value)
         else:
             raise Unknown(value)
+
+    def _own_code(self, value: Any) -> None:
+        """The instructions of a function, or of a class's methods, as they are now: somebody may have replaced them."""
+        if isinstance(value, types.MethodType):
+            self._bound_to(value.__self__)
+            self._own_code(value.__func__)
+        elif isinstance(value, types.FunctionType):
+            self.add(value.__module__, value.__qualname__, value.__code__.co_code)
+        elif isinstance(value, type):
+            for base in value.__mro__[1:]:
+                self._code_of(base)
+            for name, member in sorted(vars(value).items(), key=lambda pair: pair[0]):
+                if isinstance(member, types.FunctionType):
+                    self.add(name, member.__module__, member.__qualname__, member.__code__.co_code)
 
     def _bound_to(self, owner: object) -> None:
         """The object of a bound method: modules are hashed as modules, classes as classes."""
@@ -179,6 +255,26 @@ class _Walk:
                         self.value(found)
                         if isinstance(found, types.ModuleType) and found not in modules:
                             modules.append(found)  # the loop reaches it
+
+
+def _is_its_attributes(kind: type) -> bool:
+    """Whether objects of this class are what ``vars`` shows: no base in C with a state of its own, no slots."""
+    slots = any(vars(base).get("__slots__") for base in kind.__mro__)
+    return kind.__basicsize__ == _Plain.__basicsize__ and kind.__dictoffset__ == _Plain.__dictoffset__ and not slots
+
+
+@functools.cache
+def _release(module: str) -> tuple[object, ...] | None:
+    """What stands for the code of a module of an installed package; ``None`` for code that no version stands for."""
+    package, source = (sys.modules.get(name) for name in (module.partition(".")[0], module))
+    version, file = getattr(package, "__version__", None), getattr(source, "__file__", None)
+    if not isinstance(version, str) or not str(file).startswith(INSTALLED):
+        return None
+    try:
+        stat = os.stat(str(file))
+    except OSError:
+        return None
+    return version, stat.st_size, stat.st_mtime_ns
 
 
 def _known(value: Any) -> bool:

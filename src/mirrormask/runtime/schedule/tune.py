@@ -18,8 +18,8 @@ __all__ = ["Tuner", "default_choice"]
 #: How many turns the last of the candidates get, how many candidates those are at most, and how much slower than the
 #: fastest.
 ROUNDS, FINALISTS, CLOSE = 9, 5, 1.4
-#: How much slower than the fastest of them a choice may be that has the same kernel and a smaller tile, which is taken:
-#: a smaller tile needs less cache, and a neighbour or the rest of the model leaves less of it than there is here.
+#: How much slower than the fastest of them a choice may be that has the same kernel and a narrower tile, which is taken:
+#: a narrower tile needs less cache, and a neighbour or the rest of the model leaves less of it than there is here.
 AS_FAST = 1.05
 #: Bytes of their plans together, above which they are fewer, but two at least.
 MOST_HELD = 1 << 25
@@ -133,11 +133,12 @@ def _fastest(problem: Problem, found: list[Choice], around: int, watch: Watch) -
         return finalists[0]
     with watch:
         rounds = [[trials[choice][1].turn() for choice in finalists] for _ in range(ROUNDS)]
-    return _smallest(dict(zip(finalists, np.median(rounds, axis=0).tolist(), strict=True)))
+    return _narrowest(dict(zip(finalists, np.median(rounds, axis=0).tolist(), strict=True)))
 
 
-def _smallest(seconds: dict[Choice, float]) -> Choice:
-    """The choice with the smallest tile among those that are as fast as the fastest, with its kernel."""
+def _narrowest(seconds: dict[Choice, float]) -> Choice:
+    """The choice with the narrowest tile among those that are as fast as the fastest, with its kernel and rows."""
     fastest = min(seconds, key=seconds.__getitem__)
-    equal = [c for c, took in seconds.items() if c.kernel == fastest.kernel and took <= AS_FAST * seconds[fastest]]
-    return min(equal, key=lambda choice: (choice.rows * choice.vectors, seconds[choice]))
+    alike = [c for c in seconds if (c.kernel, c.rows) == (fastest.kernel, fastest.rows)]
+    equal = [c for c in alike if seconds[c] <= AS_FAST * seconds[fastest]]
+    return min(equal, key=lambda choice: (choice.vectors, seconds[choice]))
