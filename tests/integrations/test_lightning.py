@@ -206,9 +206,17 @@ def test_a_resume_in_the_middle_of_an_epoch_keeps_no_model_of_an_older_mask(tmp_
     trainer_of(tmp_path, SparsityCallback(method), best[0], each, max_epochs=3).fit(Module(), data[0], loader())
     one = trainer_of(tmp_path, SparsityCallback(method), best[1], max_epochs=3)
     one.fit(Module(), data[1], loader(), ckpt_path=tmp_path / "step=10.ckpt")
-    with pytest.warns(UserWarning, match=r"add the following callbacks: .*SparsityCallback"):
-        trainer_of(tmp_path, max_epochs=3).fit(Module(), data[1], ckpt_path=tmp_path / "step=10.ckpt")
     assert ["/best/epoch=1" in saving.best_model_path for saving in best] == [True, True]
+
+
+def test_a_checkpoint_resumed_without_the_callback_is_refused_by_name(tmp_path):
+    saving = ModelCheckpoint(tmp_path, filename="{epoch}")
+    trainer_of(tmp_path, SparsityCallback(METHOD), saving, max_epochs=1).fit(one := Module(), loader())
+    named = pytest.raises(ValueError, match=r"state of a mirrormask SparseOptimizer.*give the trainer its SparsityCall")
+    with pytest.warns(UserWarning, match=r"add the following callbacks: .*SparsityCallback"), named:
+        trainer_of(tmp_path).fit(Module(), loader(), ckpt_path=tmp_path / "epoch=0.ckpt")
+    trainer_of(tmp_path).validate(other := Module(), loader(), ckpt_path=tmp_path / "epoch=0.ckpt")
+    assert same(one, other)  # who only reads the model is not kept from it
 
 
 def test_a_learning_rate_finder_beside_the_callback(tmp_path):

@@ -145,6 +145,15 @@ def test_a_checkpoint_without_the_optimizer_is_refused(tmp_path):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
 
 
+@pytest.mark.parametrize("optim", ["sgd", "adamw_torch"])
+def test_a_checkpoint_resumed_without_the_callback_is_refused_by_name(tmp_path, optim):
+    options = {"save_strategy": "steps", "save_steps": 5, "optim": optim}
+    trainer_of(tmp_path, SparsityCallback(mm.methods.gmp(0.8)), max_steps=5, **options).train()
+    again = trainer_of(tmp_path, **options)
+    with pytest.raises(ValueError, match=r"state of a mirrormask SparseOptimizer.*give the trainer its SparsityCall"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+
+
 class Worse(Trainer):
     """Each evaluation is worse than the one before it, as under pruning."""
 

@@ -11,7 +11,7 @@ HOUSE = [
     {"processes", "dtensors", "base_groups", "surroundings"},
     {"shards", "agreement", "base_trials"},
     {"weights", "scores", "saved_state", "saved_numbers", "overlaps"},
-    {"base_optimizer", "decay_clock", "edits", "presence", "freezing"},
+    {"base_optimizer", "decay_clock", "edits", "presence", "freezing", "mistaken"},
     {"mask_choice"},
     {"steps", "mask_changes", "rounds", "diagnostics", "arguments"},
     {"training"},

@@ -1,4 +1,4 @@
-"""A state dict of a SparseOptimizer, opened: whose each entry is, and what the groups say of all."""
+"""A state dict of a SparseOptimizer: its mark; and opened, whose each entry is, and what the groups say of all."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 from mirrormask.optimizer.base_groups import Group
 from mirrormask.optimizer.shards import Shards
 
-__all__ = ["GROUP_KEY", "VERSION", "Entry", "SavedState", "summaries_of"]
+__all__ = ["GROUP_KEY", "VERSION", "Entry", "SavedState", "marked", "summaries_of"]
 
 #: The key in each parameter group under which the schedule's state travels: a JSON text, because tools that move
 #: optimizer state around (torch.distributed.checkpoint) keep plain values in groups and drop unknown top-level keys.
 GROUP_KEY = "mirrormask"
-#: Version 1 (0.1.0) had the method as its repr, and keys only once there was something under them.
-VERSION = 2
+#: Version 1 (0.1.0) had the method as its repr, and keys only once there was something under them; 2 had no mark.
+VERSION = 3
 
 Entry = dict[str, Any]
 
@@ -44,9 +44,9 @@ class SavedState:
         cls, state_dict: dict[str, Any], groups: Sequence[Group], summaries: list[Entry], shards: Shards
     ) -> SavedState:
         """Find out whose each entry is, and take of it what belongs here."""
-        saved = state_dict["param_groups"]
+        pairs = zip(state_dict["param_groups"], groups, strict=True)
         params = [shards.local(p) for group in groups for p in group["params"]]
-        indices = [index for group in saved for index in group["params"]]
+        indices = [index for saved, own in pairs for index in _unmarked(saved["params"], len(own["params"]))]
         if len(params) != len(indices):
             raise ValueError(f"the state dict holds {len(indices)} parameters, this optimizer {len(params)}")
         entries = {
@@ -69,6 +69,23 @@ class SavedState:
     def is_fresh(self, p: Tensor, prefix: str) -> bool:
         """Whether the base optimizer had not stepped this yet."""
         return (p, prefix) in self.fresh
+
+
+def marked(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A state dict whose groups name their first parameter once more, at their end.
+
+    No other optimizer takes it then, wherever it is read, with or without mirrormask: torch refuses groups of another
+    size. Without this one of the same parameters took it, and went on without masks. torch.distributed.checkpoint needs
+    known names there, and no new keys, and tells no difference.
+    """
+    groups = [{**group, "params": [*group["params"], *group["params"][:1]]} for group in state_dict["param_groups"]]
+    return {**state_dict, "param_groups": groups}
+
+
+def _unmarked(indices: list[Any], count: int) -> list[Any]:
+    """What :func:`marked` was given of a group that has ``count`` here; distributed checkpoints leave the mark out."""
+    has_mark = len(indices) == count + 1 and indices[0] == indices[count]
+    return indices[:count] if has_mark else indices
 
 
 def summaries_of(state_dict: dict[str, Any], groups: Sequence[Group]) -> list[Entry]:

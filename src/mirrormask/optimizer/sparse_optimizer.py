@@ -36,6 +36,7 @@ from mirrormask.optimizer.parts import Parts
 from mirrormask.optimizer.presence import Presence
 from mirrormask.optimizer.processes import Processes
 from mirrormask.optimizer.rounds import Rounds
+from mirrormask.optimizer.saved_state import marked
 from mirrormask.optimizer.shards import Shards, is_sharded
 from mirrormask.optimizer.state_dict import StateDict
 from mirrormask.optimizer.steps import FUSED, STEPS, Now, Step
@@ -368,12 +369,16 @@ class SparseOptimizer(Optimizer):
     @apart
     @while_uncollected
     def state_dict(self) -> dict[str, Any]:
-        """All of it, keyed by the model's parameters: latents, masks, the base optimizer's state, the schedule."""
+        """All of it, keyed by the model's parameters: latents, masks, the base optimizer's state, the schedule.
+
+        Any other optimizer refuses it: each group names its first parameter twice, first and last.
+        """
         self.weights.shards.refresh()
         own = self.state, self.param_groups
         self.state, self.param_groups = self._state_dict.write(self.param_groups)  # type: ignore[assignment]
         try:
-            return super().state_dict()
+            with self.register_state_dict_post_hook(lambda _, packed: marked(packed), prepend=True):
+                return super().state_dict()
         finally:
             self.state, self.param_groups = own
 

@@ -35,6 +35,8 @@ __all__ = ["StateDict"]
 
 #: What a parameter has for which the base optimizer keeps nothing: those tools miss a parameter without an entry.
 STATELESS = "stateless"
+#: For who looks into a file that another optimizer has refused.
+ABOUT = "the state of a mirrormask SparseOptimizer: load it into what mm.sparsify or a SparsityCallback has made"
 #: The prefix of what wrappers around a SparseOptimizer keep in its state of a parameter.
 FOREIGN = "foreign."
 
@@ -137,6 +139,7 @@ class StateDict:
             }
         return {
             **own,
+            "about": ABOUT,
             "method": describe(self.method),
             "base": type(self.base.torch).__name__,
             "steps": training.steps,
