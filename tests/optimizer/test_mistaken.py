@@ -104,7 +104,7 @@ def test_hooks_see_what_will_be_saved():
 
 @cases
 def test_what_a_distributed_checkpoint_has_made_fit_is_refused_by_name(name, base):
-    """torch.distributed.checkpoint takes the parameters from the optimizer that it loads into, the mark away with it."""
+    """torch.distributed.checkpoint takes the parameters from the optimizer that it loads into, and drops the mark."""
     model, optimizer = trained(name, base)
     saved = get_optimizer_state_dict(model, optimizer)
     plain = BASES[base](model.parameters())
