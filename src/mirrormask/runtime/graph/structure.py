@@ -145,6 +145,8 @@ class _Walk:
             return
         self._code_of(type(value))
         for key, item in sorted(vars(value).items()):
+            if key.startswith("_") and key.endswith("hash") and type(item) is int:
+                continue  # of the other attributes, and another in each process
             self.add("attribute", key)
             self.value(item)
 
