@@ -359,6 +359,10 @@ def test_what_cannot_be_hashed_has_no_key():
         model = Scaled()
         model.helper = state
         assert structure_key(model, (x,)) is None, "what lies behind it is not to be seen"
+    strange = Scaled()
+    strange.settings = Settings(1.0)
+    vars(strange.settings)[1] = "a name that is none"
+    assert structure_key(strange, (x,)) is None
     large = Scaled()
     large.table = [0] * (structure.MOST_VALUES + 1)
     assert structure_key(large, (x,)) is None

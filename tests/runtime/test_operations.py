@@ -26,7 +26,7 @@ CHANNELS = 8
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
+def _own_cache(nothing_is_settled, tmp_path_factory, monkeypatch):
     # One folder for the file: what several rows need is generated once.
     monkeypatch.setenv("MIRRORMASK_CACHE", str(tmp_path_factory.getbasetemp() / "operations"))
 

@@ -26,7 +26,7 @@ LEADING = [(3, 5), (1, 9), (1, 1), (2, 75)]
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
+def _own_cache(nothing_is_settled, tmp_path_factory, monkeypatch):
     monkeypatch.setenv("MIRRORMASK_CACHE", str(tmp_path_factory.getbasetemp() / "row_operations"))
 
 

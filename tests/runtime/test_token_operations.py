@@ -24,7 +24,7 @@ TOKENS = SIDE * SIDE
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
+def _own_cache(nothing_is_settled, tmp_path_factory, monkeypatch):
     monkeypatch.setenv("MIRRORMASK_CACHE", str(tmp_path_factory.getbasetemp() / "token_operations"))
 
 

@@ -18,7 +18,7 @@ SIZE = (5, 9, 7)
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
+def _own_cache(nothing_is_settled, tmp_path_factory, monkeypatch):
     monkeypatch.setenv("MIRRORMASK_CACHE", str(tmp_path_factory.getbasetemp() / "volumes"))
 
 

@@ -7,10 +7,19 @@ from torch import nn
 import mirrormask as mm
 
 models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 50,
+}
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
+def _own_cache(nothing_is_settled, tmp_path, monkeypatch):
     monkeypatch.setenv("MIRRORMASK_CACHE", str(tmp_path))
 
 
@@ -45,3 +54,40 @@ def test_networks(name, make, size, whole):
     with torch.no_grad():
         expected = model(x)
     torch.testing.assert_close(fast(x), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+def bert() -> nn.Module:
+    return transformers.BertModel(transformers.BertConfig(**SMALL))
+
+
+def gpt2() -> nn.Module:
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 50, "use_cache": False}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+
+
+def llama() -> nn.Module:
+    config = transformers.LlamaConfig(**SMALL, num_key_value_heads=1, use_cache=False)
+    return transformers.LlamaForCausalLM(config)
+
+
+def t5() -> nn.Module:
+    sizes = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "vocab_size": 50}
+    return transformers.T5EncoderModel(transformers.T5Config(**sizes))
+
+
+# Of so short a sequence BERT's pooler, a layer on one token, is a region of its own.
+@pytest.mark.parametrize(("make", "regions"), [(bert, 2), (gpt2, 1), (llama, 1), (t5, 1)])
+def test_a_transformer_of_hugging_face_is_one_region_behind_its_embeddings(make, regions):
+    model = make().eval()
+    tokens = torch.randint(50, (1, 24))
+    fast = mm.compile(model, tokens, tune=False, force=True)
+    assert fast.report.compiled and fast.report.regions == regions, str(fast.report)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mirrormask.runtime.model.piece.capture", lambda *_: pytest.fail("captured again"))
+        again = mm.compile(model, tokens, tune=False, force=True)
+    for length in (24, 17):
+        with torch.no_grad():
+            expected = model(tokens[:, :length])
+        for found in (fast(tokens[:, :length]), again(tokens[:, :length])):
+            assert type(found) is type(expected)
+            torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-5 * float(expected[0].abs().max()))

@@ -25,6 +25,7 @@ __all__ = [
     "concrete",
     "is_move",
     "moved",
+    "open_shape",
     "root_of",
     "sizes",
     "sources",
@@ -97,6 +98,18 @@ def sizes(node: fx.Node) -> tuple[str, ...]:
     if not isinstance(value, Tensor):
         return ()
     return tuple(str(size.node.expr) if isinstance(size, torch.SymInt) else str(int(size)) for size in value.shape)
+
+
+def open_shape(node: Any) -> tuple[Any, ...]:
+    """The shape of a tensor, open sizes as their formulas: they may be compared, and nothing is decided by it.
+
+    To compare PyTorch's own open sizes is to decide: a program that was rewritten so holds for fewer sizes than its
+    guards say. Empty for what is no tensor.
+    """
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    if not isinstance(value, Tensor):
+        return ()
+    return tuple(size.node.expr if isinstance(size, torch.SymInt) else int(size) for size in value.shape)
 
 
 def is_move(node: Any) -> bool:

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mirrormask.runtime.graph.program import Unstorable, steps_of
+from mirrormask.runtime.graph.program import Unstorable, Written, steps_of
 
 __all__ = ["Folded", "fold_constants"]
 
 aten = torch.ops.aten
-#: Operations that look at the type and the place of their input alone.
+#: Operations that look at the type and the place of their input alone, and those that are told the type.
 LIKE = {
-    aten.new_zeros.default,
-    aten.new_ones.default,
-    aten.new_full.default,
-    aten.new_empty.default,
+    aten.new_zeros.default: aten.zeros.default,
+    aten.new_ones.default: aten.ones.default,
+    aten.new_full.default: aten.full.default,
+    aten.new_empty.default: aten.empty.memory_format,
 }
 #: Numbers of the largest tensor that is kept in place of what made it.
 MOST = 1 << 24
@@ -130,11 +130,18 @@ def _told(node: fx.Node, values: dict[fx.Node, Any], order: dict[fx.Node, int]) 
     """The steps that made a value.
 
     Raises:
-        Unstorable: plain values cannot say them, or they look at an input's type, or change what they read.
+        Unstorable: plain values cannot say them, or they change what they read.
     """
     found, left = {node}, [node]
+    instead: dict[fx.Node, Written] = {}
     while left:
-        for source in left.pop().all_input_nodes:
+        one = left.pop()
+        if one.target in LIKE and isinstance(one.args[0], fx.Node) and one.args[0] not in values:
+            kind = one.kwargs.get("dtype") or one.args[0].meta["val"].dtype
+            instead[one] = LIKE[one.target], one.args[1:], {"dtype": kind}
+        for source in one.all_input_nodes:
+            if one in instead and source is one.args[0]:
+                continue
             if source not in values:
                 raise Unstorable(source)
             if source not in found:
@@ -143,4 +150,4 @@ def _told(node: fx.Node, values: dict[fx.Node, Any], order: dict[fx.Node, int]) 
     if any(_mutable(one) for one in found):
         raise Unstorable(node)
     steps = sorted(found, key=lambda one: order[one])
-    return Folded(steps_of(steps), {str(one.target): values[one] for one in steps if one.op == "get_attr"})
+    return Folded(steps_of(steps, instead), {str(one.target): values[one] for one in steps if one.op == "get_attr"})

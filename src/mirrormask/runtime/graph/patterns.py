@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from mirrormask.runtime.graph.chains import open_shape
 from mirrormask.runtime.graph.functions import response
 
 __all__ = ["PATTERN_PARTS", "Found", "normalised", "response_norm", "rms_norm", "tanh_gelu"]
@@ -56,11 +57,6 @@ def _with_number(node: Any, target: Any, expected: float) -> Any:
     return pair[1] if _number(pair[0], expected) else None
 
 
-def _shape(node: Any) -> tuple[Any, ...]:
-    value = node.meta.get("val") if isinstance(node, fx.Node) else None
-    return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
-
-
 def rms_norm(node: fx.Node) -> Found:
     """``x rsqrt(mean(x^2) + eps)``; and such a norm without a weight, multiplied by a stored one."""
     pair = _pair(node, aten.mul.Tensor)
@@ -71,11 +67,11 @@ def rms_norm(node: fx.Node) -> Found:
             continue
         if _is(x, aten.rms_norm.default) and other.op == "get_attr" and len(x.users) == 1:
             source, shape, weight, eps = x.args
-            if weight is None and _shape(other) == tuple(shape):  # type: ignore[arg-type]
+            if weight is None and open_shape(other) == tuple(shape):  # type: ignore[arg-type]
                 return aten.rms_norm.default, (source, shape, other, eps)
         eps = _root_mean_square(other, x)
         if eps is not None:
-            return aten.rms_norm.default, (x, [_shape(x)[-1]], None, eps)
+            return aten.rms_norm.default, (x, [open_shape(x)[-1]], None, eps)
     return None
 
 
@@ -89,8 +85,8 @@ def _root_mean_square(node: fx.Node, x: fx.Node) -> float | None:
     if not _is(mean, aten.mean.dim) or len(mean.args) != 3 or mean.kwargs:
         return None
     square, dims, kept = mean.args
-    last = len(_shape(x)) - 1
-    if not kept or [dim % (last + 1) for dim in dims] != [last] or not isinstance(_shape(x)[-1], int):
+    last = len(open_shape(x)) - 1
+    if not kept or [dim % (last + 1) for dim in dims] != [last] or not isinstance(open_shape(x)[-1], int):
         return None
     squared = _is(square, aten.square.default) or (_is(square, aten.pow.Tensor_Scalar) and square.args[1] == 2)
     return float(eps) if squared and square.args[0] is x else None
@@ -105,7 +101,7 @@ def response_norm(node: fx.Node) -> Found:
         if parts is None or shifted is None or not isinstance(shifted[1], (int, float)):
             continue
         norm, mean = parts[0], shifted[0]
-        if not _is(norm, aten.linalg_vector_norm.default) or norm.args[0] is not x or len(_shape(x)) != 4:
+        if not _is(norm, aten.linalg_vector_norm.default) or norm.args[0] is not x or len(open_shape(x)) != 4:
             continue
         if not _is(mean, aten.mean.dim) or mean.args[0] is not norm or norm.kwargs or mean.kwargs:
             continue
@@ -152,6 +148,6 @@ def normalised(node: fx.Node) -> tuple[fx.Node | None, float]:
     if not _is(norm, aten.linalg_vector_norm.default) or norm.args[0] is not x or norm.kwargs or len(norm.args) < 4:
         return None, 0.0
     order, dims, kept = norm.args[1:4]
-    if order != 2 or not kept or [dim % len(_shape(x)) for dim in dims] != [len(_shape(x)) - 1]:
+    if order != 2 or not kept or [dim % len(open_shape(x)) for dim in dims] != [len(open_shape(x)) - 1]:
         return None, 0.0
     return x, float(eps)

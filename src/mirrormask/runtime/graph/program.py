@@ -32,7 +32,7 @@ from mirrormask.runtime.graph.functions import (
 )
 from mirrormask.runtime.graph.simplify import largest
 
-__all__ = ["Unstorable", "made_by", "module_of", "program_of", "steps_of"]
+__all__ = ["Unstorable", "Written", "made_by", "module_of", "program_of", "steps_of"]
 
 #: Of the operations of a program, all but these are PyTorch's registered ones: they reckon with sizes.
 OTHERS: dict[str, Any] = {
@@ -60,6 +60,10 @@ OTHERS: dict[str, Any] = {
 }
 #: What an argument's name under ``torch`` stands for.
 NAMED = (torch.dtype, torch.layout, torch.memory_format)
+
+
+#: An operation, its arguments, and those by name.
+Written = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 
 class Unstorable(Exception):
@@ -150,22 +154,21 @@ def _is_plain(value: Any) -> bool:
     return True
 
 
-def steps_of(nodes: list[fx.Node]) -> list[list[Any]]:
+def steps_of(nodes: list[fx.Node], instead: Mapping[fx.Node, Written] | None = None) -> list[list[Any]]:
     """What makes the last of these nodes, which fetch tensors or work on nodes before them.
+
+    Args:
+        instead: the operation, its arguments and those by name, for nodes that are to be written otherwise.
 
     Raises:
         Unstorable: some step is not a registered operation, or some value has no plain form.
     """
-    return [
-        [
-            node.op,
-            node.name,
-            _name(node.target) if node.op == "call_function" else str(node.target),
-            _plain(node.args),
-            _plain(dict(node.kwargs)),
-        ]
-        for node in nodes
-    ]
+    steps = []
+    for node in nodes:
+        target, args, kwargs = (instead or {}).get(node, (node.target, node.args, dict(node.kwargs)))
+        name = _name(target) if node.op == "call_function" else str(target)
+        steps.append([node.op, node.name, name, _plain(args), _plain(kwargs)])
+    return steps
 
 
 def made_by(steps: list[list[Any]], tensors: Mapping[str, Tensor]) -> Tensor:

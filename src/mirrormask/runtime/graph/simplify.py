@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from mirrormask.runtime.graph.chains import open_shape
 from mirrormask.runtime.graph.patterns import PATTERN_PARTS, Found, response_norm, rms_norm, tanh_gelu
 
 __all__ = ["largest", "simplify"]
@@ -62,11 +63,6 @@ def _erase(node: fx.Node) -> None:
             _erase(source)
 
 
-def _shape(node: Any) -> tuple[Any, ...]:
-    value = node.meta.get("val") if isinstance(node, fx.Node) else None
-    return tuple(value.shape) if isinstance(value, Tensor) else ()
-
-
 def _part(node: fx.Node) -> Found:
     """One of the pieces of a split: a slice."""
     source = node.args[0] if node.args else None
@@ -76,7 +72,7 @@ def _part(node: fx.Node) -> Found:
     pieces = source.meta.get("val")
     if not isinstance(pieces, (tuple, list)):
         return None
-    dim = int(_argument(source, 2, "dim", 0)) % max(1, len(_shape(x)))
+    dim = int(_argument(source, 2, "dim", 0)) % max(1, len(open_shape(x)))
     sizes = [piece.shape[dim] for piece in pieces]
     if any(not isinstance(size, int) for size in sizes):
         return None
@@ -118,9 +114,11 @@ def _shuffle(node: fx.Node) -> Found:
     if node.target not in RESHAPES or len(targets) != 2 or targets[0] is not aten.transpose.int:
         return None
     transpose = next(step for step in chain if step.target is aten.transpose.int)
-    wide, before = _shape(chain[-1]), _shape(inner)
+    wide, before = open_shape(chain[-1]), open_shape(inner)
     dims = {d % len(wide) if isinstance(d, int) and wide else d for d in transpose.args[1:]}
-    if dims != {1, 2} or _shape(node) != before or wide[:1] != before[:1] or wide[3:] != before[2:]:
+    if dims != {1, 2} or open_shape(node) != before or wide[:1] != before[:1] or wide[3:] != before[2:]:
+        return None
+    if not isinstance(wide[1], int):
         return None
     return aten.channel_shuffle.default, (inner, wide[1])
 
@@ -135,7 +133,7 @@ def _unexpanded(node: fx.Node) -> Found:
         if not isinstance(arg, fx.Node) or arg.target not in (aten.expand.default, aten.expand_as.default):
             continue
         source = arg.args[0]
-        if _shape(other) == _shape(node) and len(_shape(source)) == len(_shape(node)):
+        if open_shape(other) == open_shape(node) and len(open_shape(source)) == len(open_shape(node)):
             args[i] = source
             return node.target, tuple(args)
     return None
@@ -143,7 +141,7 @@ def _unexpanded(node: fx.Node) -> Found:
 
 def _reshaped_as(node: fx.Node) -> Found:
     """The shape of another tensor, where its first size alone is open: that is what remains."""
-    shape = _shape(node)
+    shape = open_shape(node)
     if node.target is not aten.reshape_as.default or not all(isinstance(size, int) and size for size in shape[1:]):
         return None
     return aten.reshape.default, (node.args[0], [-1, *shape[1:]])
@@ -177,7 +175,7 @@ def _kept(node: fx.Node) -> Found:
     if source.target not in REDUCTIONS or source.kwargs or any(source.args[2:]):
         return None
     x, dims = source.args[:2]
-    rank = len(_shape(x))
+    rank = len(open_shape(x))
     if not isinstance(dims, (list, tuple)) or len(dims) != 1 or dims[0] % rank != node.args[1] % rank:  # type: ignore[operator]
         return None
     return source.target, (x, dims, True)

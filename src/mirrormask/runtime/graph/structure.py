@@ -58,7 +58,7 @@ def structure_key(model: nn.Module, inputs: tuple[Tensor, ...], *facts: object) 
         walk.add("inputs", [(tuple(x.shape), str(x.dtype)) for x in inputs], facts, sys.version)
         for name, module in model.named_modules(remove_duplicate=False):
             walk.module(name, module)
-    except (Unknown, RecursionError):
+    except Exception:  # Unknown, no end of it, or whatever a stranger's attributes raise
         return None
     return walk.digest.hexdigest()
 
@@ -273,10 +273,10 @@ def _release(module: str) -> tuple[object, ...] | None:
     if not isinstance(version, str) or not str(file).startswith(INSTALLED):
         return None
     try:
-        stat = os.stat(str(file))
+        stat, folder = os.stat(str(file)), os.stat(os.path.dirname(str(file)))
     except OSError:
         return None
-    return version, stat.st_size, stat.st_mtime_ns
+    return version, stat.st_size, stat.st_mtime_ns, folder.st_mtime_ns  # of the folder: installing renews it
 
 
 def _known(value: Any) -> bool:

@@ -18,8 +18,8 @@ __all__ = ["Tuner", "default_choice"]
 #: How many turns the last of the candidates get, how many candidates those are at most, and how much slower than the
 #: fastest.
 ROUNDS, FINALISTS, CLOSE = 9, 5, 1.4
-#: How much slower than the fastest a choice may be that has its kernel and a narrower tile, which is then taken: it needs
-#: less cache, and a neighbour or the rest of the model leaves less of it than there is here.
+#: How much slower than the fastest a choice may be that has its kernel and a narrower tile, which is then taken: it
+#: needs less cache, and a neighbour or the rest of the model leaves less of it than there is here.
 AS_FAST = 1.05
 #: Bytes of their plans together, above which they are fewer, but two at least.
 MOST_HELD = 1 << 25
