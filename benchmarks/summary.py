@@ -3,8 +3,9 @@
     python benchmarks/summary.py                                    # writes the block of the page, and the figure
     python benchmarks/summary.py --add FOLDER --network ResNet-7 --data CIFAR-10 --budget "SGD, 14 epochs" --anchor NAME
 
-The second form keeps what a comparison in FOLDER (`mirrormask compare`) has trained so far, in place of an earlier
-state of the same network, data and budget; with `--part sgd/200` what that part of a grid of fine-tuning has
+The second form keeps what a comparison in FOLDER (`mirrormask compare`) has trained so far, in place of what was kept
+of the same methods, network, data and budget, or of all methods where the number of seeds is another; with
+`--part sgd/200` what that part of a grid of fine-tuning has
 (`benchmarks/finetune.py`). A row's rival is the method with the best mean that is not `mirror`, nor a
 setting of another (a label with a slash). Differences are paired over seeds where the runs were, with a 95% interval.
 """
@@ -187,6 +188,19 @@ def kept_of(values: Values, about: dict[str, str]) -> dict[str, Any]:
     return {**about, "seeds": seeds, "levels": levels}
 
 
+def with_others(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
+    """``new``, and of an earlier state with as many seeds the levels and methods that it lacks; they are not paired."""
+    if old["seeds"] != new["seeds"]:
+        return new
+    levels = dict(old["levels"])
+    for name, level in new["levels"].items():
+        before = levels.get(name, {"dense": None, "methods": {}, "paired": {}})
+        dense = before["dense"] if level["dense"] is None else level["dense"]
+        paired = before["paired"] | level["paired"]
+        levels[name] = {"dense": dense, "methods": before["methods"] | level["methods"], "paired": paired}
+    return {**new, "levels": levels}
+
+
 def main() -> None:
     """Add what is new, and write block and figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -203,8 +217,10 @@ def main() -> None:
             parser.error("--add needs --network, --data, --budget and --anchor")
         values = fine_tuned(options.add, options.part) if options.part else compared(options.add)
         new = kept_of(values, about)
-        kept = [one for one in kept if any(one[name] != new[name] for name in names[:3])]
-        kept = [new, *kept]
+        same = [one for one in kept if all(one[name] == new[name] for name in names[:3])]
+        for one in same:
+            new = with_others(new, one)
+        kept = [new, *(one for one in kept if one not in same)]
         KEPT.write_text("[\n" + ",\n".join(json.dumps(one) for one in kept) + "\n]\n", "utf-8")
     page = PAGE.read_text("utf-8")
     PAGE.write_text(re.sub(f"{BEGIN}.*?{END}", lambda _: BEGIN + block(kept) + END, page, flags=re.S), "utf-8")
