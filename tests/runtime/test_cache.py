@@ -304,6 +304,30 @@ def test_a_version_and_a_file_stand_for_the_code_of_an_installed_package(tmp_pat
     assert len(set(seen)) == 4 and None not in seen
 
 
+def test_what_code_of_an_installed_package_was_made_with_is_part_of_the_key(tmp_path, monkeypatch):
+    x, keys = torch.randn(2, 20), []
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(structure, "INSTALLED", (str(tmp_path),))
+    block = installed(tmp_path, "1.0")
+    block.scaled_by = eval("lambda limit, low=0: lambda x: x.clamp(low, limit)", vars(sys.modules["some_package"]))
+
+    def key(limit: float, low: float = 0) -> str | None:
+        model = block()
+        model.act = block.scaled_by(limit, low)
+        return structure_key(model, (x,))
+
+    keys = [key(3.0), key(4.0), key(3.0, 1)]
+    assert key(3.0) == keys[0]
+    monkeypatch.setattr(block, "limit", 1.0, raising=False)
+    keys.append(key(3.0))
+    monkeypatch.setattr(block, "limit", 2.0)
+    keys.append(key(3.0))
+    for body in (lambda self, x: x * 2, lambda self, x: x * 3):  # the same instructions, other constants
+        monkeypatch.setattr(block, "forward", body)
+        keys.append(key(3.0))
+    assert len(set(keys)) == 7 and None not in keys
+
+
 @dataclasses.dataclass
 class Answer:
     """A result of the user's own type, which PyTorch was told how to take apart."""

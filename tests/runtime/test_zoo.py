@@ -1,5 +1,7 @@
 """Networks that people run: they must stay in the plan, and agree with eager PyTorch."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,6 @@ from torch import nn
 import mirrormask as mm
 
 models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
-transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 SMALL = {
     "hidden_size": 32,
@@ -56,21 +57,21 @@ def test_networks(name, make, size, whole):
     torch.testing.assert_close(fast(x), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
-def bert() -> nn.Module:
+def bert(transformers: Any) -> nn.Module:
     return transformers.BertModel(transformers.BertConfig(**SMALL))
 
 
-def gpt2() -> nn.Module:
+def gpt2(transformers: Any) -> nn.Module:
     sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 50, "use_cache": False}
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
 
 
-def llama() -> nn.Module:
+def llama(transformers: Any) -> nn.Module:
     config = transformers.LlamaConfig(**SMALL, num_key_value_heads=1, use_cache=False)
     return transformers.LlamaForCausalLM(config)
 
 
-def t5() -> nn.Module:
+def t5(transformers: Any) -> nn.Module:
     sizes = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "vocab_size": 50}
     return transformers.T5EncoderModel(transformers.T5Config(**sizes))
 
@@ -78,7 +79,7 @@ def t5() -> nn.Module:
 # Of so short a sequence BERT's pooler, a layer on one token, is a region of its own.
 @pytest.mark.parametrize(("make", "regions"), [(bert, 2), (gpt2, 1), (llama, 1), (t5, 1)])
 def test_a_transformer_of_hugging_face_is_one_region_behind_its_embeddings(make, regions):
-    model = make().eval()
+    model = make(pytest.importorskip("transformers", reason="transformers is not installed")).eval()
     tokens = torch.randint(50, (1, 24))
     fast = mm.compile(model, tokens, tune=False, force=True)
     assert fast.report.compiled and fast.report.regions == regions, str(fast.report)

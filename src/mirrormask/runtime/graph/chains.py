@@ -92,14 +92,6 @@ Known = dict[str, Found]
 TRIED = ((2, 5, 3, 7, 11), (3, 2, 7, 5, 4))
 
 
-def sizes(node: fx.Node) -> tuple[str, ...]:
-    """The sizes of a tensor, those that are left open by their names; empty for what is no tensor."""
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor):
-        return ()
-    return tuple(str(size.node.expr) if isinstance(size, torch.SymInt) else str(int(size)) for size in value.shape)
-
-
 def open_shape(node: Any) -> tuple[Any, ...]:
     """The shape of a tensor, open sizes as their formulas: they may be compared, and nothing is decided by it.
 
@@ -110,6 +102,11 @@ def open_shape(node: Any) -> tuple[Any, ...]:
     if not isinstance(value, Tensor):
         return ()
     return tuple(size.node.expr if isinstance(size, torch.SymInt) else int(size) for size in value.shape)
+
+
+def sizes(node: fx.Node) -> tuple[str, ...]:
+    """The sizes of a tensor, those that are left open by their names; empty for what is no tensor."""
+    return tuple(str(size) for size in open_shape(node))
 
 
 def is_move(node: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -104,21 +104,17 @@ def program_of(module: fx.GraphModule, steps: bool = True) -> list[list[Any]]:
     spec = getattr(module.graph._codegen, "pytree_info", None)
     if spec is None or not _takes_leaves(module, spec.in_spec):
         raise Unstorable("it takes lists or dicts")
-    program: list[list[Any]] = []
     if not steps:
-        return program
-    for node in module.graph.nodes:
-        target, args = node.target, node.args
-        if node.op == "call_function":
-            target = _name(target)
-        elif node.op == "output":
-            # The export returns a flat tuple, which its code makes the model's own structure of.
-            args = (pytree.tree_unflatten(list(args[0]), spec.out_spec),)
-            if not _is_plain(args):
-                program.append(_structured(list(node.args[0]), spec.out_spec))
-                args = ()
-        program.append([node.op, node.name, target, _plain(args), _plain(dict(node.kwargs))])
-    return program
+        return []
+    *nodes, output = module.graph.nodes
+    # The export returns a flat tuple, which its code makes the model's own structure of.
+    leaves = list(output.args[0])
+    whole = pytree.tree_unflatten(leaves, spec.out_spec)
+    try:
+        return steps_of([*nodes, output], {output: (output.target, (whole,), {})})
+    except Unstorable:  # of a type of its own, if it is not some other step
+        made = _structured(leaves, spec.out_spec)
+        return [*steps_of(nodes), made, *steps_of([output], {output: (output.target, (), {})})]
 
 
 class _Structure(nn.Module):
@@ -146,15 +142,7 @@ def _structured(leaves: list[Any], spec: pytree.TreeSpec) -> list[Any]:
     return ["structure", "_structure", text, _plain(tuple(leaves)), {}]
 
 
-def _is_plain(value: Any) -> bool:
-    try:
-        _plain(value)
-    except Unstorable:
-        return False
-    return True
-
-
-def steps_of(nodes: list[fx.Node], instead: Mapping[fx.Node, Written] | None = None) -> list[list[Any]]:
+def steps_of(nodes: Sequence[fx.Node], instead: Mapping[fx.Node, Written] | None = None) -> list[list[Any]]:
     """What makes the last of these nodes, which fetch tensors or work on nodes before them.
 
     Args:

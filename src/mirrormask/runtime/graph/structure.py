@@ -1,14 +1,16 @@
 """A hash of what a model computes with whatever weights: its modules, their settings, and the code of their forward.
 
 ``torch.export`` takes seconds to load; a model whose structure was captured before need not be captured again. The hash
-covers every attribute of every module and the code of every class and function that forward can reach by name. For code
-of an installed package stand the package's version and the file that holds the code, for PyTorch's its version. What
-the hash cannot cover makes the model one without, which is captured each time; and because no such list is ever
-complete, a build from a hash is checked against eager PyTorch like any other.
+covers every attribute of every module and the code of every class and function that forward can reach by name. Names in
+the code of an installed package are not followed: for what they lead to stand the package's version and the file; for
+PyTorch, its version. What the hash cannot cover makes the model one without, which is captured each time; and because
+no such list is ever complete, a build from a hash is checked against eager PyTorch like any other.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import dis
 import enum
 import functools
@@ -16,7 +18,6 @@ import hashlib
 import itertools
 import logging
 import os
-import site
 import sys
 import sysconfig
 import types
@@ -33,10 +34,7 @@ PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.d
 #: Code that versions in the key stand for.
 KNOWN = frozenset(sys.stdlib_module_names) | {"torch", "builtins"}
 #: Where packages are installed.
-INSTALLED = tuple(
-    os.path.join(folder, "")
-    for folder in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()}
-)
+INSTALLED = tuple(os.path.join(sysconfig.get_path(kind), "") for kind in ("purelib", "platlib"))
 #: Values that are looked at: a module that holds a data set is none whose structure is worth so long a look.
 MOST_VALUES = 200_000
 #: Attributes of ``nn.Module`` that are hashed in another way, or that say nothing about what it computes.
@@ -105,10 +103,16 @@ class _Walk:
             self._items(value)
         elif isinstance(value, functools.partial):
             self.value([value.func, value.args, value.keywords])
+        elif isinstance(value, contextlib._GeneratorContextManager):  # of a decorator, which makes it anew at each call
+            self.value([value.func, value.args, value.kwds])
         elif isinstance(value, (types.FunctionType, types.MethodType, type, types.BuiltinFunctionType)):
             self._code_of(value)
         elif isinstance(value, types.ModuleType):
             self.add("import", value.__name__)
+        elif isinstance(value, dataclasses.Field):
+            self.value([value.name, value.default, value.default_factory])
+        elif type(value) is object:  # it stands for nothing but itself
+            self.add("sentinel", self._again(value))
         elif isinstance(value, logging.Logger):
             self.add("logger", value.name)
         elif isinstance(value, (nn.Module, Tensor)):
@@ -119,7 +123,7 @@ class _Walk:
             self.add("alias", repr(value))
         elif _is_its_attributes(type(value)):
             self._object(value)
-        elif _known(type(value)) and not hasattr(value, "__dict__") and hex(id(value)) not in repr(value):
+        elif _known(type(value)) and not hasattr(value, "__dict__") and " at 0x" not in repr(value):
             self.add("object", type(value).__qualname__, repr(value))
         else:
             raise Unknown(type(value))
@@ -164,11 +168,7 @@ class _Walk:
         self.add("code", getattr(value, "__module__", ""), getattr(value, "__qualname__", ""))
         if _known(value) or self._again(value):
             return
-        release = _release(getattr(value, "__module__", None) or "")
-        if release is not None:
-            self.add("release", release)
-            self._own_code(value)
-        elif isinstance(value, types.MethodType):
+        if isinstance(value, types.MethodType):
             self._bound_to(value.__self__)
             self._code_of(value.__func__)
         elif isinstance(value, type):
@@ -180,20 +180,6 @@ class _Walk:
         else:
             raise Unknown(value)
 
-    def _own_code(self, value: Any) -> None:
-        """The instructions of a function, or of a class's methods, as they are now: somebody may have replaced them."""
-        if isinstance(value, types.MethodType):
-            self._bound_to(value.__self__)
-            self._own_code(value.__func__)
-        elif isinstance(value, types.FunctionType):
-            self.add(value.__module__, value.__qualname__, value.__code__.co_code)
-        elif isinstance(value, type):
-            for base in value.__mro__[1:]:
-                self._code_of(base)
-            for name, member in sorted(vars(value).items(), key=lambda pair: pair[0]):
-                if isinstance(member, types.FunctionType):
-                    self.add(name, member.__module__, member.__qualname__, member.__code__.co_code)
-
     def _bound_to(self, owner: object) -> None:
         """The object of a bound method: modules are hashed as modules, classes as classes."""
         if isinstance(owner, type):
@@ -202,7 +188,7 @@ class _Walk:
             raise Unknown(owner)
 
     def _members(self, cls: type) -> None:
-        skipped = ("__dict__", "__weakref__", "__doc__", "__annotations__", "__init__", "__module__")
+        skipped = ("__dict__", "__weakref__", "__slotnames__", "__doc__", "__annotations__", "__init__", "__module__")
         for name, member in sorted(vars(cls).items(), key=lambda pair: pair[0]):
             if name in skipped or name.startswith(("__dataclass", "__annot")):
                 continue
@@ -224,11 +210,15 @@ class _Walk:
             content = cell.cell_contents
             if not (isinstance(content, type) and issubclass(content, nn.Module)):  # __class__, of super()
                 self.value(content)
-        self._code(function.__code__, function.__globals__)
+        # Where the code is from, whatever a decorator wrote into ``__module__``.
+        release = _release(function.__globals__.get("__name__", ""))
+        self.add("release", release)
+        self._code(function.__code__, None if release else function.__globals__)
 
-    def _code(self, code: types.CodeType, scope: dict[str, Any]) -> None:
+    def _code(self, code: types.CodeType, scope: dict[str, Any] | None) -> None:
+        """Instructions and constants, and what they name in ``scope``; without, a release stands for that."""
         self.add(code.co_code, code.co_names, code.co_varnames, code.co_freevars, code.co_flags)
-        for step in dis.get_instructions(code):
+        for step in dis.get_instructions(code) if scope is not None else ():
             if step.opname == "IMPORT_NAME" and str(step.argval).partition(".")[0] not in KNOWN:
                 raise Unknown(step.argval)
         for constant in code.co_consts:
@@ -236,7 +226,8 @@ class _Walk:
                 self._code(constant, scope)
             else:
                 self.value(Ellipsis.__class__.__name__ if constant is ... else constant)
-        self._names(code.co_names, scope)
+        if scope is not None:
+            self._names(code.co_names, scope)
 
     def _names(self, names: Iterable[str], scope: dict[str, Any]) -> None:
         """The global names that code reads, and the attributes that it reads of modules."""
