@@ -57,6 +57,30 @@ def test_networks(name, make, size, whole):
     torch.testing.assert_close(fast(x), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
+def swin() -> nn.Module:
+    return models.SwinTransformer([4, 4], 16, [2], [2], [4, 4], num_classes=10).eval()
+
+
+@pytest.mark.parametrize("bias", ["other", "alike", "none"])
+def test_windows_come_from_the_cache_and_their_biases_from_the_model(bias, monkeypatch):
+    """A bias that is zero, or alike for all heads, makes another program: not one that the cache holds may be used."""
+    x = torch.randn(2, 3, 32, 32)
+    assert not mm.compile(swin(), x, tune=False, force=True).report.cached
+    other = swin()
+    with torch.no_grad():
+        for name, table in other.named_parameters():
+            if name.endswith("relative_position_bias_table"):
+                table.copy_(torch.randn(49, 2) if bias == "other" else torch.randn(49, 1).expand(49, 2))
+                table.mul_(0.0 if bias == "none" else 1.0)
+    if bias == "other":
+        monkeypatch.setattr("mirrormask.runtime.model.piece.capture", None)
+    fast = mm.compile(other, x, tune=False, force=True)
+    assert fast.report.regions == 1, fast.report.left
+    with torch.no_grad():
+        expected = other(x)
+    torch.testing.assert_close(fast(x), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
 def bert(transformers: Any) -> nn.Module:
     return transformers.BertModel(transformers.BertConfig(**SMALL))
 

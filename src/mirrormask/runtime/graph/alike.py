@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mirrormask.runtime.graph.fold import MOST, Folded
+from mirrormask.runtime.graph.fold import MOST
+from mirrormask.runtime.graph.making import Made, keep
 from mirrormask.runtime.graph.program import Unstorable, steps_of
 
 __all__ = ["fold_items"]
@@ -23,18 +24,14 @@ TRIED = (1, 2, 3)
 CLOSE = 1e-6
 
 
-def fold_items(module: fx.GraphModule) -> dict[str, Folded]:
-    """Replace, in place, such values by one item that is repeated.
-
-    Returns:
-        How each of the new tensors is made of the module's own, by name, where plain values can say it.
-    """
+def fold_items(module: fx.GraphModule) -> None:
+    """Replace, in place, such values by one item that is repeated."""
     graph = module.graph
     sizes = {node: node.meta["val"] for node in graph.nodes if isinstance(node.meta.get("val"), torch.SymInt)}
     symbols = {symbol for size in sizes.values() for symbol in size.node.expr.free_symbols}
     batch = [node for node, size in sizes.items() if len(symbols) == 1 and size.node.expr in symbols]
     if not batch:
-        return {}
+        return
     (symbol,) = symbols
     values: dict[fx.Node, list[Any]] = {
         node: [int(size.node.expr.subs({symbol: count})) for count in TRIED] for node, size in sizes.items()
@@ -45,7 +42,6 @@ def fold_items(module: fx.GraphModule) -> dict[str, Folded]:
     for node in reversed(list(graph.nodes)):  # what is no such value stays, and reads those before it
         if node in counted - set(sizes) and any(user not in values for user in node.users) and not _alike(values[node]):
             del values[node]
-    told: dict[str, Folded] = {}
     for node in list(graph.nodes):
         found = values.get(node)
         users = [user for user in node.users if user not in values]
@@ -53,19 +49,16 @@ def fold_items(module: fx.GraphModule) -> dict[str, Folded]:
             continue
         if any(user.op == "output" for user in users) or order[batch[0]] > order[users[0]]:
             continue
-        name = f"_alike_{len(told)}" if not hasattr(module, f"_alike_{len(told)}") else f"_alike_{order[node]}"
-        module.register_buffer(name, found[0].detach().clone().contiguous())
+        told = None
         with contextlib.suppress(Unstorable):
-            told[name] = _told(node, values, order)
+            told = _told(node, values, order)
         with graph.inserting_before(users[0]):
-            kept = graph.get_attr(name)
-            kept.meta = {"val": getattr(module, name)}
+            kept = keep(module, "alike", found[0], told)
             made = graph.call_function(aten.expand.default, (kept, [batch[0], *[-1] * (found[0].dim() - 1)]))
             made.meta = dict(node.meta)
         for user in users:
             user.replace_input_with(node, made)
     graph.eliminate_dead_code()
-    return told
 
 
 def _run(node: fx.Node, values: dict[fx.Node, list[Any]], counted: set[fx.Node]) -> None:
@@ -110,7 +103,7 @@ def _alike(found: list[Tensor]) -> bool:
     )
 
 
-def _told(node: fx.Node, values: dict[fx.Node, list[Any]], order: dict[fx.Node, int]) -> Folded:
+def _told(node: fx.Node, values: dict[fx.Node, list[Any]], order: dict[fx.Node, int]) -> Made:
     """The steps that made one item.
 
     Raises:
@@ -126,4 +119,4 @@ def _told(node: fx.Node, values: dict[fx.Node, list[Any]], order: dict[fx.Node, 
         args, kwargs = fx.map_arg((one.args, one.kwargs), lambda arg: made.get(arg, values[arg][0]))
         made[one] = copy.create_node(one.op, one.target, args, kwargs, one.name)
     stored = {str(one.target): values[one][0] for one in found if one.op == "get_attr"}
-    return Folded(steps_of(list(copy.nodes)), stored)
+    return Made(steps_of(list(copy.nodes)), stored)

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from mirrormask.runtime.graph.chains import sizes
 from mirrormask.runtime.graph.functions import attend_maps
+from mirrormask.runtime.graph.making import keep
 from mirrormask.runtime.graph.placing import Placing, item_of, shape_of
 from mirrormask.runtime.graph.scores import Scores
 from mirrormask.runtime.graph.traces import Spread, Traced, spread
@@ -45,8 +46,10 @@ class Attending(Placing):
         if bias is None:
             return None
         kept = None
-        if bias.numel():
-            kept = _registered(node.graph, bias)
+        if bias[1] is not None:
+            assert node.graph.owning_module is not None
+            kept = keep(node.graph.owning_module, "bias", *bias)
+            kept = kept if bias[0].numel() else None
         if scores.gain is not None:
             given = self._gained(q, scores.gain, (len(lead), place), (count, width))
             if given is None:
@@ -119,15 +122,3 @@ class Attending(Placing):
             made = self.placed(traced, found, size)
             return made, count, place, lead, tuple(range(0, count * width, width)), width
         return None
-
-
-def _registered(graph: fx.Graph, value: Tensor) -> fx.Node:
-    """A new stored tensor."""
-    module = graph.owning_module
-    assert module is not None
-    number = sum(1 for name, _ in module.named_buffers() if name.startswith("_bias_"))
-    name = f"_bias_{number}"
-    module.register_buffer(name, value)
-    made = graph.get_attr(name)
-    made.meta["val"] = value
-    return made

@@ -15,11 +15,12 @@ from mirrormask.runtime.graph.aten import Context
 from mirrormask.runtime.graph.bind import bind, names_in, tensors_of
 from mirrormask.runtime.graph.blueprint import Blueprint
 from mirrormask.runtime.graph.export import LOCK, Arguments, Export, Refused, export, private_copy, signature_of
-from mirrormask.runtime.graph.fold import Folded, fold_constants
+from mirrormask.runtime.graph.fold import fold_constants
 from mirrormask.runtime.graph.guards import Guards
 from mirrormask.runtime.graph.ir import Graph
 from mirrormask.runtime.graph.leading import views_last
 from mirrormask.runtime.graph.left import left_of
+from mirrormask.runtime.graph.making import Made, made_in, number
 from mirrormask.runtime.graph.moments import loops
 from mirrormask.runtime.graph.open_sizes import TokensOfMaps
 from mirrormask.runtime.graph.partition import (
@@ -154,7 +155,9 @@ def _cut(model: nn.Module, exported: Export, without: Mapping[str, str] | None, 
         raise Refused(f"a call changes its {', '.join(exported.writes)}, which a plan would not")
     module = exported.module
     open_sizes = OpenSizes(module)
-    folded = {**fold_items(module), **fold_constants(module)} if rewrite else {}
+    if rewrite:
+        fold_items(module)
+        fold_constants(module)
     out_of_place(module.graph)
     without_identities(module.graph)
     if rewrite:
@@ -193,7 +196,7 @@ def _cut(model: nn.Module, exported: Export, without: Mapping[str, str] | None, 
     if rewrite:
         open_sizes.check()
     whole = _whole(module, regions)
-    blueprint = _blueprint(module, regions, whole, left, exported.guards, tensors, tensors_of(model), folded)
+    blueprint = _blueprint(module, regions, whole, left, exported.guards, tensors, tensors_of(model), made_in(module))
     bound = {name: bind(graph, tensors) for name, graph in regions.items()}
     return Capture(module, bound, left, whole, exported.guards, members, blueprint, has_maps)
 
@@ -204,9 +207,11 @@ def from_blueprint(blueprint: Blueprint, model: nn.Module) -> Capture:
     Raises:
         AttributeError: there is no operation of some name.
         KeyError: the model has no tensor of some name.
+        ValueError: the numbers of its tensors ask for another program.
     """
     tensors = tensors_of(model)
-    tensors |= {name: made_by(steps, tensors) for name, steps in blueprint.constants.items()}
+    for name, steps in blueprint.constants.items():
+        tensors[name] = made_by(steps, tensors)  # perhaps of those before
     bound = {name: bind(graph, tensors) for name, graph in blueprint.regions.items()}
     module = module_of(blueprint, tensors)
     return Capture(module, bound, blueprint.left, blueprint.whole, blueprint.guards, {}, blueprint)
@@ -220,29 +225,31 @@ def _blueprint(
     guards: Guards,
     tensors: dict[str, Tensor],
     own: dict[str, Tensor],
-    folded: Mapping[str, Folded],
+    made: Mapping[str, Made],
 ) -> Blueprint | None:
     names = {name for graph in regions.values() for name in names_in(graph)}
     names |= {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
-    constants = {name: folded[name] for name in sorted(names & set(folded))}
-    if not all(name in constants or _same(tensors, own, name) for name in names):
-        return None  # it holds tensors that only the export has names for
-    if not all(_same(one.sources, own, name) for one in constants.values() for name in one.sources):
-        return None
+    names |= {name for name, one in made.items() if one.decides}
+    for name in reversed(list(made)):  # each is made of those before it
+        names |= made.keys() & made[name].sources.keys() if name in names else set()
+    constants = {name: one.steps for name, one in made.items() if name in names}
+    needed = {name: tensors.get(name) for name in names - constants.keys()}
+    for name in constants:
+        needed |= {source: one for source, one in made[name].sources.items() if source not in constants}
+    numbers = {}
+    for name, tensor in needed.items():
+        if tensor is None or not _is(tensor, own.get(name)):
+            if tensor is None or tensor.dim() or name in own:
+                return None  # it holds tensors that only the export has names for
+            numbers[name] = number(tensor)  # one that the code of the model says
     try:
-        steps = {name: one.steps for name, one in constants.items()}
-        return Blueprint(regions, whole, left, guards, program_of(module, steps=not whole), steps)
+        return Blueprint(regions, whole, left, guards, program_of(module, steps=not whole), numbers | constants)
     except Unstorable:
         return None
 
 
-def _same(one: dict[str, Tensor], other: dict[str, Tensor], name: str) -> bool:
-    return (
-        name in one
-        and name in other
-        and one[name].data_ptr() == other[name].data_ptr()
-        and one[name].shape == other[name].shape
-    )
+def _is(one: Tensor, other: Tensor | None) -> bool:
+    return other is not None and one.data_ptr() == other.data_ptr() and one.shape == other.shape
 
 
 def _whole(module: fx.GraphModule, regions: dict[str, Graph]) -> str:

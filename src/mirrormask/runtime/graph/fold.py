@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from mirrormask.runtime.graph.making import Made, keep
 from mirrormask.runtime.graph.program import Unstorable, Written, steps_of
 
-__all__ = ["Folded", "fold_constants"]
+__all__ = ["fold_constants"]
 
 aten = torch.ops.aten
 #: Operations that look at the type and the place of their input alone, and those that are told the type.
@@ -25,25 +25,8 @@ LIKE = {
 MOST = 1 << 24
 
 
-@dataclass(frozen=True)
-class Folded:
-    """How a tensor was made.
-
-    Attributes:
-        steps: see :func:`mirrormask.runtime.graph.program.steps_of`.
-        sources: the tensors that they fetch, by name.
-    """
-
-    steps: list[list[Any]]
-    sources: dict[str, Tensor]
-
-
-def fold_constants(module: fx.GraphModule) -> dict[str, Folded]:
-    """Replace, in place, values that no input has a part in by what they are.
-
-    Returns:
-        How each of the new tensors is made of the module's own, by name, where plain values can say it.
-    """
+def fold_constants(module: fx.GraphModule) -> None:
+    """Replace, in place, values that no input has a part in by what they are."""
     graph = module.graph
     values: dict[fx.Node, Any] = {}
     made: set[fx.Node] = set()
@@ -62,7 +45,7 @@ def fold_constants(module: fx.GraphModule) -> dict[str, Folded]:
                     args = (torch.empty(0, dtype=like.dtype), *args[1:])
             if not all(arg in values for arg in _nodes((args, kwargs))) or _changes_input(node, made):
                 if _mutable(node) and any(arg in made for arg in _nodes((args, kwargs))):
-                    return {}  # something is written into what would be kept
+                    return  # something is written into what would be kept
                 continue
             if not _nodes((args, kwargs)) and args is node.args and not _makes_tensor(node):
                 continue
@@ -70,7 +53,7 @@ def fold_constants(module: fx.GraphModule) -> dict[str, Folded]:
                 given, named = fx.map_arg((args, kwargs), lambda arg: values[arg])
                 values[node] = node.target(*given, **named)
                 made.add(node)
-    return _replace(module, values, made)
+    _replace(module, values, made)
 
 
 def _nodes(value: Any) -> list[fx.Node]:
@@ -99,41 +82,37 @@ def _changes_input(node: fx.Node, made: set[fx.Node]) -> bool:
     return True
 
 
-def _replace(module: fx.GraphModule, values: dict[fx.Node, Any], made: set[fx.Node]) -> dict[str, Folded]:
+def _replace(module: fx.GraphModule, values: dict[fx.Node, Any], made: set[fx.Node]) -> None:
     """Stored tensors in place of the values that something else reads."""
-    graph, count = module.graph, 0
+    graph = module.graph
     order = {node: number for number, node in enumerate(graph.nodes)}
-    told: dict[str, Folded] = {}
     for node in list(graph.nodes):
         if node not in made or not isinstance(values[node], Tensor):
             continue
         users = [user for user in node.users if user not in made]
         if not users or values[node].numel() > MOST or any(user.op == "output" for user in users):
             continue
-        name = f"_folded_{count}"
-        count += 1
-        module.register_buffer(name, values[node].detach().clone().contiguous())
+        told = None
         with contextlib.suppress(Unstorable):
-            told[name] = _told(node, values, order)
+            told = _told(node, values, order)
         with graph.inserting_before(node):
-            kept = graph.get_attr(name)
-        kept.meta = {"val": getattr(module, name)}
+            kept = keep(module, "folded", values[node], told)
         for user in users:
             user.replace_input_with(node, kept)
     for node in reversed(list(graph.nodes)):
         if node in made and not node.users:
             graph.erase_node(node)
-    return told
 
 
-def _told(node: fx.Node, values: dict[fx.Node, Any], order: dict[fx.Node, int]) -> Folded:
-    """The steps that made a value.
+def _told(node: fx.Node, values: dict[fx.Node, Any], order: dict[fx.Node, int]) -> Made:
+    """The steps that made a value, those that wrote into it or into what it was made of included.
 
     Raises:
-        Unstorable: plain values cannot say them, or they change what they read.
+        Unstorable: plain values cannot say them.
     """
     found, left = {node}, [node]
     instead: dict[fx.Node, Written] = {}
+    writers = [one for one in values if one.op == "call_function" and _mutable(one)]
     while left:
         one = left.pop()
         if one.target in LIKE and isinstance(one.args[0], fx.Node) and one.args[0] not in values:
@@ -147,7 +126,19 @@ def _told(node: fx.Node, values: dict[fx.Node, Any], order: dict[fx.Node, int]) 
             if source not in found:
                 found.add(source)
                 left.append(source)
-    if any(_mutable(one) for one in found):
-        raise Unstorable(node)
+        if not left:
+            left = [writer for writer in writers if writer not in found and not found.isdisjoint(_views(writer))]
+            found.update(left)
     steps = sorted(found, key=lambda one: order[one])
-    return Folded(steps_of(steps, instead), {str(one.target): values[one] for one in steps if one.op == "get_attr"})
+    if steps[-1] is not node:
+        raise Unstorable(node)  # written into after it was made
+    return Made(steps_of(steps, instead), {str(one.target): values[one] for one in steps if one.op == "get_attr"})
+
+
+def _views(writer: fx.Node) -> set[fx.Node]:
+    """What an operation writes into, and what that may be a view of."""
+    seen, at = set[fx.Node](), writer.args[0] if writer.args else None
+    while isinstance(at, fx.Node):
+        seen.add(at)
+        at = at.args[0] if at.args else None
+    return seen

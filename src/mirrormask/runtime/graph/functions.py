@@ -13,12 +13,14 @@ __all__ = [
     "attend_maps",
     "by_mean",
     "channel_norm",
+    "compact",
     "features",
     "map_norm",
     "per_channel",
     "pointwise",
     "product",
     "response",
+    "shaped",
     "spaced",
     "spaced_conv",
     "stored",
@@ -40,6 +42,27 @@ def additive(mask: Tensor) -> Tensor:
         once = torch.zeros(once.shape).masked_fill_(~once, -torch.inf)
     whole = once.to(torch.float32).expand(mask.shape)
     return whole[(None,) * (4 - whole.dim())]
+
+
+def compact(bias: Tensor) -> Tensor:
+    """What ``[rows, heads, queries, keys]`` adds to scores: one row or head where all are alike, nothing for zeros."""
+    if not bias.any():
+        return torch.zeros(0)
+    for dim in (0, 1):
+        first = bias.narrow(dim, 0, 1)
+        bias = first if torch.equal(first.expand_as(bias), bias) else bias
+    return bias.contiguous().to(torch.float32)
+
+
+def shaped(x: Tensor, shape: list[int]) -> Tensor:
+    """The tensor itself, which has this shape.
+
+    Raises:
+        ValueError: it has another.
+    """
+    if list(x.shape) != shape:
+        raise ValueError(f"a tensor of {list(x.shape)}, not {shape}")
+    return x
 
 
 def attend(

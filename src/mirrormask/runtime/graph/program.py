@@ -20,12 +20,14 @@ from mirrormask.runtime.graph.functions import (
     attend_maps,
     by_mean,
     channel_norm,
+    compact,
     features,
     map_norm,
     per_channel,
     pointwise,
     product,
     response,
+    shaped,
     spaced,
     spaced_conv,
     stored,
@@ -53,6 +55,8 @@ OTHERS: dict[str, Any] = {
     "map_norm": map_norm,
     "by_mean": by_mean,
     "response": response,
+    "compact": compact,
+    "shaped": shaped,
     **{f.__name__: f for f in (as_frames, as_volume, channels_of, frames_conv, frames_norm)},
     **{name: getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow")},
     **{name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_")},
@@ -164,6 +168,7 @@ def made_by(steps: list[list[Any]], tensors: Mapping[str, Tensor]) -> Tensor:
 
     Raises:
         AttributeError, LookupError: there is no such operation or tensor.
+        ValueError: it has another shape than the program was written for.
     """
     values: dict[str, Any] = {}
     made: Any = None

@@ -19,25 +19,23 @@ from mirrormask.runtime.graph.chains import (
     MOVES,
     concrete,
     is_move,
-    moved,
     root_of,
     sizes,
     steps_from,
-    stored_value,
     symbols,
 )
+from mirrormask.runtime.graph.functions import compact
+from mirrormask.runtime.graph.making import Made, Making
+from mirrormask.runtime.graph.program import Unstorable
 
 __all__ = ["Scores", "scores_of"]
 
 aten = torch.ops.aten
 PRODUCTS = {aten.matmul.default, aten.bmm.default, aten.einsum.default}
 SOFTMAX = {aten.softmax.int, aten._softmax.default}
-AFFINE = {
-    aten.add.Tensor: torch.add,
-    aten.sub.Tensor: torch.sub,
-    aten.mul.Tensor: torch.mul,
-    aten.div.Tensor: torch.div,
-}
+AFFINE = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor}
+#: What scores go through before their softmax; a view may have to copy.
+KNOWN = {one: one for one in (*MOVES, *AFFINE, operator.getitem)} | {aten.view.default: aten.reshape.default}
 
 
 @dataclass(frozen=True)
@@ -64,44 +62,34 @@ class Scores:
     mask: fx.Node | None = None
     gain: fx.Node | None = None
 
-    def bias_of(self, lead: list[int], place: int, shape: tuple[int, int, int, int]) -> Tensor | None:
-        """What is added to the scores, ``[rows or 1, heads or 1, queries, keys]``; empty for nothing, None where that
-        cannot be found.
+    def bias_of(
+        self, lead: list[int], place: int, shape: tuple[int, int, int, int]
+    ) -> tuple[Tensor, Made | None] | None:
+        """What is added to the scores, ``[rows or 1, heads or 1, queries, keys]``, and how it is made; empty for
+        nothing, None where it cannot be found.
 
         Args:
             lead: the leading dimensions of the scores of an item, of which ``place`` counts heads (-1 for one head).
             shape: rows, heads, queries and keys.
         """  # fmt: skip
         rows, heads, queries, keys = shape
-        whole = torch.zeros(*lead, queries, keys)
-        if self.mask is not None:
-            steps = steps_from(self.mask, root_of(self.mask))
-            try:
-                mask = moved(steps, stored_value(root_of(self.mask)), dict.fromkeys(symbols(*steps), 1))
-                if mask.dtype == torch.bool:
-                    mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
-                found = whole + mask
-            except (RuntimeError, TypeError, ValueError, IndexError):
+        making = Making()
+        try:
+            whole = making.do(aten.zeros.default, [*lead, queries, keys])
+            if self.mask is not None:
+                found = making.do(aten.add.Tensor, whole, _masked(making, self.mask))
+            elif self.steps and self.first is not None:
+                found = _tried(making, self.steps, self.first, [*lead, queries, keys])
+            else:
+                return torch.zeros(0), None
+            if found.meta["val"].shape != whole.meta["val"].shape:
                 return None
-        elif self.steps and self.first is not None:
-            tried = _tried(self.steps, self.first, whole)
-            if tried is None:
-                return None
-            found = tried
-        else:
-            return torch.zeros(0)
-        if found.shape != whole.shape:
+            moved = (aten.unsqueeze.default, -3) if place == -1 else (aten.movedim.int, place, -3)
+            found = making.do(moved[0], found, *moved[1:])
+            found = making.do(aten.reshape.default, found, [rows, heads, queries, keys])
+            return making.done(making.do(compact, found))
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, Unstorable):
             return None
-        if not found.any():
-            return torch.zeros(0)
-        found = found[:, None] if place == -1 else found.movedim(place, -3)
-        found = found.reshape(rows, heads, queries, keys)
-        if torch.equal(found[:1].expand_as(found), found):
-            found = found[:1]
-        if torch.equal(found[:, :1].expand_as(found), found):
-            found = found[:, :1]
-        bias: Tensor = found.contiguous().to(torch.float32)
-        return bias
 
 
 def scores_of(node: fx.Node) -> Scores | None:
@@ -225,37 +213,48 @@ def _stream(node: fx.Node) -> Any:
     return streams[0]
 
 
-def _tried(steps: tuple[fx.Node, ...], first: fx.Node, whole: Tensor) -> Tensor | None:
+def _masked(making: Making, mask: fx.Node) -> fx.Node:
+    """What a mask, a view of a stored tensor, adds to the scores."""
+    found = making.fetch(root_of(mask))
+    steps = steps_from(mask, root_of(mask))
+    known = dict.fromkeys(symbols(*steps), 1)
+    for step in steps:
+        found = _done(making, step, [found, *(concrete(arg, known) for arg in step.args[1:])], known)
+    if found.meta["val"].dtype != torch.bool:
+        return found
+    zeros = making.do(aten.zeros.default, list(found.meta["val"].shape))
+    return making.do(aten.masked_fill.Scalar, zeros, making.do(aten.logical_not.default, found), -math.inf)
+
+
+def _tried(making: Making, steps: tuple[fx.Node, ...], first: fx.Node, shape: list[int]) -> fx.Node:
     """What the steps make of zeros, for one item."""
     known = dict.fromkeys(symbols(first, *steps), 1)
-    try:
-        shape = [concrete(size, known) for size in first.meta["val"].shape]
-        values: dict[fx.Node, Any] = {first: torch.zeros(shape)}
-        if math.prod(shape) != whole.numel():
-            return None
+    zeros = making.do(aten.zeros.default, [concrete(size, known) for size in first.meta["val"].shape])
+    if zeros.meta["val"].numel() != math.prod(shape):
+        raise ValueError("scores of another size")
+    values: dict[fx.Node, fx.Node] = {first: zeros}
 
-        def value_of(arg: Any) -> Any:
-            if not isinstance(arg, fx.Node):
-                return concrete(arg, known)
-            if arg in values:
-                return values[arg]
-            if arg.op == "get_attr":
-                return stored_value(arg)
-            if isinstance(arg.meta.get("val"), torch.SymInt):
-                return concrete(arg, known)
-            return run(arg)
+    def value_of(arg: Any) -> Any:
+        if not isinstance(arg, fx.Node) or isinstance(arg.meta.get("val"), torch.SymInt):
+            return concrete(arg, known)
+        if arg not in values:
+            values[arg] = making.fetch(arg) if arg.op == "get_attr" else run(arg)
+        return values[arg]
 
-        def run(node: fx.Node) -> Any:
-            args = [value_of(arg) if isinstance(arg, fx.Node) else concrete(arg, known) for arg in node.args]
-            kwargs = {name: concrete(arg, known) for name, arg in node.kwargs.items()}
-            known_functions: dict[Any, Any] = {operator.getitem: operator.getitem, **MOVES, **AFFINE}
-            function = known_functions[node.target]
-            values[node] = function(*args, **kwargs)
-            return values[node]
+    def run(node: fx.Node) -> fx.Node:
+        values[node] = _done(making, node, [value_of(arg) for arg in node.args], known)
+        return values[node]
 
-        for step in steps:
-            run(step)
-        # What pads would have marked is no number to add.
-        return values[steps[-1]].reshape(whole.shape)  # type: ignore[no-any-return]
-    except (RuntimeError, TypeError, ValueError, IndexError, KeyError):
-        return None
+    for step in steps:
+        run(step)
+    return making.do(aten.reshape.default, values[steps[-1]], shape)
+
+
+def _done(making: Making, node: fx.Node, args: list[Any], known: dict[Any, int]) -> fx.Node:
+    """A view or an addition of a program, of these tensors.
+
+    Raises:
+        KeyError: it is another operation.
+    """
+    operation = KNOWN[node.target]
+    return making.do(operation, *args, **{name: concrete(arg, known) for name, arg in node.kwargs.items()})
