@@ -190,6 +190,34 @@ def test_tensors_that_are_made_of_the_models_own_come_from_the_cache():
     assert known.load(path.stem) != stored, "the wrong file is replaced"
 
 
+class Holding(Derived):
+    """With tensors in attributes, of which PyTorch knows nothing, and a number in the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.tables = torch.rand(8), {"first": torch.rand(4)}
+        self.pair = (torch.rand(4), torch.rand(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(torch.relu(self.a(x)) * self.table) + self.tables["first"] * torch.tensor(2.5)
+        return y * self.pair[1] - self.pair[0]
+
+
+def test_tensors_in_attributes_are_the_models_own():
+    x = torch.randn(2, 5, 8)
+    with torch.no_grad():
+        mm.compile(Holding().eval(), x, force=True, tune=False)
+        other, moved = Holding().eval(), Holding().eval()
+        moved.table = torch.rand(1, 8)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("mirrormask.runtime.model.piece.capture", None)
+            agree(mm.compile(other, x, force=True, tune=False), other, x)
+        agree(mm.compile(moved, x, force=True, tune=False), moved, x)
+        deep = Holding().eval()
+        deep.tables["last"] = [torch.rand(4)]
+        assert structure_key(deep, (x,)) is None, "a tensor deeper than that: it is captured each time"
+
+
 class Marked(Derived):
     """With a table that the code writes into, number by number."""
 

@@ -403,6 +403,31 @@ def test_weights_that_change_later_do_not_reach_a_compiled_model(kind):
         torch.testing.assert_close(fast(torch.cat([x, x]))[:2], before, rtol=0, atol=1e-6)
 
 
+class Holding(nn.Module):
+    """With tensors that are neither parameters nor buffers, one of which each call puts there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 4)
+        self.gain, self.tables, self.seen = torch.rand(8), {"last": torch.rand(4)}, torch.zeros(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = self.a(x)
+        return self.b(self.seen * self.gain) + self.tables["last"]
+
+
+def test_tensors_that_attributes_hold_are_part_of_the_snapshot():
+    model, x = Holding().eval(), torch.randn(3, 8)
+    fast = compiled(model, x)
+    before = fast(x).clone()
+    model(2 * x)
+    assert fast.stale() == [], "a result of a call is nothing that it was made of"
+    model.gain.mul_(3)
+    model.tables["last"] = torch.rand(4)
+    assert set(fast.stale()) == {"gain", "tables.last"}
+    assert torch.equal(fast(x), before)
+
+
 def test_a_model_of_one_region_lets_the_dense_weights_go():
     model = convolutions(lambda m, x: m.b(torch.relu(m.a(x))))
     fast = compiled(model, torch.randn(1, 6, 8, 8))

@@ -18,6 +18,7 @@ from mirrormask.runtime.model.asked import check_model, example_arguments, expec
 from mirrormask.runtime.model.compiled import CompiledModel
 from mirrormask.runtime.model.levels import with_weights
 from mirrormask.runtime.model.parts import Options, body_of, captured_parts, own_copy
+from mirrormask.runtime.model.piece import pieces_of
 from mirrormask.runtime.model.race import ExampleCall, measured, tuners_of
 from mirrormask.runtime.model.report import LayerReport, Report
 from mirrormask.runtime.model.snapshot import Snapshot, unchanged
@@ -126,6 +127,8 @@ def _build(model: nn.Module, arguments: Arguments, options: Options, snapshot: S
     """
     with unchanged(model):
         body, report = _raced(model, arguments, options, snapshot)
+    for one in (snapshot, *(piece.snapshot for piece in pieces_of(body))):
+        one.settle()
     return CompiledModel(own_copy(model) if body is None else body, arguments.signature, snapshot, report)
 
 

@@ -6,21 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor, nn
+from torch import Tensor
 
 from mirrormask.runtime.graph.ir import Graph, Node, Origin, Weight
 
-__all__ = ["bind", "fold", "names_in", "tensors_of"]
+__all__ = ["bind", "fold", "names_in"]
 
 Floats = npt.NDArray[np.float32]
-
-
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters and buffers of a model, under each of their names."""
-    return {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
 
 
 def names_in(graph: Graph) -> set[str]:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from mirrormask.runtime.graph.alike import fold_items
 from mirrormask.runtime.graph.arrange import CONVOLUTIONS, tokens_as_maps
 from mirrormask.runtime.graph.aten import Context
-from mirrormask.runtime.graph.bind import bind, names_in, tensors_of
+from mirrormask.runtime.graph.bind import bind, names_in
 from mirrormask.runtime.graph.blueprint import Blueprint
 from mirrormask.runtime.graph.export import LOCK, Arguments, Export, Refused, export, private_copy, signature_of
 from mirrormask.runtime.graph.fold import fold_constants
@@ -20,7 +20,7 @@ from mirrormask.runtime.graph.guards import Guards
 from mirrormask.runtime.graph.ir import Graph
 from mirrormask.runtime.graph.leading import views_last
 from mirrormask.runtime.graph.left import left_of
-from mirrormask.runtime.graph.making import Made, made_in, number
+from mirrormask.runtime.graph.making import Made, fetched, made_in, number
 from mirrormask.runtime.graph.moments import loops
 from mirrormask.runtime.graph.open_sizes import TokensOfMaps
 from mirrormask.runtime.graph.partition import (
@@ -35,6 +35,7 @@ from mirrormask.runtime.graph.passes import once, out_of_place, without_identiti
 from mirrormask.runtime.graph.program import Unstorable, made_by, module_of, program_of
 from mirrormask.runtime.graph.settled import OpenSizes
 from mirrormask.runtime.graph.simplify import simplify
+from mirrormask.runtime.graph.tensors import held_tensors, tensors_of
 from mirrormask.runtime.graph.turned import respond, turn
 from mirrormask.runtime.graph.volumes import VOLUME_CONVOLUTIONS, volumes_as_frames
 
@@ -196,7 +197,9 @@ def _cut(model: nn.Module, exported: Export, without: Mapping[str, str] | None, 
     if rewrite:
         open_sizes.check()
     whole = _whole(module, regions)
-    blueprint = _blueprint(module, regions, whole, left, exported.guards, tensors, tensors_of(model), made_in(module))
+    blueprint = _blueprint(
+        module, regions, whole, left, exported.guards, tensors, held_tensors(model) | tensors_of(model), made_in(module)
+    )
     bound = {name: bind(graph, tensors) for name, graph in regions.items()}
     return Capture(module, bound, left, whole, exported.guards, members, blueprint, has_maps)
 
@@ -209,7 +212,7 @@ def from_blueprint(blueprint: Blueprint, model: nn.Module) -> Capture:
         KeyError: the model has no tensor of some name.
         ValueError: the numbers of its tensors ask for another program.
     """
-    tensors = tensors_of(model)
+    tensors = held_tensors(model) | tensors_of(model)
     for name, steps in blueprint.constants.items():
         tensors[name] = made_by(steps, tensors)  # perhaps of those before
     bound = {name: bind(graph, tensors) for name, graph in blueprint.regions.items()}
@@ -236,20 +239,24 @@ def _blueprint(
     needed = {name: tensors.get(name) for name in names - constants.keys()}
     for name in constants:
         needed |= {source: one for source, one in made[name].sources.items() if source not in constants}
-    numbers = {}
+    named = {}
     for name, tensor in needed.items():
         if tensor is None or not _is(tensor, own.get(name)):
-            if tensor is None or tensor.dim() or name in own:
+            same = next((path for path, one in own.items() if tensor is not None and _is(tensor, one)), None)
+            if tensor is None or (same is None and (tensor.dim() or name in own)):
                 return None  # it holds tensors that only the export has names for
-            numbers[name] = number(tensor)  # one that the code of the model says
+            named[name] = number(tensor) if same is None else fetched(same)  # a number is one that the code says
     try:
-        return Blueprint(regions, whole, left, guards, program_of(module, steps=not whole), numbers | constants)
+        return Blueprint(regions, whole, left, guards, program_of(module, steps=not whole), named | constants)
     except Unstorable:
         return None
 
 
 def _is(one: Tensor, other: Tensor | None) -> bool:
-    return other is not None and one.data_ptr() == other.data_ptr() and one.shape == other.shape
+    """Whether two tensors are the same memory, looked at in the same way."""
+    if other is None or one.data_ptr() != other.data_ptr() or one.dtype != other.dtype:
+        return False
+    return one.shape == other.shape and one.stride() == other.stride()
 
 
 def _whole(module: fx.GraphModule, regions: dict[str, Graph]) -> str:

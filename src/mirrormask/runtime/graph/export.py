@@ -26,6 +26,7 @@ from mirrormask.runtime.graph.guards import Guards
 from mirrormask.runtime.graph.lengths import open_lengths
 from mirrormask.runtime.graph.moments import ByMoments
 from mirrormask.runtime.graph.open_sizes import OpenTrace, TokensOfMaps
+from mirrormask.runtime.graph.tensors import held_tensors
 
 __all__ = ["LOCK", "Arguments", "Export", "Refused", "export", "private_copy", "signature_of"]
 
@@ -155,8 +156,8 @@ def private_copy(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
-    for buffer in model.buffers():
-        memo[id(buffer)] = buffer.detach()
+    for tensor in (*model.buffers(), *held_tensors(model).values()):
+        memo[id(tensor)] = tensor.detach()
     try:
         return copy.deepcopy(model, memo)
     except Exception:  # whatever a stranger's attributes raise

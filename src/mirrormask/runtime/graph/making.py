@@ -12,7 +12,7 @@ from mirrormask.runtime.graph.chains import stored_value
 from mirrormask.runtime.graph.functions import shaped
 from mirrormask.runtime.graph.program import steps_of
 
-__all__ = ["Made", "Making", "keep", "made_in", "number"]
+__all__ = ["Made", "Making", "fetched", "keep", "made_in", "number"]
 
 aten = torch.ops.aten
 
@@ -85,6 +85,13 @@ def keep(module: fx.GraphModule, kind: str, value: Tensor, made: Made | None) ->
 def made_in(module: fx.GraphModule) -> dict[str, Made]:
     """What :func:`keep` kept that can be made again, by name, in order."""
     return dict(module.meta.get("made", {}))
+
+
+def fetched(name: str) -> list[list[Any]]:
+    """The step that fetches a tensor of the model."""
+    graph = fx.Graph()
+    graph.get_attr(name)
+    return steps_of(list(graph.nodes))
 
 
 def number(tensor: Tensor) -> list[list[Any]]:

@@ -28,6 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mirrormask.runtime.graph.tensors import INTERNAL, held_tensors
+
 __all__ = ["structure_key"]
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, slice, range)
@@ -37,8 +39,6 @@ KNOWN = frozenset(sys.stdlib_module_names) | {"torch", "builtins"}
 INSTALLED = tuple(os.path.join(sysconfig.get_path(kind), "") for kind in ("purelib", "platlib"))
 #: Values that are looked at: a module that holds a data set is none whose structure is worth so long a look.
 MOST_VALUES = 200_000
-#: Attributes of ``nn.Module`` that are hashed in another way, or that say nothing about what it computes.
-INTERNAL = frozenset(vars(nn.Module()))
 
 
 class Unknown(Exception):
@@ -65,7 +65,8 @@ class _Walk:
     def __init__(self, model: nn.Module) -> None:
         self.digest = hashlib.blake2b(digest_size=20)
         self._own: dict[int, str] = {}
-        """The names of the model's modules, parameters and buffers, by identity: attributes may hold them too."""
+        """The names of the model's modules and tensors, by identity."""
+        self._own |= {id(one): name for name, one in held_tensors(model).items()}
         for kind in (model.named_modules, model.named_parameters, model.named_buffers):
             self._own |= {id(one): name for name, one in kind(remove_duplicate=False)}
         self._left = MOST_VALUES
@@ -81,7 +82,7 @@ class _Walk:
         self.value(type(module))
         for kind in ("_parameters", "_buffers"):
             tensors = getattr(module, kind).items()
-            self.add(kind, [(key, None if t is None else (tuple(t.shape), str(t.dtype))) for key, t in tensors])
+            self.add(kind, [(key, None if t is None else _looks(t)) for key, t in tensors])
         hooks = [key for key, value in vars(module).items() if key in INTERNAL and "hook" in key and value]
         if hooks:
             raise Unknown(hooks)
@@ -98,7 +99,7 @@ class _Walk:
         if isinstance(value, (*PLAIN, enum.Enum)):
             self.add(type(value).__name__, repr(value))
         elif id(value) in self._own:
-            self.add("own", self._own[id(value)])
+            self.add("own", self._own[id(value)], _looks(value) if isinstance(value, Tensor) else "")
         elif isinstance(value, (tuple, list, dict, set, frozenset)):
             self._items(value)
         elif isinstance(value, functools.partial):
@@ -248,6 +249,11 @@ class _Walk:
                         self.value(found)
                         if isinstance(found, types.ModuleType) and found not in modules:
                             modules.append(found)  # the loop reaches it
+
+
+def _looks(tensor: Tensor) -> tuple[object, ...]:
+    """What is said of a tensor whose numbers are not part of the structure."""
+    return tuple(tensor.shape), str(tensor.dtype)
 
 
 def _is_its_attributes(kind: type) -> bool:

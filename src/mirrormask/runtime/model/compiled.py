@@ -14,7 +14,7 @@ from torch._C import _is_tracing as is_tracing
 from torch.utils import _pytree as pytree
 
 from mirrormask.runtime.graph.export import Arguments
-from mirrormask.runtime.model.piece import Piece
+from mirrormask.runtime.model.piece import Piece, pieces_of
 from mirrormask.runtime.model.region import Quick, Region
 from mirrormask.runtime.model.report import Report
 from mirrormask.runtime.model.save import save
@@ -114,13 +114,16 @@ class CompiledModel(nn.Module):
     @property
     def regions(self) -> list[Region]:
         """The parts that run natively."""
-        pieces = [m for m in self._body.modules() if isinstance(m, Piece)]
+        pieces = pieces_of(self._body)
         found = [c.region for piece in pieces for c in piece.captures if c.region is not None]
         inner = [c.module for piece in pieces for c in piece.captures if c.module is not None]
         return found + [m for module in inner for m in module.modules() if isinstance(m, Region)]
 
     def stale(self) -> list[str]:
-        """The parameters and buffers of the model that changed since it was compiled; all, if the model is gone.
+        """The tensors of the model that changed since it was compiled; all, if the model is gone.
+
+        These are its parameters and buffers, and other tensors in attributes of its modules, or in lists and dicts
+        there (``table``, ``tables.0``), but for those that a call of the model puts there.
 
         The compiled model keeps the weights that it was made of. To follow the model, compile it again.
 

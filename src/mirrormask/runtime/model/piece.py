@@ -21,7 +21,7 @@ from mirrormask.runtime.model.region import Region
 from mirrormask.runtime.model.snapshot import Snapshot
 from mirrormask.runtime.schedule.tune import Tuner
 
-__all__ = ["Captured", "Piece", "Tools", "own_tensors", "working"]
+__all__ = ["Captured", "Piece", "Tools", "own_tensors", "pieces_of", "working"]
 
 Tools = tuple[Target, Tuner, frozenset[str], bool]
 
@@ -288,3 +288,8 @@ class Piece(nn.Module):
 
 def _regions_in(captured: Captured) -> bool:
     return captured.module is not None and any(isinstance(m, Region) for m in captured.module.modules())
+
+
+def pieces_of(body: nn.Module | None) -> list[Piece]:
+    """The compiled parts of a model."""
+    return [] if body is None else [module for module in body.modules() if isinstance(module, Piece)]

@@ -11,21 +11,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mirrormask.runtime.graph.bind import tensors_of
+from mirrormask.runtime.graph.tensors import held_tensors, tensors_of
 
 __all__ = ["Snapshot", "unchanged"]
 
 
 class Snapshot:
-    """What a model's parameters and buffers were, as far as telling a change needs it.
+    """What a model's tensors were, as far as telling a change needs it.
 
     Attributes:
         sums: name -> checksum of each tensor's bytes.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.sums = {name: _checksum(tensor) for name, tensor in tensors_of(model).items()}
+        self._held = held_tensors(model)
+        self.sums = {name: _checksum(tensor) for name, tensor in (self._held | tensors_of(model)).items()}
         self._model = weakref.ref(model)
+
+    def settle(self) -> None:
+        """After calls of the model: what these put into its attributes anew is a result, and not what it is made of."""
+        model = self.model
+        now = {} if model is None else held_tensors(model)
+        for name, tensor in self._held.items():
+            if now.get(name) is not tensor:
+                self.sums.pop(name, None)
+        self._held = {}
 
     @property
     def model(self) -> nn.Module | None:
@@ -37,8 +47,8 @@ class Snapshot:
         model = self.model
         if model is None:
             return list(self.sums)
-        now = tensors_of(model)
-        found = [name for name in now if name not in self.sums]
+        now = held_tensors(model) | tensors_of(model)
+        found = [name for name in tensors_of(model) if name not in self.sums]  # what it holds besides comes and goes
         for name, total in self.sums.items():
             tensor = now.get(name)
             if tensor is None or _checksum(tensor) != total:
@@ -50,6 +60,7 @@ class Snapshot:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._held = {}
         self._model = _gone  # type: ignore[assignment]
 
 
