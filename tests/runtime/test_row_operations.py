@@ -210,7 +210,19 @@ def apart(net: Network, y: Tensor, x: Tensor) -> Tensor:
     return joined(F.scaled_dot_product_attention(q, q, heads(net.side(x), FEATURES // 2)))
 
 
+def of_heads(net: Network, y: Tensor, norm: Callable[[Tensor], Tensor], count: int) -> Tensor:
+    """Queries and keys of unit size, those with their heads moved and these not yet."""
+    q, k = norm(heads(y, count)), norm(net.side(y).view(*y.shape[:2], count, -1)).transpose(1, 2)
+    return joined(F.scaled_dot_product_attention(q, k, heads(net.side(y), count)))
+
+
 OPERATIONS |= {
+    "rms norms of heads": lambda net, y, x: of_heads(net, y, lambda h: F.rms_norm(h, h.shape[-1:], net.scale[:2]), 11),
+    "layer norms of heads": lambda net, y, x: of_heads(
+        net, y, lambda h: F.layer_norm(h, h.shape[-1:], net.scale[:11], net.scale[5:16]), 2
+    ),
+    "softmax of features of heads": lambda net, y, x: joined(heads(net.side(x), 2) + heads(y, 2).softmax(-1)),
+    "a norm of one head": lambda net, y, x: of_heads(net, y, lambda h: F.rms_norm(h, h.shape[-1:]), 1),
     "stored numbers": lambda net, y, x: (x + net.scale * net.norm(y) - net.scale) / net.scale,
     "stored numbers behind a layer": lambda net, y, x: net.norm(net.scale * net.side(x) + net.scale[:1]),
     "features put together": lambda net, y, x: torch.cat([y, x, net.side(x)], -1),
@@ -227,6 +239,9 @@ MASKED |= {
     "rotary embedding of chunks": lambda net, y, x: rotary(net, y, chunks, 11),
     "rotary embedding of some features": lambda net, y, x: rotary(net, y, partly, 1, part=2),
     "rotary embedding before the heads": apart,
+    "norms of heads before a rotary embedding": lambda net, y, x: rotary(
+        net, y, lambda h, t: halves(F.rms_norm(h, (2,), net.scale[:2]), t), 11
+    ),
 }
 
 

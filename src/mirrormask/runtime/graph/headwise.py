@@ -25,6 +25,10 @@ __all__ = ["Heads"]
 
 aten = torch.ops.aten
 LAYERS = {aten.linear.default, aten.matmul.default, product}
+#: What is made of all numbers of a head.
+OF_A_HEAD = {aten.layer_norm.default, aten.rms_norm.default, aten.softmax.int}
+#: How many heads are taken one after the other.
+MOST_HEADS = 256
 #: How many features a head may be seen to have: their order is written down.
 MOST = 1 << 15
 
@@ -62,6 +66,8 @@ class Heads:
     def on_rows(self, node: fx.Node) -> bool:
         """Replace an operation on views of rows by one on these rows, if it is one; whether it is."""
         value = node.meta["val"]
+        if node.target in OF_A_HEAD:
+            return self._of_each(node)
         cat = node.target is aten.cat.default
         if not (cat or node.target in ACTIVATIONS or node.target in ARITHMETIC) or value.dtype != torch.float32:
             return False
@@ -122,6 +128,37 @@ class Heads:
         like = next(arg for arg in args if isinstance(arg, fx.Node)).meta["val"]
         made.meta["val"] = like.new_empty(like.shape)
         return made
+
+    def _of_each(self, node: fx.Node) -> bool:
+        """Replace what is done to the numbers of each head, a norm or softmax, by that for one head after the other."""
+        x = node.args[0]
+        if not isinstance(x, fx.Node) or not is_move(x) or not self._of_the_last(node):
+            return False
+        seen, last = self._seen(x), len(sizes(x)) - 1
+        rest = [size for i, size in enumerate(sizes(x)) if seen is None or i not in seen.places]
+        if seen is None or last in seen.places or not all(size.isdigit() for size in rest):
+            return False
+        orders, signs = (part.reshape(-1, int(rest[-1])) for part in (seen.order, seen.signs))
+        if len(orders) > MOST_HEADS:
+            return False
+        with node.graph.inserting_before(node):
+            made = []
+            for order, sign in zip(orders, signs, strict=True):
+                taken = _taken(Seen(seen.rows, seen.places, order, sign))
+                made.append(node.graph.call_function(node.target, (taken, *node.args[1:]), dict(node.kwargs)))  # type: ignore[arg-type]
+                value = taken.meta["val"]
+                made[-1].meta |= node.meta | {"val": value.new_empty(value.shape)}
+            whole = made[0] if len(made) == 1 else _put(aten.cat.default, made, -1)
+            back = _back(whole, seen.places, [int(size) for size in rest])
+        node.replace_all_uses_with(back)
+        return True
+
+    def _of_the_last(self, node: fx.Node) -> bool:
+        """Whether an operation is over the last dimension alone, and makes the same type."""
+        if node.target in (aten.layer_norm.default, aten.rms_norm.default):
+            return len(argument(node, 1, "normalized_shape")) == 1
+        rank = len(sizes(node))
+        return int(argument(node, 1, "dim")) % rank == rank - 1 and argument(node, 2, "dtype") in (None, torch.float32)
 
     def _table(self, table: fx.Node, node: fx.Node, like: Seen) -> fx.Node | None:
         """What all heads, or all of a batch, have in common as rows: repeated to the batch outside of a region, and to
