@@ -43,6 +43,7 @@ class Network(nn.Module):
         self.attention = nn.MultiheadAttention(CHANNELS, HEADS, batch_first=True)
         self.table = nn.Parameter(torch.randn(25, HEADS))
         self.register_buffer("pairs", torch.randint(25, (9, 9)))
+        self.patch = nn.Conv2d(CHANNELS, CHANNELS, 2, 2)
         self.one = nn.Conv2d(CHANNELS // 4, CHANNELS // 4, 3, padding=1)
         self.batch = nn.BatchNorm1d(CHANNELS)
         self.heat = nn.Parameter(torch.rand(HEADS, 1, 1) + 0.5)
@@ -114,6 +115,24 @@ def every_second(net: Network, t: Tensor) -> Tensor:
     return (((q @ k.permute(0, 2, 3, 1)) * 0.5).softmax(-1) @ v.permute(0, 2, 1, 3)).transpose(1, 2).flatten(2)
 
 
+def fewer_keys(net: Network, t: Tensor) -> Tensor:
+    """Keys and values of maps a quarter as large, as SegFormer and PVT have them, by name."""
+    few = net.norm(net.patch(maps(t)).flatten(2).transpose(1, 2))
+    k, v = (heads(part) for part in net.three(few)[..., : 2 * CHANNELS].chunk(2, -1))
+    return F.scaled_dot_product_attention(heads(net.layer(t)), k, v).transpose(1, 2).reshape(t.shape)
+
+
+def heads(t: Tensor) -> Tensor:
+    return t.view(t.shape[0], -1, HEADS, CHANNELS // HEADS).transpose(1, 2)
+
+
+def unit_heads(net: Network, t: Tensor) -> Tensor:
+    """Queries and keys are normalised, each head's by itself."""
+    q, k, v = net.three(t).reshape(t.shape[0], -1, 3, HEADS, CHANNELS // HEADS).permute(2, 0, 3, 1, 4).unbind(0)
+    q, k = F.layer_norm(q, q.shape[-1:], net.scale[:4], net.scale[4:]), F.rms_norm(k, k.shape[-1:], net.scale[:4])
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(t.shape)
+
+
 def merged(net: Network, t: Tensor) -> Tensor:
     x = F.pad(t.view(-1, SIDE, SIDE, CHANNELS), (0, 0, 0, 1, 0, 1))
     return torch.cat([x[:, :-1:2, :-1:2], x[:, 1::2, :-1:2], x[:, :-1:2, 1::2], x[:, 1::2, 1::2]], -1).flatten(1, 2)
@@ -163,6 +182,8 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "attention in shifted windows": lambda net, t: t + in_windows(net, t, shift=1, masked=True),
     "attention by einsum": lambda net, t: t + einsum(net, t),
     "fewer queries": every_second,
+    "fewer keys": lambda net, t: t + net.layer(fewer_keys(net, t)),
+    "norms of heads": lambda net, t: t + net.layer(unit_heads(net, t)),
     "cross-covariance attention": lambda net, t: t + net.layer(cross_covariance(net, net.norm(t))),
     "positions of a batch": waves,
     "maps in parts": in_parts,

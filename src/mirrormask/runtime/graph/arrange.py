@@ -32,6 +32,7 @@ from mirrormask.runtime.graph.passes import operations_beside
 from mirrormask.runtime.graph.patterns import normalised
 from mirrormask.runtime.graph.placing import item_of, last_of, shape_of, size_of
 from mirrormask.runtime.graph.pointwise import ACTIVATIONS, KINDS
+from mirrormask.runtime.graph.rowwise import LEAST
 from mirrormask.runtime.graph.scores import scores_of
 from mirrormask.runtime.graph.traces import Ints, spread, stored_index
 
@@ -85,6 +86,8 @@ class _Work(Attending):
             found = self._rewritten(node)
         if found is not None:
             node.replace_all_uses_with(found)
+            if node.target is aten.scaled_dot_product_attention.default:
+                self.graph.erase_node(node)  # which PyTorch takes for one with effects
         elif node.target in CONVOLUTIONS:
             self.native.add(node)
         elif node.target in CONVERTERS or node.target is channel_norm:
@@ -101,7 +104,7 @@ class _Work(Attending):
         target = node.target
         if target is aten.linear.default:
             return self._linear(node)
-        if target is aten.layer_norm.default:
+        if target in (aten.layer_norm.default, aten.rms_norm.default):
             return self._norm(node)
         if target in ON_MAPS:
             return self._on_maps(node)
@@ -136,12 +139,17 @@ class _Work(Attending):
         rows = self.rows(node.args[0]) if len(node.args[1]) == 1 else None  # type: ignore[arg-type]
         if rows is None:
             return None
-        weight, bias, eps = (argument(node, i, n) for i, n in ((2, "weight"), (3, "bias"), (4, "eps")))
-        eps = 1e-5 if eps is None else eps
-        if len(item_of(rows)) == 1:
-            made = self.put(aten.layer_norm.default, (rows, node.args[1], weight, bias, eps), item_of(rows), rows)
+        rms = node.target is aten.rms_norm.default
+        weight, eps = argument(node, 2, "weight"), argument(node, 3 if rms else 4, "eps")
+        bias = None if rms else argument(node, 3, "bias")
+        if eps is None:
+            eps = LEAST if rms else 1e-5
+        if len(item_of(rows)) > 1:
+            made = self.put(channel_norm, (rows, weight, bias, eps, "rms" if rms else "layer"), item_of(rows), rows)
+        elif rms:
+            made = self.put(aten.rms_norm.default, (rows, node.args[1], weight, eps), item_of(rows), rows)
         else:
-            made = self.put(channel_norm, (rows, weight, bias, eps), item_of(rows), rows)
+            made = self.put(aten.layer_norm.default, (rows, node.args[1], weight, bias, eps), item_of(rows), rows)
         self.named(made, node)
         return self.back(made, node, node.args[0])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +15,7 @@ from mirrormask.runtime.graph.arrange import CONVOLUTIONS, tokens_as_maps
 from mirrormask.runtime.graph.aten import Context
 from mirrormask.runtime.graph.bind import bind, names_in
 from mirrormask.runtime.graph.blueprint import Blueprint
+from mirrormask.runtime.graph.chains import is_move
 from mirrormask.runtime.graph.export import LOCK, Arguments, Export, Refused, export, private_copy, signature_of
 from mirrormask.runtime.graph.fold import fold_constants
 from mirrormask.runtime.graph.guards import Guards
@@ -114,8 +116,13 @@ def _fixed(model: nn.Module, arguments: Arguments, without: Mapping[str, str] | 
 
 
 def _is_many(found: Capture) -> bool:
-    """Whether it is more than one region that is all of the model."""
-    return len(found.regions) > 1 or bool(found.left) or _parts(found)[0] > 0
+    """Whether it is more than one region that is all of the model but for views of what it gives."""
+    beside = any(node.op == "call_function" and not _is_view(node) for node in _nodes(found.module))
+    return len(found.regions) > 1 or beside or _parts(found)[0] > 0
+
+
+def _is_view(node: fx.Node) -> bool:
+    return is_move(node) or node.target is operator.getitem or not isinstance(node.meta.get("val"), Tensor)
 
 
 def _parts(found: Capture) -> tuple[int, int, bool]:

@@ -102,8 +102,11 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.conv2d(x, weight[:, :, None, None], bias)
 
 
-def channel_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """A layer norm over the channels of ``[batch, channels, height, width]``."""
+def channel_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str = "layer") -> Tensor:
+    """A layer norm, or one of the kind ``"rms"``, over the channels of ``[batch, channels, height, width]``."""
+    if kind == "rms":
+        made = F.rms_norm(x.movedim(1, -1), (x.shape[1],), weight, eps)
+        return (made if bias is None else made + bias).movedim(-1, 1)
     return F.layer_norm(x.movedim(1, -1), (x.shape[1],), weight, bias, eps).movedim(-1, 1)
 
 

@@ -12,7 +12,7 @@ from mirrormask.runtime.graph.functions import attend, channel_norm, features
 from mirrormask.runtime.graph.ir import Node, Origin
 from mirrormask.runtime.graph.pointwise import Converter
 
-__all__ = ["ROWWISE", "heads"]
+__all__ = ["LEAST", "ROWWISE", "heads"]
 
 aten = torch.ops.aten
 #: What ``rms_norm`` takes for no ``eps``.
@@ -48,7 +48,8 @@ def _channel_norm(context: Context, node: fx.Node) -> Node:
     weight, bias = (context.constant(node.args[i])[0] for i in (1, 2))
     layer, values = context.layer(node.args[1]) or node.name, (float(node.args[3]),)  # type: ignore[arg-type]
     made, origin = item_shape(context, node), Origin(weight, bias)
-    return Node("norm", node.name, [source_of(node).name], made, layer, kind="layer", values=values, origin=origin)
+    kind = str(argument(node, 4, "kind", "layer"))
+    return Node("norm", node.name, [source_of(node).name], made, layer, kind=kind, values=values, origin=origin)
 
 
 def _softmax(kind: str) -> Converter:

@@ -210,7 +210,7 @@ def _result(node: Node, sources: list[Tensor]) -> Tensor:
         if node.op == "group_norm":
             return F.group_norm(x, node.groups, gain, bias, node.values[0])
         if len(node.shape) == 3:
-            return channel_norm(x, gain, bias, node.values[0])
+            return channel_norm(x, gain, bias, node.values[0], node.kind)
         if node.kind == "layer":
             return F.layer_norm(x, node.shape, gain, bias, node.values[0])
         return F.rms_norm(x, node.shape, gain, node.values[0]) + (0.0 if bias is None else bias)
