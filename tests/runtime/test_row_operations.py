@@ -216,7 +216,22 @@ def of_heads(net: Network, y: Tensor, norm: Callable[[Tensor], Tensor], count: i
     return joined(F.scaled_dot_product_attention(q, k, heads(net.side(y), count)))
 
 
+def by_hand(net: Network, y: Tensor, x: Tensor, masked: Callable[[Tensor], Tensor] = lambda scores: scores) -> Tensor:
+    q, k, v = heads(y, 2), heads(net.side(x), 2), heads(net.side(y), 2)
+    return joined(masked(q @ k.transpose(-2, -1) / 3.0 * 0.5).softmax(-1) @ v)
+
+
+def ahead(scores: Tensor) -> Tensor:
+    return torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+
+
 OPERATIONS |= {
+    "attention by hand": by_hand,
+    "one head of keys for all": lambda net, y, x: joined(
+        F.scaled_dot_product_attention(
+            heads(y), heads(net.side(x)[..., : FEATURES // HEADS], 1), heads(net.side(y)[..., : FEATURES // HEADS], 1)
+        )
+    ),
     "rms norms of heads": lambda net, y, x: of_heads(net, y, lambda h: F.rms_norm(h, h.shape[-1:], net.scale[:2]), 11),
     "layer norms of heads": lambda net, y, x: of_heads(
         net, y, lambda h: F.layer_norm(h, h.shape[-1:], net.scale[:11], net.scale[5:16]), 2
@@ -239,6 +254,13 @@ MASKED |= {
     "rotary embedding of chunks": lambda net, y, x: rotary(net, y, chunks, 11),
     "rotary embedding of some features": lambda net, y, x: rotary(net, y, partly, 1, part=2),
     "rotary embedding before the heads": apart,
+    "masks by hand": lambda net, y, x: by_hand(net, y, x, lambda s: later(x) + (s + by_head(x))),
+    "mask by hand of what comes later": lambda net, y, x: by_hand(
+        net, y, x, lambda s: s.masked_fill(ahead(s), -torch.inf)
+    ),
+    "mask by hand of nearly all": lambda net, y, x: by_hand(
+        net, y, x, lambda s: s.masked_fill((x[:, :, :1] > 0)[:, None], torch.finfo(s.dtype).min)
+    ),
     "norms of heads before a rotary embedding": lambda net, y, x: rotary(
         net, y, lambda h, t: halves(F.rms_norm(h, (2,), net.scale[:2]), t), 11
     ),
@@ -387,3 +409,21 @@ def test_a_small_layer_on_one_token_is_in_the_region():
             with torch.no_grad():
                 for got, expected in zip(fast(x), model(x), strict=True):
                     close(got, expected)
+
+
+def test_a_softmax_by_hand_of_nothing_is_no_number():
+    """PyTorch's own attention gives zeros there, a softmax that is written out none."""
+    torch.manual_seed(0)
+    model = Network(
+        lambda net, y, x: by_hand(net, y, x, lambda s: s.masked_fill((x[..., :1] > 3)[:, None], -torch.inf))
+    )
+    model(torch.zeros(1, 3, FEATURES))
+    model, x = model.eval(), torch.randn(2, 5, FEATURES).clamp(max=2)
+    fast = mm.compile(model, x, tune=False, force=True)
+    assert fast.report.regions == 1
+    with torch.no_grad():
+        close(fast(x), model(x))
+        x[0, 2, 0] = x[1, 4, 0] = 4
+        expected = model(x)
+        assert torch.equal(fast(x).isnan(), expected.isnan()) and int(expected.isnan().any(-1).sum()) == 2
+        close(fast(x).nan_to_num(), expected.nan_to_num())

@@ -32,15 +32,21 @@ def product(bias: Tensor | None, x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x, weight.T, bias)
 
 
-def additive(mask: Tensor) -> Tensor:
+def additive(mask: Tensor, strict: bool = False) -> Tensor:
     """What a mask adds to the scores, with ones for what it repeats: 0 and minus infinity of a boolean one.
 
     What the mask repeats is not written out.
+
+    Args:
+        strict: whether a query that sees no key is no number, as where a softmax is written out; else it is zero.
     """
     once = mask[tuple(slice(0, 1) if not step else slice(None) for step in mask.stride())]
     if once.dtype == torch.bool:
         once = torch.zeros(once.shape).masked_fill_(~once, -torch.inf)
-    whole = once.to(torch.float32).expand(mask.shape)
+    once = once.to(torch.float32)
+    if strict:
+        once = once.masked_fill((once == -torch.inf).all(-1, keepdim=True), torch.nan)
+    whole = once.expand(mask.shape)
     return whole[(None,) * (4 - whole.dim())]
 
 

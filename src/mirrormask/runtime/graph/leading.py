@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mirrormask.runtime.graph.attention import split_heads
+from mirrormask.runtime.graph.attention import ByHand, split_heads
 from mirrormask.runtime.graph.chains import Known, came_from, is_move, sizes, sources
 from mirrormask.runtime.graph.functions import channel_norm, per_channel, pointwise, product, response
 from mirrormask.runtime.graph.headwise import Heads
@@ -51,7 +51,7 @@ def views_last(module: fx.GraphModule) -> None:
     if works_in_place(graph):
         return
     known: Known = {}
-    heads = Heads(graph, known)
+    heads, by_hand = Heads(graph, known), ByHand(known)
     for node in list(graph.nodes):
         if node.target is aten.view.default:
             node.target = aten.reshape.default  # which takes its input however it lies by then
@@ -66,7 +66,7 @@ def views_last(module: fx.GraphModule) -> None:
                 node.replace_all_uses_with(same)
             else:
                 _straightened(node, known)
-        elif not heads.on_rows(node):
+        elif not (by_hand.split_heads(node) or heads.on_rows(node)):
             _sink(node)
     graph.eliminate_dead_code()
     graph.lint()
