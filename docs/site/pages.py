@@ -48,8 +48,11 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links to an example's file, which a clone of the repository has, go to its page."""
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Links to an example's file, which a clone of the repository has, go to its page, and so do methods in their table."""
+    if page.file.src_uri == "methods.md":
+        names = "|".join(mm.methods.names())
+        markdown = re.sub(rf"^\| `({names})` \|", r"| [`\1`](methods/\1.md) |", markdown, flags=re.MULTILINE)
     return re.sub(r"\]\(\.\./examples/(\w+)\.py\)", r"](examples/\1.md)", markdown)
 
 
