@@ -49,7 +49,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links to an example's file, which a clone of the repository has, go to its page, and so do methods in their table."""
+    """Links to an example's file, which a clone has, go to its page, and the methods of the table to theirs."""
     if page.file.src_uri == "methods.md":
         names = "|".join(mm.methods.names())
         markdown = re.sub(rf"^\| `({names})` \|", r"| [`\1`](methods/\1.md) |", markdown, flags=re.MULTILINE)

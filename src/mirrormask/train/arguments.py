@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
-__all__ = ["SHORT", "spelled"]
+__all__ = ["SHORT", "formatter", "plain", "spelled"]
 
 #: The parts of a recipe whose name stands for their ``.name``.
 SECTIONS = ("data", "model", "method", "optimizer", "schedule", "teacher")
@@ -56,6 +58,21 @@ def spelled(arguments: Sequence[str], known: Iterable[str]) -> list[str]:
             option = "--" + _one(option[2:], names)
         result.append(option + equals + value)
     return result
+
+
+def formatter(parent: type) -> type:
+    """``parent``, a parser's writer of help, that leaves the lines of what frames the options as they are."""
+    return type("Formatter", (argparse.RawDescriptionHelpFormatter, parent), {})
+
+
+def plain(text: str) -> str:
+    """A docstring's text as a terminal should show it, without marks for code and for links.
+
+    Example:
+        >>> plain("``fp32`` or a :class:`mirrormask.train.data.Splits`")
+        'fp32 or a mirrormask.train.data.Splits'
+    """
+    return re.sub(r":\w+:`~?([\w.]+)`", r"\1", text).replace("``", "")
 
 
 def _one(given: str, names: set[str]) -> str:
