@@ -60,8 +60,10 @@ def page(name: str) -> str:
     """The page of one method, as Markdown."""
     row = next(row for row in mm.methods.table() if row.name == name)
     function = getattr(mm.methods, name)
-    parts = [f"# {name}", "", "```python", _signature(function), "```", ""]
-    for section in griffe.Docstring(rewritten(inspect.getdoc(function) or "")).parse("google", warnings=False):
+    first, *others = griffe.Docstring(rewritten(inspect.getdoc(function) or "")).parse("google", warnings=False)
+    line, _, rest = str(first.value).partition("\n")
+    parts = [f"# {name}", "", line, "", "```python", _signature(function), "```", "", rest.strip(), ""]
+    for section in others:
         parts += [*_section(section), ""]
     parts += [f"Reference: {row.reference}", ""]
     if rows := result_rows(name, RESULTS.read_text(encoding="utf-8")):
@@ -73,16 +75,21 @@ def page(name: str) -> str:
 def _signature(function: Any) -> str:
     """The call, an option a line, without types."""
     options = [
-        f"    {option.name}" + ("" if option.default is option.empty else f"={option.default!r}") + ","
+        f"    {option.name}" + ("" if option.default is option.empty else f"={_short(option.default)}") + ","
         for option in inspect.signature(function).parameters.values()
     ]
     return "\n".join([f"mm.methods.{function.__name__}(", *options, ")"])
 
 
+def _short(value: Any) -> str:
+    """A default as one would write it: a share of training to three digits."""
+    return f"{value:.3g}" if isinstance(value, float) and len(repr(value)) > 8 else repr(value)
+
+
 def _section(section: Any) -> list[str]:
     """A section of a docstring."""
     if section.kind.value == "parameters":
-        return ["## Options", "", *(f"- **`{one.name}`**: {_flowing(one.description)}" for one in section.value)]
+        return ["## Options", "", *_options(section.value)]
     if section.kind.value == "raises":
         return ["**Raises:**", "", *(f"- `{one.annotation}`: {_flowing(one.description)}" for one in section.value)]
     if section.kind.value == "examples":
@@ -93,8 +100,23 @@ def _section(section: Any) -> list[str]:
     return [f"**{title}:** {_flowing(getattr(section.value, 'contents', section.value))}"]
 
 
+def _options(parameters: Any) -> list[str]:
+    """A line an option; those that are explained together are in one."""
+    lines, waiting = [], []
+    for one in parameters:
+        waiting.append(f"**`{one.name}`**")
+        text = _flowing(one.description)
+        if not re.fullmatch(r"with `\w+`, below\.", text):
+            lines.append(f"- {', '.join(waiting)}: {text}")
+            waiting = []
+    return lines
+
+
 def _flowing(text: Any) -> str:
-    return " ".join(str(text).split())
+    """One line, in which a page of the docs is a link."""
+    return re.sub(
+        r"docs/(\w+)\.md", lambda one: f"[{one[1].capitalize()}](../{one[0][5:]})", " ".join(str(text).split())
+    )
 
 
 def _parts(method: Any) -> str:

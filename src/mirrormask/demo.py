@@ -37,10 +37,12 @@ def main(arguments: Sequence[str]) -> int:
     status = status or int(report.main([f"{out}/gmp", f"{out}/mirror", "--out", page]))
     if status == 0:
         run = shlex.quote(f"{out}/mirror")
-        print(
-            f"\nOpen {page} in a browser. Then:\n"
-            f"  mirrormask info {run}     accuracy, sizes, layer by layer\n"
-            f"  mirrormask bench {run}    its time beside every engine that is installed\n"
-            "  mirrormask train --help            your images, your network"
-        )
+        lines = {
+            f"mirrormask info {run}": "accuracy, sizes, layer by layer",
+            f"mirrormask bench {run}": "its time beside every engine that is installed",
+            "mirrormask train --help": "your images, your network",
+        }
+        width = max(map(len, lines))
+        print(f"\nOpen {page} in a browser. Then:")
+        print("\n".join(f"  {command:<{width}}    {what}" for command, what in lines.items()))
     return status
