@@ -43,7 +43,7 @@ def on_files(files: Any, config: Any) -> Any:
         code = f"# {path.name}\n\n```python\n{path.read_text(encoding='utf-8')}```\n"
         files.append(File.generated(config, f"examples/{path.stem}.md", content=code))
     for path in NOTEBOOKS:
-        text = jupytext.writes(jupytext.read(path), fmt="md").split("---\n", 2)[-1]
+        text = jupytext.writes(jupytext.read(path), fmt="md").split("---\n", 2)[-1].replace("](../docs/", "](../")
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=text))
     return files
 
