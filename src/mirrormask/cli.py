@@ -186,6 +186,9 @@ def _call(name: str, function: Callable[..., Any], example: str, arguments: Sequ
         prog=f"mirrormask {name}",
         exit_on_error=False,
         allow_abbrev=False,
+        formatter_class=importlib.import_module("mirrormask.train.arguments").formatter(
+            jsonargparse.DefaultHelpFormatter
+        ),
         description=_line(function),
         epilog=f"Example: {example}",
     )

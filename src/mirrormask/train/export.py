@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mirrormask import checks
-from mirrormask.train.arguments import spelled
+from mirrormask.train.arguments import formatter, spelled
 
 __all__ = ["export_model", "main"]
 
@@ -22,6 +22,7 @@ def main(arguments: Sequence[str]) -> int:
         prog="mirrormask export",
         exit_on_error=False,
         allow_abbrev=False,
+        formatter_class=formatter(jsonargparse.DefaultHelpFormatter),
         description="Turn the model of a run, or a model's file, into another format.",
         epilog="Example: mirrormask export runs/last --to onnx",
     )
