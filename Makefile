@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 
 .PHONY: demo test test-all lint types pytest docs browser fuzz faults distributed test-oldest test-newest dist audit clean
 demo: $(VENV)/.train
-	$(BIN)/mirrormask train recipes/digits-mlp.yaml --method pilot,mirror --out runs/demo --overwrite true
+	$(BIN)/mirrormask demo
 
 test: lint types docs pytest
 

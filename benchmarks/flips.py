@@ -1,4 +1,4 @@
-"""How often weights change their sign while they become sparse (the figure of docs/methods.md, "Signs").
+"""How often weights change their sign while they become sparse (the figure of docs/studies.md, "Signs").
 
     python benchmarks/flips.py --data DIR [--steps 600] [--sparsity 0.95] [--out runs/flips]
 

@@ -1,4 +1,4 @@
-"""What makes `mirror` good: variants of it on held-out training images (the tables of docs/methods.md).
+"""What makes `mirror` good: variants of it on held-out training images (the tables of docs/studies.md).
 
     python benchmarks/study.py --data DIR [--seeds 2] [--out runs/study]
     python benchmarks/study.py cifar10 --data DIR/cifar10            # or cifar10-adamw; fashion-mnist-adamw with DIR

@@ -17,7 +17,12 @@
 # the scale `a`: large, and it picks the solution of least L2 norm; small, and it picks the sparse one of least L1 norm.
 # Decay makes `a` smaller while training goes on, and what it did stays when the decay is over.
 #
-# Open this file with Jupytext (`jupytext --to ipynb implicit_bias.py`), or run it as a program.
+# ![the penalty, its exponent, and how both change along a training](../docs/figures/flow/bias.svg)
+#
+# Left: the penalty of one weight, a parabola for a large `a` and nearly an absolute value for a small one. Below you can drag a slider through it.
+#
+# It needs `pip install '.[train]'`. Open it as a notebook (`jupytext --to ipynb implicit_bias.py`), or run it as a program
+# (`python implicit_bias.py`), which prints the numbers and shows no figure.
 
 # %%
 import numpy as np
@@ -28,7 +33,8 @@ from mirrormask import flow
 # %% [markdown]
 # ## The problem
 #
-# 40 equations, 100 unknowns, and a true answer with five nonzeros. Infinitely many solutions fit without error.
+# 40 equations, 100 unknowns, and a true answer with five nonzeros. Infinitely many solutions fit without error: the one of least L2 norm has 100
+# nonzeros, the one of least L1 norm finds the five.
 
 # %%
 network, truth = flow.sparse_regression(seed=0, n=40, d=100, nonzeros=5)
@@ -68,7 +74,7 @@ curves
 # %% [markdown]
 # ## The exponent of the penalty
 #
-# At a weight of size 1 the implicit penalty grows like `|x|^p`. 2 is weight decay, 1 is the lasso.
+# At a weight of size 1 the implicit penalty grows like `|x|^p`. 2 is weight decay, 1 is the lasso. From `a = 100` to `1e-6` it falls from 2.00 to 1.07.
 
 # %%
 exponents = flow.effective_exponent(1.0, scales)
@@ -79,7 +85,8 @@ for a, p in zip(scales[::4], exponents[::4], strict=True):
 # ## Its effect outlasts the decay
 #
 # Two trainings from the same start: one without decay, one with some for the first 60 units of time and none in the other 340.
-# The scale stays where the decay has left it. So the second one goes on to the sparse solution, although nothing pulls on its weights any more.
+# The scale stays where the decay has left it. So the second one goes on to the sparse solution, although nothing pulls on its weights any more:
+# it ends 0.014 from the truth, the one without decay 0.801.
 
 # %%
 runs = {

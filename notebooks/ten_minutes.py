@@ -14,9 +14,18 @@
 # # A trained network, sparse and fast in ten minutes
 #
 # A network that is trained already, a few more epochs, and 90% of its weights are gone: how accurate, how small, how fast is what is left?
+# On one thread of an AMD EPYC that others used too it came to this:
+#
+# | | dense | 90% sparse |
+# |---|---|---|
+# | accuracy | 98.7% | 98.2% |
+# | file | 902,963 bytes | 91,404; with 8-bit values 42,295 |
+# | one image | 2.1 ms | 0.13 ms |
+#
 # Everything here runs on a laptop in about a minute: the digits come with scikit-learn. Put your own network and loader in the first two cells.
 #
-# Open this file with Jupytext (`jupytext --to ipynb ten_minutes.py`), or run it as a program.
+# It needs `pip install '.[train]'`. Open it as a notebook (`jupytext --to ipynb ten_minutes.py`), or run it as a program
+# (`python ten_minutes.py`).
 
 # %%
 import copy
@@ -80,7 +89,7 @@ print(f"dense: {100 * accuracy(network):.1f}% right")
 # %% [markdown]
 # ## Sparse
 #
-# Three lines are new: `mm.sparsify`, `finalize`, and batch norm's statistics of what is left.
+# Three lines are new: `mm.sparsify`, `finalize`, and `mm.recalibrate`, which gives batch norm the statistics of what is left.
 
 # %%
 dense = copy.deepcopy(network)

@@ -1,6 +1,8 @@
 """The command line: what it prints, how fast it starts, and that mistakes become one message."""
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 
@@ -47,6 +49,71 @@ def test_every_command_that_is_listed_can_be_imported():
 def test_version(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"mirrormask {mirrormask.__version__}\n"
+
+
+def test_the_help_of_every_command_has_an_example(capsys):
+    for name in cli.COMMANDS:
+        with contextlib.suppress(SystemExit):
+            cli.main([name, "--help"])
+        out = capsys.readouterr().out
+        assert f"mirrormask {name}" in out.split("Example: " if "Example: " in out else "begin with:")[1]
+        assert "``" not in out
+    cli.main(["--help"])
+    out = capsys.readouterr().out
+    assert "  mirrormask demo\n" in out
+    assert "75 stopped and saved" in out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("flow", "which experiment? One of all, bias"),
+        ("flow bais", "unknown experiment 'bais'; did you mean 'bias'?"),
+        ("flow bias --ot x", "unknown option --ot; did you mean --out?"),
+        ("bench runs/last --round 3", "unknown option --round; did you mean --rounds?"),
+        ("bench", "the following arguments are required: run"),
+        ("report runs --titel x", "unknown option --titel; did you mean --title?"),
+        ("serve m.mirror --max-bath 4", "unknown option --max-bath; did you mean --max-batch?"),
+        ("demo --ou x", "unknown option --ou; did you mean --out?"),
+    ],
+)
+def test_what_was_meant_is_suggested(capsys, line, message):
+    assert message in errors(capsys, *line.split())
+
+
+def test_an_export_s_unknown_format_lists_the_known_ones(tmp_path, capsys):
+    found = errors(capsys, "export", str(tmp_path), "--to", "onx")
+    assert "unknown format 'onx'; did you mean 'onnx'? Known: coreml" in found
+
+
+def test_the_printed_configuration_is_that_of_the_recipe(tmp_path, capsys):
+    (tmp_path / "r.yaml").write_text("optimizer: {lr: 0.25}\nepochs: 3\n")
+    with pytest.raises(SystemExit):
+        cli.main(["train", str(tmp_path / "r.yaml"), "--epochs", "4", "--print_config"])
+    out = capsys.readouterr().out
+    assert "lr: 0.25" in out
+    assert "epochs: 4" in out
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a pipe that is closed is noticed where there is poll")
+def test_a_reader_that_has_had_enough_is_no_error():
+    code = "import sys, time; from mirrormask.cli import main; time.sleep(1); sys.exit(main(['info', 'methods']))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() in (0, 141)
+
+
+def test_the_demo_leaves_a_page_and_says_what_to_type_next(tmp_path, capsys, monkeypatch):
+    from mirrormask import demo
+
+    monkeypatch.setattr(demo, "RECIPE", (*demo.RECIPE[:4], "--epochs", "1", "--figure", "false"))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["demo"]) == 0
+    assert cli.main(["demo"]) == 0, "a second one takes the place of the first"
+    out = capsys.readouterr().out
+    assert "mirrormask bench runs/demo/mirror" in out
+    assert (tmp_path / "runs" / "demo" / "report.html").stat().st_size > 100_000
 
 
 def test_an_unknown_command_lists_the_known_ones(capsys):

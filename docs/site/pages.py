@@ -43,13 +43,16 @@ def on_files(files: Any, config: Any) -> Any:
         code = f"# {path.name}\n\n```python\n{path.read_text(encoding='utf-8')}```\n"
         files.append(File.generated(config, f"examples/{path.stem}.md", content=code))
     for path in NOTEBOOKS:
-        text = jupytext.writes(jupytext.read(path), fmt="md").split("---\n", 2)[-1]
+        text = jupytext.writes(jupytext.read(path), fmt="md").split("---\n", 2)[-1].replace("](../docs/", "](../")
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=text))
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links to an example's file, which a clone of the repository has, go to its page."""
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Links to an example's file, which a clone has, go to its page, and the methods of the table to theirs."""
+    if page.file.src_uri == "methods.md":
+        names = "|".join(mm.methods.names())
+        markdown = re.sub(rf"^\| `({names})` \|", r"| [`\1`](methods/\1.md) |", markdown, flags=re.MULTILINE)
     return re.sub(r"\]\(\.\./examples/(\w+)\.py\)", r"](examples/\1.md)", markdown)
 
 
@@ -57,8 +60,10 @@ def page(name: str) -> str:
     """The page of one method, as Markdown."""
     row = next(row for row in mm.methods.table() if row.name == name)
     function = getattr(mm.methods, name)
-    parts = [f"# {name}", "", "```python", _signature(function), "```", ""]
-    for section in griffe.Docstring(rewritten(inspect.getdoc(function) or "")).parse("google", warnings=False):
+    first, *others = griffe.Docstring(rewritten(inspect.getdoc(function) or "")).parse("google", warnings=False)
+    line, _, rest = str(first.value).partition("\n")
+    parts = [f"# {name}", "", line, "", "```python", _signature(function), "```", "", rest.strip(), ""]
+    for section in others:
         parts += [*_section(section), ""]
     parts += [f"Reference: {row.reference}", ""]
     if rows := result_rows(name, RESULTS.read_text(encoding="utf-8")):
@@ -70,16 +75,21 @@ def page(name: str) -> str:
 def _signature(function: Any) -> str:
     """The call, an option a line, without types."""
     options = [
-        f"    {option.name}" + ("" if option.default is option.empty else f"={option.default!r}") + ","
+        f"    {option.name}" + ("" if option.default is option.empty else f"={_short(option.default)}") + ","
         for option in inspect.signature(function).parameters.values()
     ]
     return "\n".join([f"mm.methods.{function.__name__}(", *options, ")"])
 
 
+def _short(value: Any) -> str:
+    """A default as one would write it: a share of training to three digits."""
+    return f"{value:.3g}" if isinstance(value, float) and len(repr(value)) > 8 else repr(value)
+
+
 def _section(section: Any) -> list[str]:
     """A section of a docstring."""
     if section.kind.value == "parameters":
-        return ["## Options", "", *(f"- **`{one.name}`**: {_flowing(one.description)}" for one in section.value)]
+        return ["## Options", "", *_options(section.value)]
     if section.kind.value == "raises":
         return ["**Raises:**", "", *(f"- `{one.annotation}`: {_flowing(one.description)}" for one in section.value)]
     if section.kind.value == "examples":
@@ -90,8 +100,23 @@ def _section(section: Any) -> list[str]:
     return [f"**{title}:** {_flowing(getattr(section.value, 'contents', section.value))}"]
 
 
+def _options(parameters: Any) -> list[str]:
+    """A line an option; those that are explained together are in one."""
+    lines, waiting = [], []
+    for one in parameters:
+        waiting.append(f"**`{one.name}`**")
+        text = _flowing(one.description)
+        if not re.fullmatch(r"with `\w+`, below\.", text):
+            lines.append(f"- {', '.join(waiting)}: {text}")
+            waiting = []
+    return lines
+
+
 def _flowing(text: Any) -> str:
-    return " ".join(str(text).split())
+    """One line, in which a page of the docs is a link."""
+    return re.sub(
+        r"docs/(\w+)\.md", lambda one: f"[{one[1].capitalize()}](../{one[0][5:]})", " ".join(str(text).split())
+    )
 
 
 def _parts(method: Any) -> str:

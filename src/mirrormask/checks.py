@@ -84,6 +84,31 @@ def check_known(kind: str, name: str, known: Iterable[str]) -> str:
     raise ValueError(f"unknown {kind} {name!r}{guess} Known: {', '.join(names)}")
 
 
+def known_options(arguments: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Command-line arguments with each option as ``known`` has it, else raise a ValueError with the nearest one.
+
+    Example:
+        >>> known_options(["a", "--max_batch=4"], ["-h", "--max-batch"])
+        ['a', '--max-batch=4']
+        >>> known_options(["--max-bath", "4"], ["-h", "--max-batch"])
+        Traceback (most recent call last):
+        ValueError: unknown option --max-bath; did you mean --max-batch? --help lists them all
+    """
+    names = {option.replace("_", "-"): option for option in known if option.startswith("--")}
+    result = []
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if option.startswith("--") and len(option) > 2:
+            key = option.replace("_", "-")
+            if key not in names:
+                close = difflib.get_close_matches(key, names, n=1)
+                guess = f"; did you mean {names[close[0]]}?" if close else "."
+                raise ValueError(f"unknown option {option}{guess} --help lists them all")
+            option = names[key]
+        result.append(option + equals + value)
+    return result
+
+
 def check_options(kind: str, name: str, function: Callable[..., Any], options: Iterable[str]) -> None:
     """Raise a TypeError that lists what is allowed, unless ``function`` takes every one of ``options`` as a keyword.
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import os
+import select
+import stat
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,6 +25,11 @@ __all__ = ["COMMANDS", "main"]
 #: Command -> the module that runs it, which of its functions, and what it does. ``main`` takes the arguments as they
 #: are; any other function's signature becomes the command's options; ``*`` makes every public function a subcommand.
 COMMANDS = {
+    "demo": (
+        "mirrormask.demo",
+        "main",
+        "the first thing to type: a small network, dense and sparse, and a page about it",
+    ),
     "train": (
         "mirrormask.train.command",
         "main",
@@ -44,6 +52,14 @@ COMMANDS = {
     ),
 }
 
+#: What ``mirrormask --help`` says to begin with, and the examples of commands that are made of functions.
+EXAMPLES = {
+    "demo": "mirrormask demo",
+    "train": "mirrormask train --data PATH --model timm:efficientnet_lite0 --init pretrained --sparsity 0.8 --epochs 5",
+    "bench": "mirrormask bench runs/last",
+    "flow": "mirrormask flow recovery --out figures",
+}
+
 #: What to do after an interruption.
 GO_ON = {"train": "; go on with --resume true", "compare": "; run the same command again to go on"}
 
@@ -57,9 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     | status | meaning |
     |---|---|
     | 0 | done |
+    | 1 | a cell of ``compare`` failed, the others are done: its ``error.txt`` says why |
     | 2 | a mistake of the user's, a full disk, damaged files: the message says which |
     | 75 | a signal asked it to stop; everything is saved: go on with ``--resume true`` |
     | 130 | interrupted where there was nothing to save |
+    | 141 | whoever read the output, ``| head`` for one, had enough |
 
     Set the environment variable ``MIRRORMASK_TRACEBACK`` to see where an error came from.
 
@@ -87,6 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EXPECTED as error:
         if os.environ.get("MIRRORMASK_TRACEBACK"):
             raise
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 141
         where = f"mirrormask {name}" if name in COMMANDS else "mirrormask"
         print(f"{where}: error: {checks.printable(str(error))}", file=sys.stderr)
         return 2
@@ -102,7 +122,26 @@ def usage() -> str:
     """What ``mirrormask --help`` prints."""
     lines = ["usage: mirrormask COMMAND [options]", "", "commands:"]
     lines += [f"  {name:<10} {line}" for name, (_, _, line) in _present().items()]
+    examples = [f"  {example}" for name, example in EXAMPLES.items() if name in _present() and name != "flow"]
+    lines += ["", "begin with:", *examples] if examples else []
+    lines += [
+        "",
+        "exit status: 0 done; 1 a cell of compare failed; 2 a mistake, which the message names; 75 stopped and saved,",
+        "go on with --resume true; 130 interrupted with nothing to save.",
+    ]
     return "\n".join([*lines, "", "mirrormask COMMAND --help tells more; mirrormask --version."])
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe that has been closed; then what is left for it goes nowhere."""
+    poll = select.poll() if hasattr(select, "poll") else None
+    if poll is None or not stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode):
+        return False
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    closed = any(event & select.POLLERR for _, event in poll.poll(0))
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return closed
 
 
 def _present() -> dict[str, tuple[str, str, str]]:
@@ -122,31 +161,49 @@ def _command(name: str) -> Callable[[Sequence[str]], int]:
     if function == "main":
         run: Callable[[Sequence[str]], int] = module.main
         return run
-    functions = [getattr(module, entry) for entry in module.__all__] if function == "*" else getattr(module, function)
-    return partial(_call, name, functions)
+    if function == "*":
+        return partial(_one_of, name, {entry: getattr(module, entry) for entry in module.__all__})
+    return partial(_call, name, getattr(module, function), EXAMPLES[name])
 
 
-def _call(name: str, functions: Any, arguments: Sequence[str]) -> int:
-    """Call one function, or one of several by its name, with command-line arguments for its parameters."""
+def _one_of(name: str, functions: dict[str, Callable[..., Any]], arguments: Sequence[str]) -> int:
+    """Call the function that the first argument names."""
+    if arguments and arguments[0] in ("-h", "--help"):
+        lines = [f"usage: mirrormask {name} EXPERIMENT [options]", ""]
+        lines += [f"  {entry:<9} {_line(function)}" for entry, function in functions.items()]
+        print("\n".join([*lines, "", f"mirrormask {name} EXPERIMENT --help tells more.", f"Example: {EXAMPLES[name]}"]))
+        return 0
+    if not arguments:
+        raise ValueError(f"which experiment? One of {', '.join(functions)}; --help says what they show")
+    chosen = checks.check_known("experiment", arguments[0], functions)
+    return _call(f"{name} {chosen}", functions[chosen], f"mirrormask {name} {chosen}", arguments[1:])
+
+
+def _call(name: str, function: Callable[..., Any], example: str, arguments: Sequence[str]) -> int:
+    """Call a function with command-line arguments for its parameters."""
     jsonargparse = checks.require("jsonargparse", "train", f"mirrormask {name}")
+    parser = jsonargparse.ArgumentParser(
+        prog=f"mirrormask {name}",
+        exit_on_error=False,
+        allow_abbrev=False,
+        formatter_class=importlib.import_module("mirrormask.train.arguments").formatter(
+            jsonargparse.DefaultHelpFormatter
+        ),
+        description=_line(function),
+        epilog=f"Example: {example}",
+    )
+    parser.add_function_arguments(function, as_group=False, as_positional=True)
     try:
-        jsonargparse.auto_cli(
-            functions, args=[_underscored(word) for word in arguments], prog=f"mirrormask {name}", exit_on_error=False
-        )
+        values = parser.parse_args(checks.known_options(arguments, parser._option_string_actions))
     except argparse.ArgumentError as error:
         raise ValueError(" ".join(str(error).split())) from error
+    function(**values.as_dict())
     return 0
 
 
-def _underscored(word: str) -> str:
-    """An option with underscores where it may have dashes; anything else as it is.
-
-    Example:
-        >>> _underscored("--input-shape=a-b"), _underscored("a-b")
-        ('--input_shape=a-b', 'a-b')
-    """
-    option, equals, value = word.partition("=")
-    return "--" + option[2:].replace("-", "_") + equals + value if option.startswith("--") else word
+def _line(function: Callable[..., Any]) -> str:
+    """The first line of a function's docstring."""
+    return (inspect.getdoc(function) or "").partition("\n")[0]
 
 
 if __name__ == "__main__":

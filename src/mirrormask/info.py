@@ -15,7 +15,9 @@ USAGE = """usage: mirrormask info [methods | FOLDER | FILE]
   (nothing)  versions, processor, instruction sets and extras
   methods    the methods that mirrormask train --method takes
   FOLDER     what a run came to, and its model's file
-  FILE       what a model's file holds, and its sizes"""
+  FILE       what a model's file holds, and its sizes
+
+Example: mirrormask info runs/last"""
 
 
 def main(arguments: Sequence[str]) -> int:

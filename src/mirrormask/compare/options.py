@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mirrormask import checks
 from mirrormask.train import named, plain_yaml, recipe_file
+from mirrormask.train.arguments import formatter
 from mirrormask.train.recipe import Data, Model
 
 if TYPE_CHECKING:
@@ -17,10 +18,15 @@ __all__ = ["load_grid", "parse"]
 
 #: What a comparison has several of; a recipe's ``method`` and ``seed`` are written ``methods`` and ``seeds`` here.
 PLURAL = {"method": "methods", "seed": "seeds"}
-EPILOG = """--data, --model, --optimizer and --schedule take a name; their other settings are --data.root,
---model.options and so on. Examples: `mirrormask compare recipes/compare-digits.yaml`, `mirrormask compare
---methods dense,gmp,mirror --sparsity 0.9,0.95 --seeds 3 --out runs/mine`. Run the same command again to go on
-after an interruption."""
+DESCRIPTION = """Train a grid of methods, sparsities and seeds, and say which differences are
+more than chance.
+
+begin with:
+  mirrormask compare recipes/compare-digits.yaml
+  mirrormask compare --methods dense,gmp,mirror --sparsity 0.9,0.95 --seeds 3 \\
+      --out runs/mine"""
+EPILOG = """Dashes and underscores are the same. The same command again goes on after an
+interruption, and tries what failed once more (status 1)."""
 
 
 def load_grid(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Grid:
@@ -47,9 +53,12 @@ def parse(arguments: Sequence[str]) -> tuple[Grid | None, dict[str, Any]]:
         TypeError, ValueError: anything that does not fit.
     """
     parser = _parser()
-    values = recipe_file.parse_arguments(parser, {}, arguments)
+    # The file is found first, so that --print_config prints what it says too.
+    values = recipe_file.parse_arguments(parser, {}, [one for one in arguments if not one.startswith("--print_config")])
     tree: dict[str, Any] = {}
-    if values["file"] is not None:
+    if values["file"] is None:
+        values = recipe_file.parse_arguments(parser, {}, arguments)
+    else:
         tree = _read(values["file"])
         plain = {key: value for key, value in tree.items() if key not in ("methods", "sparsity", "seeds")}
         values = recipe_file.parse_arguments(parser, plain, arguments)
@@ -77,7 +86,9 @@ def _parser() -> Any:
         prog="mirrormask compare",
         exit_on_error=False,
         allow_abbrev=False,
-        description="Train a grid of methods, sparsities and seeds, and say which differences are more than chance.",
+        usage="mirrormask compare [GRID.yaml] [options]",
+        formatter_class=formatter(jsonargparse.DefaultHelpFormatter),
+        description=DESCRIPTION,
         epilog=EPILOG,
     )
     add = parser.add_argument

@@ -83,7 +83,7 @@ def norm(out: Path = OUT, run: Path | None = None) -> None:
 
 
 def all(out: Path = OUT, seeds: int = 20) -> None:
-    """Every experiment of this module, one after another.
+    """Every experiment, one after another.
 
     Args:
         out: the folder to write to.

@@ -119,7 +119,7 @@ def balanced(x: Tensor, generator: torch.Generator, grown: float = 0.0, full: Te
 
     How large a weight is says how much it matters as far as the optimizer that made it moved it by its gradient. SGD
     did so, Adam did not, and who trained a network that is fine-tuned does not show in its weights: halfway is close to
-    the better of the two in both cases (docs/methods.md). What this training has made of small random weights, under
+    the better of the two in both cases (docs/studies.md). What this training has made of small random weights, under
     Adam, is known to tell nothing, so that there the gradient counts in full.
 
     Args:

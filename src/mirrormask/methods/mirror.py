@@ -16,7 +16,7 @@ from mirrormask.methods.options import reads
 __all__ = ["mirror"]
 
 #: The bound on a step of u without factors under Adam and its kin. With 0.05, LeNet-300-100 at 99.5% collapsed at
-#: twice the learning rate that suits it (docs/methods.md).
+#: twice the learning rate that suits it (docs/studies.md).
 ADAPTIVE_CLIP = 0.01
 #: How it ranks weights there. Adam moves the weights of all layers alike, however much the loss depends on them, so
 #: that their sizes say little across layers: by magnitude, ResNet-20 kept 24 of 432 weights of its first layer. The
@@ -38,7 +38,7 @@ class _Mirror(Window, Factors, Layers):
         clip: as in :class:`mirrormask.geometry.MirrorDescent`, without factors; ``"auto"`` for its default under SGD
             and 0.01 under Adam and its kin, whose steps do not become smaller with the gradient.
         factors: True to train the factors ``m`` and ``w``; False for mirror descent without them, which needs half of
-            their memory and is a little less accurate (docs/results.md, docs/methods.md).
+            their memory and is a little less accurate (docs/results.md, docs/studies.md).
         score: how weights are ranked, as in :class:`mirrormask.masks.Mask`; ``"auto"`` for ``"magnitude"`` under SGD
             and ``"balanced"`` under Adam and its kin (``"sensitivity"`` with ``growth=None``).
     """

@@ -235,7 +235,7 @@ class MaskChanges(MaskChoice):
         """Let the geometry choose its latents anew, for the same weights.
 
         What the base optimizer knows of them stays: x is where it was and goes where it went. When every refresh threw
-        its momentum away, LeNet-300-100 lost a point in a short training (docs/methods.md).
+        its momentum away, LeNet-300-100 lost a point in a short training (docs/studies.md).
         """
         geometry = self.weights.geometry.at(clock)
         if geometry.aims:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from mirrormask import checks
+
 __all__ = ["main"]
 
 
@@ -22,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("folders", nargs="+", help="run folders, or folders that hold some at any depth")
     parser.add_argument("--out", default="report.html", help="the page (default: report.html, replaced if it is there)")
     parser.add_argument("--title", default="", help="the page's title; by default what was trained on what")
-    values = parser.parse_args(list(arguments))
+    values = parser.parse_args(checks.known_options(arguments, parser._option_string_actions))
 
     from mirrormask.report.page import report
 

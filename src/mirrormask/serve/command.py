@@ -9,7 +9,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from mirrormask.checks import check_int, check_number, require
+from mirrormask.checks import check_int, check_number, known_options, require
 
 __all__ = ["listen", "main"]
 
@@ -24,7 +24,8 @@ def main(arguments: Sequence[str]) -> int:
         OSError: a file cannot be read, or the port is taken.
         ImportError: the extra ``serve`` is not installed.
     """
-    asked = _parser().parse_args(arguments)
+    parser = _parser()
+    asked = parser.parse_args(known_options(arguments, parser._option_string_actions))
     uvicorn = require("uvicorn", "serve", "mirrormask serve")
     for module in ("starlette", "prometheus_client"):
         require(module, "serve", "mirrormask serve")
@@ -85,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mirrormask serve",
         description="Serve compiled models (files of fast.save) by the Open Inference Protocol (KServe v2) over HTTP.",
+        epilog="Example: mirrormask serve model.mirror --port 8000",
     )
     parser.add_argument("file", nargs="+", help="model.mirror; the model's name is the file's, without .mirror")
     parser.add_argument("--name", help="another name, for one file")

@@ -37,7 +37,10 @@ def info(path: Path) -> None:
             print("  a compiled model: mirrormask.runtime.load runs it, mirrormask serve serves it")
         elif key not in (PREFIX + "index", PREFIX + "header_sha256", PREFIX + "separator"):
             text = value if len(value) <= 300 else value[:300] + "..."
-            print(f"  {key.removeprefix(PREFIX)}: {text}")
+            # What came with the call of mm.save is said to be: a run's "sparsity" is the one that was asked for.
+            print(
+                f"  {key.removeprefix(PREFIX)}: {text}" if key.startswith(PREFIX) else f"  given with it, {key}: {text}"
+            )
     print(sizes)
     rival = zstd_size(path)
     if rival is not None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-__all__ = ["SHORT", "spelled"]
+__all__ = ["SHORT", "formatter", "plain", "spelled", "told"]
 
 #: The parts of a recipe whose name stands for their ``.name``.
 SECTIONS = ("data", "model", "method", "optimizer", "schedule", "teacher")
@@ -56,6 +59,44 @@ def spelled(arguments: Sequence[str], known: Iterable[str]) -> list[str]:
             option = "--" + _one(option[2:], names)
         result.append(option + equals + value)
     return result
+
+
+#: What a parser made of signatures writes behind an option: its type in Python's words, and its default in YAML's.
+KIND = re.compile(r"\s*\((?:(?:required, )?type: .*?(?:, default: (?P<default>.*))?|default: null)\)$", re.DOTALL)
+
+
+def formatter(parent: type) -> type:
+    """``parent``, a parser's writer of help, without Python's types; what frames the options stays as it is written."""
+
+    def expand(self: Any, action: argparse.Action) -> str:
+        return told(parent._expand_help(self, action))  # type: ignore[attr-defined]
+
+    return type("Formatter", (argparse.RawDescriptionHelpFormatter, parent), {"_expand_help": expand})
+
+
+def told(text: str) -> str:
+    """An option's help, its type left out, and its default where it has one.
+
+    Example:
+        >>> told("images at a time. (type: int, default: 1)"), told("CPU threads. (type: int | null, default: null)")
+        ('images at a time (default: 1)', 'CPU threads')
+    """
+    found = KIND.search(text)
+    if found is None:
+        return text
+    default = {"True": "true", "False": "false"}.get(found["default"], found["default"])
+    shown = f" (default: {default})" if default not in (None, "", "null", "{}") else ""
+    return text[: found.start()].removesuffix(".") + shown
+
+
+def plain(text: str) -> str:
+    """A docstring's text as a terminal should show it, without marks for code and for links.
+
+    Example:
+        >>> plain("``fp32`` or a :class:`mirrormask.train.data.Splits`")
+        'fp32 or a mirrormask.train.data.Splits'
+    """
+    return re.sub(r":\w+:`~?([\w.]+)`", r"\1", text).replace("``", "")
 
 
 def _one(given: str, names: set[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from mirrormask import checks
@@ -36,6 +37,8 @@ def bench_run(run: str, batch: int = 1, threads: int | None = None, rounds: int 
     model = load_model(run, allow_code=allow_code)
     example = torch.randn(batch, *RunResult.read(run).input_shape, generator=torch.Generator().manual_seed(0))
     path = Path(run) / "bench.json"
+    # Nothing is printed while engines take turns, which would be measured with them.
+    print("compiling, then timing every engine that is installed: seconds to minutes", file=sys.stderr, flush=True)
     result = bench(model, example, threads=threads, rounds=rounds, json_path=path)
     print(result)
     quantized = f", {result.int8_ratio:.2f} times as fast as {result.best_int8}" if result.best_int8 else ""

@@ -11,16 +11,24 @@ from typing import Any
 
 from mirrormask import checks
 from mirrormask.train import named, recipe_file
+from mirrormask.train.arguments import formatter
 from mirrormask.train.recipe import Recipe
 from mirrormask.train.signals import heeded
 
 __all__ = ["main", "recipes"]
 
-EPILOG = """--data, --model, --method, --optimizer, --schedule and --teacher take a name; their other settings are
---data.root, --method.options and so on. Short names: --lr, --momentum, --weight-decay, --warmup, --temperature, --init,
---root, --size, --crop, --flip, --validation. Dashes and underscores are the same. Examples: `mirrormask train
---sparsity 0.98`, `mirrormask train recipes/digits-mlp.yaml --method pilot,mirror --out runs/demo`, `mirrormask train
---data PATH --size 96 --model timm:efficientnet_lite0 --init pretrained --sparsity 0.8 --epochs 5`."""
+DESCRIPTION = """Train a network to an exact sparsity, and compare it with its dense run.
+
+begin with:
+  mirrormask train                                      digits, an MLP, 95%
+  mirrormask train --sparsity 0.98 --method gmp,mirror
+  mirrormask train recipes/digits-mlp.yaml --out runs/mine
+  mirrormask train --data PATH --size 96 --model timm:efficientnet_lite0 \\
+      --init pretrained --sparsity 0.8 --epochs 5"""
+EPILOG = """Short names: --lr, --momentum, --weight-decay, --warmup, --temperature, --init,
+--root, --size, --crop, --flip, --validation. Dashes and underscores are the
+same. Stopped by a signal it ends with status 75: the same command with
+--resume true goes on."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -51,7 +59,9 @@ def parse(arguments: Sequence[str]) -> dict[str, Any]:
         prog="mirrormask train",
         exit_on_error=False,
         allow_abbrev=False,
-        description="Train a network to an exact sparsity, and compare it with its dense run.",
+        usage="mirrormask train [RECIPE.yaml] [options]",
+        formatter_class=formatter(jsonargparse.DefaultHelpFormatter),
+        description=DESCRIPTION,
         epilog=EPILOG,
     )
     parser.add_argument("file", nargs="?", help="a recipe: a YAML file; options override what it says")
@@ -59,8 +69,11 @@ def parse(arguments: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--resume", type=bool, default=False, help="go on with runs that lie in the folder")
     parser.add_argument("--overwrite", type=bool, default=False, help="replace runs that lie in the folder")
     parser.add_argument("--allow_code", type=bool, default=False, help="import the code that a recipe file names")
-    values = recipe_file.parse_arguments(parser, {}, arguments)
-    if values["file"] is not None:
+    # The file is found first, so that --print_config prints what it says too.
+    values = recipe_file.parse_arguments(parser, {}, [one for one in arguments if not one.startswith("--print_config")])
+    if values["file"] is None:
+        values = recipe_file.parse_arguments(parser, {}, arguments)
+    else:
         values = recipe_file.parse_arguments(parser, recipe_file.read(values["file"]), arguments)
     names = [values[section]["name"] for section in ("model", "data")]
     named.check_allowed(names, typed=arguments, allow_code=values["allow_code"])

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast
 
 from mirrormask import checks
-from mirrormask.train.arguments import spelled
+from mirrormask.train.arguments import formatter, spelled
 
 __all__ = ["export_model", "main"]
 
-Format = Literal["onnx", "coreml", "torch_sparse", "two_four", "safetensors"]
 ENDINGS = {"onnx": ".onnx", "coreml": ".mlpackage", "safetensors": ".dense.safetensors"}
 
 
@@ -23,6 +22,7 @@ def main(arguments: Sequence[str]) -> int:
         prog="mirrormask export",
         exit_on_error=False,
         allow_abbrev=False,
+        formatter_class=formatter(jsonargparse.DefaultHelpFormatter),
         description="Turn the model of a run, or a model's file, into another format.",
         epilog="Example: mirrormask export runs/last --to onnx",
     )
@@ -41,7 +41,7 @@ def export_model(
     path: Path,
     out: Path | None = None,
     *,
-    to: Format = "onnx",
+    to: str = "onnx",
     model: str | None = None,
     model_args: Mapping[str, Any] | None = None,
     input_shape: Sequence[int] | None = None,
@@ -62,7 +62,7 @@ def export_model(
     """
     from mirrormask.storage import commands
 
-    checks.check_known("format", to, commands.FORMATS)
+    to = cast("commands.Format", checks.check_known("format", to, commands.FORMATS))
     if not path.is_dir():
         if out is None:
             raise ValueError(f"say where to write what {str(path)!r} becomes: mirrormask export {path} OUT --to {to}")

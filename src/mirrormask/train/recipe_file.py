@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 from mirrormask import checks, files
 from mirrormask.train import named, plain_yaml, schema
-from mirrormask.train.arguments import spelled
+from mirrormask.train.arguments import plain, spelled
 from mirrormask.train.recipe import Data, Method, Model, Optimizer, Recipe, Schedule, Teacher
 
 __all__ = ["SECTIONS", "add_recipe_arguments", "dump", "expand", "from_dict", "load", "to_dict"]
@@ -149,6 +149,11 @@ def add_recipe_arguments(parser: Any, *, skip: Sequence[str] = ()) -> None:
     # These follow from other fields; the parser would otherwise fix them to what they are in a default recipe.
     parser.set_defaults({"optimizer.lr": None, "optimizer.momentum": None, "out": ""})
     parser.add_argument("--recipe", action="config", help="a YAML file with a recipe")
+    for action in parser._actions:
+        if "--" + action.dest in action.option_strings and action.dest in SECTIONS:
+            action.help, action.metavar = f"short for --{action.dest}.name", "NAME"
+        elif isinstance(action.help, str):
+            action.help = plain(action.help)
 
 
 def parse(tree: Mapping[str, Any], arguments: Sequence[str] = ()) -> Recipe:

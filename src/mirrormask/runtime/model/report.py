@@ -93,10 +93,8 @@ class Report:
         lines += [f"stays in fp32: {name}: its sums reach {most:.3g}, past 65,504" for name, most in self.wide]
         lines += [f"stays in PyTorch: {name}: {why}" for name, why in self.left]
         if self.unsure:
-            lines.append(
-                f"the machine was busy while {self.unsure} kernels were chosen; the next build on this machine chooses "
-                "them again"
-            )
+            some = "1 kernel was" if self.unsure == 1 else f"{self.unsure} kernels were"
+            lines.append(f"the machine was busy while {some} chosen; the next build on this machine chooses again")
         state = "compiled" if self.compiled else "not compiled, the model runs as it was"
         lines.append(f"{state}{': ' if self.reason else ''}{self.reason}")
         ratio = self.eager_seconds / self.seconds if self.seconds else 1.0
