@@ -39,8 +39,12 @@ def files():
 
 def test_it_says_what_the_whole_package_says():
     whole, part = settings(ROOT)["project"], settings(FOLDER)["project"]
-    assert all(whole[key] == part[key] for key in ("version", "license", "requires-python"))
-    assert part["version"] == mm.__version__
+    assert all(whole[key] == part[key] for key in ("dynamic", "license", "requires-python"))
+    for path in (ROOT, FOLDER):  # both versions are the package's own
+        said = settings(path)["tool"]["hatch"]["version"]["path"]
+        assert (path / said).resolve() == ROOT / "src" / "mirrormask" / "__init__.py"
+    assert f"\nversion: {mm.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## [{mm.__version__}]\n" in (ROOT / "CHANGELOG.md").read_text()
     wanted = {*whole["dependencies"], *whole["optional-dependencies"]["runtime"]}
     extra = [name for name in whole["optional-dependencies"]["serve"] if not name.startswith("mirrormask")]
     assert part["optional-dependencies"]["serve"] == extra and part["scripts"] == whole["scripts"]
