@@ -667,13 +667,14 @@ def test_names_that_a_wrapper_changes_and_names_that_only_look_like_it():
         ({"9.weight": torch.ones(16, 12, dtype=torch.bool)}, ValueError, "no parameter '9.weight'"),
         ({"0.weight": torch.ones(3, 3, dtype=torch.bool)}, ValueError, r"has shape \(3, 3\), the parameter \(16, 12\)"),
         ({"0.weight": torch.ones(16, 12)}, TypeError, "is a torch.float32, not a bool tensor"),
+        ({}, TypeError, "model is a dict, not an nn.Module; load the state dict into its model"),
     ],
 )
 def test_masks_that_do_not_fit_change_nothing(masks, error, message):
     model, _ = build()
     before = model[0].weight.detach().clone()
     with pytest.raises(error, match=message):
-        mm.apply_masks(model, {"0.weight": torch.zeros(16, 12, dtype=torch.bool), **masks})
+        mm.apply_masks(model if masks else {}, {"0.weight": torch.zeros(16, 12, dtype=torch.bool), **masks})
     assert torch.equal(model[0].weight, before)
 
 

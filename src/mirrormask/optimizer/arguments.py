@@ -14,15 +14,15 @@ from torch.optim import Optimizer
 from mirrormask.checks import callers_level, few
 from mirrormask.flats import count_each, which_not_finite
 from mirrormask.masks.patterns import check_pattern
-from mirrormask.matrices import EMBEDDINGS, candidates, default_weights, inputs_elsewhere, output_axis
+from mirrormask.matrices import EMBEDDINGS, candidates, check_module, default_weights, inputs_elsewhere, output_axis
 from mirrormask.methods import Method
 from mirrormask.optimizer.base_groups import Group
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
-from mirrormask.optimizer.overlaps import check_memory
 from mirrormask.optimizer.processes import Processes
 from mirrormask.optimizer.scores import SPREAD_SCORES
 from mirrormask.optimizer.shards import is_sharded, shard_of
 from mirrormask.optimizer.weights import SparseWeights
+from mirrormask.overlaps import check_memory
 from mirrormask.selection import Weights, select_weights
 from mirrormask.selection_notes import on_frozen
 
@@ -41,8 +41,7 @@ def unwrapped(optimizer: Any) -> tuple[Any, Any]:
 
 def check_arguments(model: nn.Module, base: Optimizer, method: Method) -> None:
     """Raise a TypeError or ValueError for what cannot be wrapped."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model={model!r} is a {type(model).__name__}, not an nn.Module")
+    check_module(model)
     if not isinstance(base, Optimizer):
         raise TypeError(f"optimizer={base!r} is a {type(base).__name__}, not a torch optimizer")
     names = [kind.__name__ for kind in type(base).__mro__]
@@ -155,7 +154,7 @@ def held_weights(
                 f"{type(correction).__name__} goes by outputs, the first dimension of a weight, which is not that of "
                 f"{name!r}, a {type(owner).__name__}; leave it out with weights="
             )
-    check_memory(model, base, chosen)
+    check_memory(model, chosen, [p for group in base.param_groups for p in group["params"]])
     _warn_of_other_zeros(own_parameters, owners, held, chosen)
     own = {name: shard_of(p.detach()) for name, p in chosen.items()}
     seen = {name: p for name, p in own.items() if _has_values(p)}

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from mirrormask.masked import keep_only
+from mirrormask.matrices import check_module
 from mirrormask.optimizer.arguments import unwrapped
 from mirrormask.optimizer.shards import Shards, shard_of
 from mirrormask.optimizer.sparse_optimizer import SparseOptimizer
@@ -48,6 +49,7 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         raise TypeError(
             f"masks is a {type(masks).__name__}, not masks by name; pass optimizer.masks of what mm.sparsify returned"
         )
+    check_module(model)
     reshard(model)
     exact = dict(model.named_parameters(remove_duplicate=False))
     bare = {bare_name(name): p for name, p in exact.items()}
@@ -102,6 +104,7 @@ def keep_zeros(model: nn.Module, optimizer: Optimizer, *, weights: Weights | Non
         raise TypeError(f"optimizer={own!r} is a {type(own).__name__}, not a torch optimizer")
     if isinstance(own, SparseOptimizer):
         raise ValueError("a SparseOptimizer keeps its zeros itself, after finalize() too")
+    check_module(model)
     reshard(model)
     trained = {id(p) for group in own.param_groups for p in group["params"]}
     if not any(id(p) in trained for p in model.parameters()):
