@@ -6,6 +6,8 @@ import re
 import warnings
 
 import pytest
+import schedulefree
+import timm
 import torch
 from torch import nn
 
@@ -45,6 +47,11 @@ def train(model, optimizer, steps, scale=1.0):
         loss = nn.functional.cross_entropy(model(X.to(model[-1].weight.dtype)).float(), Y)
         (loss * scale).backward()
         optimizer.step()
+
+
+def backward(model):
+    model.zero_grad()
+    nn.functional.cross_entropy(model(X), Y).backward()
 
 
 def nonzeros(model):
@@ -676,6 +683,71 @@ def test_masks_that_do_not_fit_change_nothing(masks, error, message):
     with pytest.raises(error, match=message):
         mm.apply_masks(model if masks else {}, {"0.weight": torch.zeros(16, 12, dtype=torch.bool), **masks})
     assert torch.equal(model[0].weight, before)
+
+
+@pytest.mark.parametrize("base", ["schedule-free", "slow weights", "slow weights around"])
+def test_what_an_optimizer_swaps_in_later_has_the_zeros_too(base):
+    model, optimizer = build()
+    train(model, optimizer, STEPS)
+    optimizer.finalize()
+    if base == "schedule-free":
+        plain = schedulefree.AdamWScheduleFree(model.parameters(), lr=0.05)
+        mm.keep_zeros(model, plain)
+        plain.train()
+    else:
+        plain = inner = BASES["sgd"](model.parameters())
+        if base == "slow weights around":
+            plain = timm.optim.Lookahead(inner)
+            mm.keep_zeros(model, plain)
+        else:
+            mm.keep_zeros(model, inner)
+            plain = timm.optim.Lookahead(inner)
+    train(model, plain, 9)
+    before = model[0].weight.detach().clone()
+    plain.eval() if base == "schedule-free" else plain.sync_lookahead()
+    assert not torch.equal(before, model[0].weight)
+    assert nonzeros(model) == KEPT
+
+
+@pytest.mark.parametrize("name", ["mirror", "gmp", "rigl"])
+def test_slow_weights_around_it_have_the_mask(name):
+    model, optimizer = build(name)
+    around = timm.optim.Lookahead(optimizer, k=4)
+    train(model, around, STEPS - 1)
+    optimizer.finalize()
+    train(model, around, 2)
+    around.sync_lookahead()
+    assert nonzeros(model) == KEPT
+
+
+def test_zeros_that_are_kept_are_those_of_all_that_trains():
+    model, optimizer = build()
+    train(model, optimizer, STEPS)
+    optimizer.finalize()
+    model[2].requires_grad_(False)
+    first, second = BASES["sgd"](model[0].parameters()), BASES["sgd"](model[2].parameters())
+    mm.keep_zeros(model, first)
+    model[2].requires_grad_(True)  # frozen when the zeros were looked at
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(model, first, 2)
+    backward(model)
+    second.step()
+    with pytest.warns(UserWarning, match=r"than this SGD has written over the zeros of 2\.weight.*for each optimizer"):
+        first.step()
+    mm.keep_zeros(model, second)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            backward(model)
+            first.step()
+            second.step()
+    assert nonzeros(model) == KEPT
+    model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    with pytest.raises(RuntimeError, match=r"hold 0\.weight, 2\.weight any more.*call mm\.keep_zeros again"):
+        first.step()
 
 
 @pytest.mark.parametrize("base", BASES)

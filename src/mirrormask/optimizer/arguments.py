@@ -26,7 +26,16 @@ from mirrormask.overlaps import check_memory
 from mirrormask.selection import Weights, select_weights
 from mirrormask.selection_notes import on_frozen
 
-__all__ = ["check_arguments", "check_group", "check_shards", "frozen_weights", "held_weights", "unwrapped"]
+__all__ = [
+    "check_arguments",
+    "check_group",
+    "check_shards",
+    "frozen_weights",
+    "held_weights",
+    "inner_optimizer",
+    "unwrapped",
+    "warn_of_other_zeros",
+]
 
 #: A matrix with this share of zeros, and not of zeros alone, was made sparse.
 SPARSE_ALREADY = 0.3
@@ -37,6 +46,11 @@ def unwrapped(optimizer: Any) -> tuple[Any, Any]:
     if any(kind.__name__ == "AcceleratedOptimizer" for kind in type(optimizer).__mro__):
         return optimizer.optimizer, optimizer
     return optimizer, None
+
+
+def inner_optimizer(optimizer: Optimizer) -> Optimizer | None:
+    """The optimizer that one holds and steps through, as a Lookahead does; None where there is none."""
+    return next((held for held in map(_an_optimizer_in, vars(optimizer).values()) if held is not None), None)
 
 
 def check_arguments(model: nn.Module, base: Optimizer, method: Method) -> None:
@@ -54,7 +68,7 @@ def check_arguments(model: nn.Module, base: Optimizer, method: Method) -> None:
             "ZeroRedundancyOptimizer shares parameters out to processes before latents can take their place; pass the "
             "optimizer that it was to wrap, or shard the model with fully_shard"
         )
-    inner = next((held for held in map(_an_optimizer_in, vars(base).values()) if held is not None), None)
+    inner = inner_optimizer(base)
     if inner is not None:
         raise ValueError(
             f"{type(base).__name__} steps through the {type(inner).__name__} that it holds, and would step the "
@@ -155,7 +169,7 @@ def held_weights(
                 f"{name!r}, a {type(owner).__name__}; leave it out with weights="
             )
     check_memory(model, chosen, [p for group in base.param_groups for p in group["params"]])
-    _warn_of_other_zeros(own_parameters, owners, held, chosen)
+    warn_of_other_zeros(own_parameters, owners, held, chosen)
     own = {name: shard_of(p.detach()) for name, p in chosen.items()}
     seen = {name: p for name, p in own.items() if _has_values(p)}
     bad = [name for name, is_bad in zip(seen, which_not_finite(list(seen.values())), strict=True) if is_bad]
@@ -170,7 +184,7 @@ def held_weights(
     return chosen
 
 
-def _warn_of_other_zeros(
+def warn_of_other_zeros(
     parameters: Mapping[str, Tensor],
     owners: Mapping[str, nn.Module],
     held: Container[int],

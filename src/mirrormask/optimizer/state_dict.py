@@ -24,11 +24,11 @@ from mirrormask.optimizer.base_groups import Group, plain_options
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
 from mirrormask.optimizer.diagnostics import pack_signs, unpack_signs
 from mirrormask.optimizer.edits import Edits
-from mirrormask.optimizer.rounds import KEPT, Rounds, everything, pack, unpack
+from mirrormask.optimizer.rounds import Rounds, everything, pack, unpack
 from mirrormask.optimizer.saved_numbers import not_numbers, refuse_not_numbers
 from mirrormask.optimizer.saved_state import GROUP_KEY, VERSION, Entry, SavedState, summaries_of
 from mirrormask.optimizer.training import Training
-from mirrormask.optimizer.weights import SparseWeights, bare_names
+from mirrormask.optimizer.weights import KEPT, SparseWeights, bare_names
 from mirrormask.progress import Clock
 
 __all__ = ["StateDict"]
@@ -82,7 +82,7 @@ class StateDict:
                         fresh[index].append([position, prefix])
                         inner = self.base.first_state(held, options[held]) if p.requires_grad else {}
                     entry.update({prefix + key: self._wrapped(p, prefix, value) for key, value in inner.items()})
-                entry.update({FOREIGN + key: value for key, value in self.weights.foreign(p, KEPT).items()})
+                entry.update({FOREIGN + key: value for key, value in self.weights.foreign(p).items()})
                 state[whole] = entry or {STATELESS: True}
         written = [
             {**group, GROUP_KEY: json.dumps(self._summary(index, group, fresh[index]), sort_keys=True)}
@@ -186,7 +186,7 @@ class StateDict:
         self._read_training(saved)
         for p, entry in saved.entries.items():
             others = {key[len(FOREIGN) :]: _own(v, p) for key, v in entry.items() if key.startswith(FOREIGN)}
-            self.weights.put_foreign(p, others, KEPT)
+            self.weights.put_foreign(p, others)
             for key in [key for key in self.weights.state(p) if key.startswith(KEPT)]:
                 del self.weights.state(p)[key]
             if self.training.rounds is not None and self.training.rounds.integrals:
