@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import schedulefree
-import timm
+import timm.optim
 import torch
 from torch import nn
 
@@ -205,6 +205,46 @@ def test_parameters_that_are_replaced_are_an_error_at_the_next_step(name, how):
         p.grad = torch.zeros_like(p)
     for call in (optimizer.step, optimizer.finalize):
         with pytest.raises(RuntimeError, match=r"0\.weight.*first, then build the optimizer, then call mm.sparsify"):
+            call()
+
+
+@pytest.mark.parametrize("name", ["mirror", "gmp"])
+@pytest.mark.parametrize("how", ["all", "some", "another's", "expanded"])
+def test_weights_that_come_to_lie_in_one_memory_are_an_error(name, how):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 12), nn.Embedding(12, 12))
+    optimizer = mm.sparsify(model, BASES["sgd"](model.parameters()), mm.methods.get(name)(0.8), steps=STEPS)
+    train(model[:3], optimizer, 2)
+    both = torch.randn(24, 12)
+    if how == "all":
+        model[2].weight.data = model[0].weight.data
+    elif how == "some":
+        model[0].weight.data, model[2].weight.data = both[:12], both[6:18]
+    elif how == "another's":  # whose memory nobody watches at every step
+        model[3].weight.data = model[0].weight.data
+    else:
+        model[0].weight.data = torch.randn(12, 1).expand(12, 12)
+    message = "'0.weight' is expanded" if how == "expanded" else r"'0\.weight' and '[23]\.weight' are two parameters in"
+    for call in (
+        [optimizer.finalize] if how == "another's" else [lambda: train(model[:3], optimizer, 1), optimizer.finalize]
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            call()
+    model[0].weight.data, model[2].weight.data = torch.randn(12, 12), torch.randn(12, 12)  # what the error asks for
+    train(model[:3], optimizer, STEPS)
+    optimizer.finalize()
+    assert sum(int(model[i].weight.count_nonzero()) for i in (0, 2)) == round(0.2 * 288)
+
+
+@pytest.mark.parametrize("name", ["mirror", "gmp"])
+def test_a_tied_weight_that_is_untied_is_an_error_at_the_next_step(name):
+    model = nn.Sequential(nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 12))
+    model[2].weight = model[0].weight
+    optimizer = mm.sparsify(model, BASES["sgd"](model.parameters()), mm.methods.get(name)(0.8), steps=STEPS)
+    train(model, optimizer, STEPS)
+    model[2].weight = nn.Parameter(model[0].weight.detach().clone())
+    for call in (lambda: train(model, optimizer, 1), optimizer.finalize):
+        with pytest.raises(RuntimeError, match=r"does not hold 0\.weight any more"):
             call()
 
 

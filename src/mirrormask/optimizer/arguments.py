@@ -16,7 +16,7 @@ from mirrormask.flats import count_each, which_not_finite
 from mirrormask.masks.patterns import check_pattern
 from mirrormask.matrices import EMBEDDINGS, candidates, check_module, default_weights, inputs_elsewhere, output_axis
 from mirrormask.methods import Method
-from mirrormask.optimizer.base_groups import Group
+from mirrormask.optimizer.base_groups import check_group
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
 from mirrormask.optimizer.processes import Processes
 from mirrormask.optimizer.scores import SPREAD_SCORES
@@ -28,11 +28,11 @@ from mirrormask.selection_notes import on_frozen
 
 __all__ = [
     "check_arguments",
-    "check_group",
     "check_shards",
     "frozen_weights",
     "held_weights",
     "inner_optimizer",
+    "turned_by_maximize",
     "unwrapped",
     "warn_of_other_zeros",
 ]
@@ -86,26 +86,13 @@ def check_arguments(model: nn.Module, base: Optimizer, method: Method) -> None:
     if getattr(base.step, "_wrapped_by_lr_sched", False):
         raise ValueError("a scheduler is built on this optimizer already; build it on what mm.sparsify returns")
     for group in base.param_groups:
-        check_group(group)
-        if group.get("maximize") and (method.correction or method.decay.coupled or method.geometry.sparsifies):
-            raise ValueError(
-                f"maximize=True would turn the pull of {method.name!r} around as well; negate the loss instead"
-            )
+        check_group(group, turns=turned_by_maximize(method))
 
 
-def check_group(group: Group) -> None:
-    """Refuse options under which a step cannot be what it says."""
-    if group.get("differentiable"):
-        raise ValueError(
-            "differentiable=True: the step is taken on latents and writes the weights in place, which no gradient can "
-            "pass through; leave it out"
-        )
-    lr = group.get("lr")
-    if isinstance(lr, bool) or not isinstance(lr, (int, float, Tensor)):
-        raise ValueError(
-            f"lr={lr!r} is no number: latents train at a multiple of the learning rate, and the decay goes by it; "
-            "give the optimizer a rate (of an Adafactor: lr=1e-3, relative_step=False)"
-        )
+def turned_by_maximize(method: Method) -> str:
+    """The method's name, if ``maximize=True`` would turn its own pull around; empty if it has none."""
+    pulls = method.correction or method.decay.coupled or method.geometry.sparsifies
+    return method.name if pulls else ""
 
 
 def held_weights(

@@ -70,6 +70,7 @@ def finish(parts: Parts) -> None:
     """As ``SparseOptimizer.finalize()`` says: the mask of the last sparsity in what the model holds now."""
     training, sparsity = parts.training, parts.method.sparsity
     parts.presence.check()
+    parts.presence.check_memory()
     parts.weights.check_kept()
     if training.settle_count() > training.step - (training.skipped if _counts_on_device(parts) else 0):
         raise RuntimeError(

@@ -225,6 +225,8 @@ class StateDict:
             for key in (*own, *needed):
                 if key not in entry:
                     raise ValueError(f"the state dict has no {key!r} for {name!r}: it is not whole")
+                if key != "rate" and not _has_numbers(entry[key]):
+                    raise ValueError(f"{key!r} of {name!r} is no tensor of numbers in the state dict: it is not whole")
             for key, latent in own.items():
                 shape, here = tuple(entry[key].shape), tuple(latent.shape)
                 if shape != here:
@@ -243,6 +245,12 @@ class StateDict:
                     )
                 for key, value in own_state.items():
                     there = inner.get(key)
+                    is_of_elements = isinstance(value, Tensor) and value.dim() and value.shape == held.shape
+                    if inner and is_of_elements and not _has_numbers(there):
+                        raise ValueError(
+                            f"{prefix + key!r} of a parameter of shape {tuple(p.shape)} is no tensor of numbers in the "
+                            "state dict: it is not whole"
+                        )
                     if isinstance(value, Tensor) and isinstance(there, Tensor) and value.shape != there.shape:
                         raise ValueError(
                             f"{prefix + key!r} of a parameter of shape {tuple(p.shape)} has shape {tuple(there.shape)} "
@@ -332,6 +340,10 @@ class StateDict:
         """What the base optimizer holds for the model's parameter: its latents, each with a prefix, or itself."""
         for name, held in self.weights.trained(p):
             yield f"{name}." if name else "", held
+
+
+def _has_numbers(value: Any) -> bool:
+    return isinstance(value, Tensor) and not value.is_meta
 
 
 def _own(value: Any, held: Tensor) -> Any:
