@@ -725,6 +725,19 @@ def test_masks_that_do_not_fit_change_nothing(masks, error, message):
     assert torch.equal(model[0].weight, before)
 
 
+@pytest.mark.parametrize("how", ["prune", "parametrization"])
+def test_a_mask_of_what_is_made_in_the_forward_pass_says_of_what(how):
+    model, optimizer = build()
+    if how == "prune":
+        torch.nn.utils.prune.identity(model[0], "weight")
+    else:
+        torch.nn.utils.parametrizations.spectral_norm(model[0])
+    with pytest.raises(
+        ValueError, match=r"'0\.weight' is made from '0\..*orig(inal)?' in every .*take that away first"
+    ):
+        mm.apply_masks(model, optimizer.masks)
+
+
 @pytest.mark.parametrize("base", ["schedule-free", "slow weights", "slow weights around"])
 def test_what_an_optimizer_swaps_in_later_has_the_zeros_too(base):
     model, optimizer = build()

@@ -63,6 +63,14 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
                 f"the mask of {name!r} is a {getattr(mask, 'dtype', type(mask).__name__)}, not a bool tensor"
             )
         if p is None:
+            stem, _, leaf = bare_name(name).rpartition(".")
+            above = f"{stem}." if stem else ""
+            moved = {f"{above}{leaf}_orig", f"{above}parametrizations.{leaf}.original"} & bare.keys()
+            if moved:
+                raise ValueError(
+                    f"{name!r} is made from {min(moved)!r} in every forward pass; take that away first "
+                    "(torch.nn.utils.prune.remove, torch.nn.utils.parametrize.remove_parametrizations)"
+                )
             raise ValueError(f"the model has no parameter {name!r}; pass the model that the masks are of, or its copy")
         if p.shape != mask.shape:
             raise ValueError(f"the mask of {name!r} has shape {tuple(mask.shape)}, the parameter {tuple(p.shape)}")
