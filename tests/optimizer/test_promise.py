@@ -236,6 +236,25 @@ def test_weights_that_come_to_lie_in_one_memory_are_an_error(name, how):
     assert sum(int(model[i].weight.count_nonzero()) for i in (0, 2)) == round(0.2 * 288)
 
 
+@pytest.mark.parametrize("weights", [None, ["0.weight", "2.weight"]])
+def test_a_layer_that_comes_later_stays_dense_and_it_is_said_once(weights):
+    model, _ = build()
+    method = mm.methods.gmp(0.8)
+    optimizer = mm.sparsify(model, BASES["sgd"](model.parameters()), method, steps=STEPS, weights=weights)
+    train(model, optimizer, 2)
+    model.append(nn.Linear(4, 4))
+    optimizer.add_param_group({"params": model[3].parameters()})
+    model[0] = nn.Sequential(model[0])  # which comes under another name
+    train(model, optimizer, STEPS - 2)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        optimizer.finalize()
+        optimizer.finalize()
+    wanted = [] if weights else ["3.weight came into the model after mm.sparsify and is dense"]
+    assert [str(one.message).partition(":")[0] for one in said] == wanted
+    assert nonzeros(model) == KEPT + 16
+
+
 @pytest.mark.parametrize("name", ["mirror", "gmp"])
 def test_a_tied_weight_that_is_untied_is_an_error_at_the_next_step(name):
     model = nn.Sequential(nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 12))

@@ -92,6 +92,7 @@ def finish(parts: Parts) -> None:
             parts.masks.prune(sparsity, training.clock)
         parts.masks.enforce(sparsity)
         parts.presence.warn_of_makers()
+        parts.freezing.look_for_new(parts.presence.model)
     parts.edits.note()
     training.finalized = True
 

@@ -304,7 +304,8 @@ class SparseOptimizer(Optimizer):
         The weights are those that the model holds now: a best checkpoint or an average that was loaded before gets the
         mask of this training. Called again, it looks again. Where fewer weights than asked for are nonzero to begin
         with (a layer of zeros), a warning names the layers. Others say that there was no step at all, that the schedule
-        had not come there yet, and that a parametrization makes something less sparse of a weight.
+        had not come there yet, that a parametrization makes something less sparse of a weight, and that the model has
+        layers that came after the weights were chosen.
 
         Raises:
             RuntimeError: more steps were skipped than taken, a weight is not finite, or the model holds other
