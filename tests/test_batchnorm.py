@@ -33,5 +33,19 @@ def test_an_empty_set_of_batches_is_refused_and_changes_nothing():
     assert net[1].momentum == 0.1
 
 
+@pytest.mark.parametrize(
+    ("batch", "message"), [(torch.full((8, 4), torch.nan), "input of 1 is not finite"), (torch.randn(8, 3), "shape")]
+)
+def test_batches_that_end_in_an_error_change_nothing(batch, message):
+    net = model()
+    net(torch.randn(8, 4))
+    before = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        mm.recalibrate(net, [torch.randn(8, 4), batch])
+    assert all(torch.equal(buffer, before[name]) for name, buffer in net.named_buffers())
+    with pytest.raises(TypeError, match=r"model is a NoneType, not an nn.Module"):
+        mm.recalibrate(None, [])
+
+
 def test_a_model_without_batch_norm_reads_nothing():
     assert mm.recalibrate(nn.Linear(2, 2), iter(())) == 0

@@ -189,7 +189,7 @@ def narrow():
 
 
 BAD = {
-    "no module": (lambda s: "x", {}, TypeError, "teacher='x'"),
+    "no module": (lambda s: "x", {}, TypeError, "teacher is a str, not an nn.Module"),
     "itself": (lambda s: s, {}, ValueError, "copy.deepcopy"),
     "a part of it": (lambda s: nn.Sequential(s[0]), {}, ValueError, "shares parameters"),
     "temperature": (lambda s: pair()[1], {"temperature": 0.0}, ValueError, r"temperature=0.0 is outside \[0.001"),

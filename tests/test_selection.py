@@ -359,6 +359,23 @@ def test_weights_that_choose_nothing(weights, why):
 
 
 @pytest.mark.parametrize("count", [mm.select_weights, mm.sparsity])
+def test_what_is_no_model_or_no_choice_is_refused_with_the_remedy(count):
+    model = small()
+    with pytest.raises(TypeError, match=r"model is a OrderedDict, not an nn.Module; load the state dict into its"):
+        count(model.state_dict())
+    with pytest.raises(TypeError, match=r"model is a class, Linear, not an nn.Module; pass an instance"):
+        count(nn.Linear)
+    with pytest.raises(TypeError, match=r"weights is a dict; the sparsity is one of all weights together; pass names"):
+        count(model, {"0.weight": 0.5})
+    for weights, got in [(3, "is a int"), (b"0.weight", "is a bytes"), (model[0], "is a "), (model[0].weight, "is a ")]:
+        with pytest.raises(TypeError, match=rf"weights {got}.*pass names or patterns, such as"):
+            count(model, weights)
+    for weights in ([model[0].weight], [model[0]], ["0.weight", 3]):
+        with pytest.raises(TypeError, match=r"weights= holds a .*, not names alone; pass names or patterns"):
+            count(model, weights)
+
+
+@pytest.mark.parametrize("count", [mm.select_weights, mm.sparsity])
 def test_what_cannot_become_sparse_is_refused_with_the_remedy(count):
     model = small()
     model.register_parameter("counts", nn.Parameter(torch.zeros(2, dtype=torch.int64), requires_grad=False))

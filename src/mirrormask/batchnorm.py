@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mirrormask.calibration.batches import Forward, feed
+from mirrormask.checks import few
+from mirrormask.matrices import check_module
 
 __all__ = ["recalibrate"]
 
@@ -32,14 +34,18 @@ def recalibrate(model: nn.Module, batches: Iterable[Any], *, forward: Forward | 
         How many batches were read.
 
     Raises:
-        ValueError: ``batches`` was empty and the model has batch-norm layers.
+        TypeError: ``model`` is no module.
+        ValueError: ``batches`` was empty and the model has batch-norm layers, or what reaches one is not finite. After
+            any error the statistics are what they were.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
         >>> recalibrate(model, [torch.randn(32, 4) for _ in range(10)])
         10
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    check_module(model)
+    names = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.track_running_stats}
+    norms = list(names.values())
     if not norms:
         return 0
     modes = {module: module.training for module in model.modules()}
@@ -56,9 +62,14 @@ def recalibrate(model: nn.Module, batches: Iterable[Any], *, forward: Forward | 
             feed(model, batch, forward)
             count += 1
         if count == 0:
-            for buffer, value in saved:
-                buffer.copy_(value)
             raise ValueError("batches is empty; give at least one batch of training inputs")
+        bad = [name for name, norm in names.items() if not all(bool(b.isfinite().all()) for b in norm.buffers(False))]
+        if bad:
+            raise ValueError(f"the input of {few(bad)} is not finite: the model or a batch holds NaN or inf")
+    except BaseException:
+        for buffer, value in saved:
+            buffer.copy_(value)
+        raise
     finally:
         for norm, momentum in momenta.items():
             norm.momentum = momentum

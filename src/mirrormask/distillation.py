@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from mirrormask.checks import check_int, check_number, few
+from mirrormask.matrices import check_module
 
 __all__ = ["Distillation", "distill", "feature_loss", "logit_loss"]
 
@@ -93,8 +94,7 @@ class Distillation:
         classes: int,
     ) -> None:
         for name, model in (("student", student), ("teacher", teacher)):
-            if not isinstance(model, nn.Module):
-                raise TypeError(f"{name}={model!r} is a {type(model).__name__}, not an nn.Module")
+            check_module(model, name)
         shared = {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}
         if student is teacher or shared:
             raise ValueError(

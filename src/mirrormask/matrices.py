@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ __all__ = [
     "FLOATS",
     "Candidate",
     "candidates",
+    "check_module",
     "default_weights",
     "defaults",
     "inputs_elsewhere",
@@ -127,8 +128,29 @@ def output_axis(module: nn.Module) -> int:
     return 0
 
 
+def check_module(model: Any, name: str = "model") -> None:
+    """Raise a TypeError that says what to pass, unless ``model`` is a module.
+
+    Example:
+        >>> check_module({"weight": torch.ones(2)})
+        Traceback (most recent call last):
+        ...
+        TypeError: model is a dict, not an nn.Module; load the state dict into its model, and pass that
+    """
+    if isinstance(model, nn.Module):
+        return
+    kind = type(model).__name__
+    remedy = ""
+    if isinstance(model, Mapping):
+        remedy = "; load the state dict into its model, and pass that"
+    elif isinstance(model, type) and issubclass(model, nn.Module):
+        kind, remedy = f"class, {model.__name__}", "; pass an instance of it"
+    raise TypeError(f"{name} is a {kind}, not an nn.Module{remedy}")
+
+
 def candidates(model: nn.Module) -> list[Candidate]:
     """All parameters of ``model``, each once, in the order of ``named_parameters``."""
+    check_module(model)
     found: dict[int, list[tuple[str, nn.Module, nn.Parameter]]] = {}
     for prefix, module in _walk(model, "", frozenset()):
         for name, parameter in module._parameters.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mirrormask import selection_notes as notes
 from mirrormask.checks import callers_level
 from mirrormask.flats import count_each
-from mirrormask.matrices import Candidate, candidates, defaults
+from mirrormask.matrices import Candidate, candidates, check_module, defaults
 from mirrormask.resharding import reshard
 
 __all__ = ["LayerSparsity", "Sparsity", "Weights", "count_zeros", "select_weights", "sparsity"]
@@ -44,6 +44,7 @@ def select_weights(
         name -> parameter. A tied weight appears once, under its first name.
 
     Raises:
+        TypeError: ``model`` is no module, or ``weights`` is of another kind.
         ValueError: a pattern matches no parameter, or nothing at all is selected; what is selected is no tensor of
             real floating numbers, has no values (meta device) or no shape yet (a lazy layer before its first batch).
 
@@ -61,6 +62,7 @@ def select_weights(
         ['weight_ih_l0', 'weight_hh_l0']
     """
     listed = candidates(model)
+    weights = _checked(weights)
     chosen = _choose(model, listed, weights, frozen=frozen)
     if weights is None:
         said = notes.on_default(model, listed, chosen)
@@ -71,6 +73,25 @@ def select_weights(
     return {c.name: c.parameter for c in chosen}
 
 
+def _checked(weights: Weights | None) -> Weights | None:
+    """``weights`` if it is of its kind, patterns as a list; else a TypeError with the remedy."""
+    if weights is None or isinstance(weights, str):
+        return weights
+    remedy = "; pass names or patterns, such as ['0.weight', '*.fc?.weight'], or a predicate (name, module) -> bool"
+    kind = type(weights).__name__
+    if isinstance(weights, Mapping):
+        raise TypeError(f"weights is a {kind}; the sparsity is one of all weights together{remedy}")
+    if isinstance(weights, (bytes, torch.Tensor, nn.Module)) or not isinstance(weights, (Callable, Iterable)):  # type: ignore[arg-type]
+        raise TypeError(f"weights is a {kind}, not a choice of names{remedy}")
+    if callable(weights):
+        return weights
+    patterns = list(weights)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"weights= holds a {type(pattern).__name__}, not names alone{remedy}")
+    return patterns
+
+
 def _choose(model: nn.Module, listed: list[Candidate], weights: Weights | None, *, frozen: bool) -> list[Candidate]:
     """What ``weights`` selects, checked; with ``frozen``, the default takes frozen weights too."""
     if weights is None:
@@ -78,7 +99,7 @@ def _choose(model: nn.Module, listed: list[Candidate], weights: Weights | None, 
     elif callable(weights):
         chosen = [c for c in listed if any(map(weights, c.names, c.owners))]
     else:
-        patterns = [weights] if isinstance(weights, str) else list(weights)
+        patterns = [weights] if isinstance(weights, str) else weights
         for pattern in patterns:
             if not any(notes.matches(c, pattern) for c in listed):
                 raise ValueError(notes.of_no_match(model, listed, pattern))
@@ -182,7 +203,7 @@ def sparsity(model: nn.Module, weights: Weights | None = None) -> Sparsity:
         and a table as its ``str``.
 
     Raises:
-        ValueError: as :func:`select_weights`. Nothing is warned of here: the share is part of the answer.
+        TypeError, ValueError: as :func:`select_weights`. Nothing is warned of here: the share is part of the answer.
 
     Example:
         >>> from torch import nn
@@ -195,9 +216,10 @@ def sparsity(model: nn.Module, weights: Weights | None = None) -> Sparsity:
         >>> sparsity(layer, weights=["weight", "bias"]).numel
         5
     """
+    check_module(model)
     reshard(model)
     listed = candidates(model)
-    chosen = _choose(model, listed, weights, frozen=True)
+    chosen = _choose(model, listed, _checked(weights), frozen=True)
     layers = count_zeros({c.name: c.parameter for c in chosen}).layers
     return Sparsity(layers, sum(c.numel for c in listed))
 

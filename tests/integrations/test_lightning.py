@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
     LearningRateFinder,
     ModelCheckpoint,
+    ModelPruning,
     StochasticWeightAveraging,
 )
 from torch import nn
@@ -349,6 +350,7 @@ class Stream(torch.utils.data.IterableDataset):
         (Manual, {}, "only you know how many steps it takes; pass steps="),
         (Module, {"max_epochs": -1}, "nothing says how many steps"),
         (Module, {"stream": True}, "nothing says how many steps"),
+        (Module, {"pruning": True}, "ModelPruning beside the SparsityCallback.*leave out one"),
         (Module, {"twice": True}, "holds 2 SparsityCallbacks; add one"),
         (Module, {"steps": 12}, "leave it out, the trainer knows"),
         (ByHand, {}, "an optimizer of mm.sparsify already; return the base optimizer"),
@@ -359,6 +361,8 @@ def test_what_cannot_be_done_is_refused_before_the_first_step(tmp_path, module, 
     module.steps = 12
     before = copy.deepcopy(module.state_dict())
     callbacks = [SparsityCallback(METHOD, steps=options.get("steps")) for _ in range(1 + options.get("twice", False))]
+    if "pruning" in options:
+        callbacks.append(ModelPruning("l1_unstructured", amount=0.5))
     data = torch.utils.data.DataLoader(Stream(), 8) if "stream" in options else loader()
     trainer = trainer_of(tmp_path, *callbacks, max_epochs=options.get("max_epochs", 2))
     with pytest.raises(ValueError, match=message):

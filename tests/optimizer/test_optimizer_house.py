@@ -10,7 +10,7 @@ FOLDER = Path(mirrormask.__path__[0]) / "optimizer"
 HOUSE = [
     {"processes", "dtensors", "base_groups", "surroundings"},
     {"shards", "agreement", "base_trials"},
-    {"weights", "scores", "saved_state", "saved_numbers", "overlaps"},
+    {"weights", "scores", "saved_state", "saved_numbers"},
     {"base_optimizer", "decay_clock", "edits", "presence", "freezing", "mistaken"},
     {"mask_choice"},
     {"steps", "mask_changes", "rounds", "diagnostics", "arguments"},

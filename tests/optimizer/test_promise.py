@@ -6,6 +6,8 @@ import re
 import warnings
 
 import pytest
+import schedulefree
+import timm.optim
 import torch
 from torch import nn
 
@@ -45,6 +47,11 @@ def train(model, optimizer, steps, scale=1.0):
         loss = nn.functional.cross_entropy(model(X.to(model[-1].weight.dtype)).float(), Y)
         (loss * scale).backward()
         optimizer.step()
+
+
+def backward(model):
+    model.zero_grad()
+    nn.functional.cross_entropy(model(X), Y).backward()
 
 
 def nonzeros(model):
@@ -198,6 +205,65 @@ def test_parameters_that_are_replaced_are_an_error_at_the_next_step(name, how):
         p.grad = torch.zeros_like(p)
     for call in (optimizer.step, optimizer.finalize):
         with pytest.raises(RuntimeError, match=r"0\.weight.*first, then build the optimizer, then call mm.sparsify"):
+            call()
+
+
+@pytest.mark.parametrize("name", ["mirror", "gmp"])
+@pytest.mark.parametrize("how", ["all", "some", "another's", "expanded"])
+def test_weights_that_come_to_lie_in_one_memory_are_an_error(name, how):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 12), nn.Embedding(12, 12))
+    optimizer = mm.sparsify(model, BASES["sgd"](model.parameters()), mm.methods.get(name)(0.8), steps=STEPS)
+    train(model[:3], optimizer, 2)
+    both = torch.randn(24, 12)
+    if how == "all":
+        model[2].weight.data = model[0].weight.data
+    elif how == "some":
+        model[0].weight.data, model[2].weight.data = both[:12], both[6:18]
+    elif how == "another's":  # whose memory nobody watches at every step
+        model[3].weight.data = model[0].weight.data
+    else:
+        model[0].weight.data = torch.randn(12, 1).expand(12, 12)
+    message = "'0.weight' is expanded" if how == "expanded" else r"'0\.weight' and '[23]\.weight' are two parameters in"
+    for call in (
+        [optimizer.finalize] if how == "another's" else [lambda: train(model[:3], optimizer, 1), optimizer.finalize]
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            call()
+    model[0].weight.data, model[2].weight.data = torch.randn(12, 12), torch.randn(12, 12)  # what the error asks for
+    train(model[:3], optimizer, STEPS)
+    optimizer.finalize()
+    assert sum(int(model[i].weight.count_nonzero()) for i in (0, 2)) == round(0.2 * 288)
+
+
+@pytest.mark.parametrize("weights", [None, ["0.weight", "2.weight"]])
+def test_a_layer_that_comes_later_stays_dense_and_it_is_said_once(weights):
+    model, _ = build()
+    method = mm.methods.gmp(0.8)
+    optimizer = mm.sparsify(model, BASES["sgd"](model.parameters()), method, steps=STEPS, weights=weights)
+    train(model, optimizer, 2)
+    model.append(nn.Linear(4, 4))
+    optimizer.add_param_group({"params": model[3].parameters()})
+    model[0] = nn.Sequential(model[0])  # which comes under another name
+    train(model, optimizer, STEPS - 2)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        optimizer.finalize()
+        optimizer.finalize()
+    wanted = [] if weights else ["3.weight came into the model after mm.sparsify and is dense"]
+    assert [str(one.message).partition(":")[0] for one in said] == wanted
+    assert nonzeros(model) == KEPT + 16
+
+
+@pytest.mark.parametrize("name", ["mirror", "gmp"])
+def test_a_tied_weight_that_is_untied_is_an_error_at_the_next_step(name):
+    model = nn.Sequential(nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 12))
+    model[2].weight = model[0].weight
+    optimizer = mm.sparsify(model, BASES["sgd"](model.parameters()), mm.methods.get(name)(0.8), steps=STEPS)
+    train(model, optimizer, STEPS)
+    model[2].weight = nn.Parameter(model[0].weight.detach().clone())
+    for call in (lambda: train(model, optimizer, 1), optimizer.finalize):
+        with pytest.raises(RuntimeError, match=r"does not hold 0\.weight any more"):
             call()
 
 
@@ -667,14 +733,93 @@ def test_names_that_a_wrapper_changes_and_names_that_only_look_like_it():
         ({"9.weight": torch.ones(16, 12, dtype=torch.bool)}, ValueError, "no parameter '9.weight'"),
         ({"0.weight": torch.ones(3, 3, dtype=torch.bool)}, ValueError, r"has shape \(3, 3\), the parameter \(16, 12\)"),
         ({"0.weight": torch.ones(16, 12)}, TypeError, "is a torch.float32, not a bool tensor"),
+        ({}, TypeError, "model is a dict, not an nn.Module; load the state dict into its model"),
     ],
 )
 def test_masks_that_do_not_fit_change_nothing(masks, error, message):
     model, _ = build()
     before = model[0].weight.detach().clone()
     with pytest.raises(error, match=message):
-        mm.apply_masks(model, {"0.weight": torch.zeros(16, 12, dtype=torch.bool), **masks})
+        mm.apply_masks(model if masks else {}, {"0.weight": torch.zeros(16, 12, dtype=torch.bool), **masks})
     assert torch.equal(model[0].weight, before)
+
+
+@pytest.mark.parametrize("how", ["prune", "parametrization"])
+def test_a_mask_of_what_is_made_in_the_forward_pass_says_of_what(how):
+    model, optimizer = build()
+    if how == "prune":
+        torch.nn.utils.prune.identity(model[0], "weight")
+    else:
+        torch.nn.utils.parametrizations.spectral_norm(model[0])
+    with pytest.raises(
+        ValueError, match=r"'0\.weight' is made from '0\..*orig(inal)?' in every .*take that away first"
+    ):
+        mm.apply_masks(model, optimizer.masks)
+
+
+@pytest.mark.parametrize("base", ["schedule-free", "slow weights", "slow weights around"])
+def test_what_an_optimizer_swaps_in_later_has_the_zeros_too(base):
+    model, optimizer = build()
+    train(model, optimizer, STEPS)
+    optimizer.finalize()
+    if base == "schedule-free":
+        plain = schedulefree.AdamWScheduleFree(model.parameters(), lr=0.05)
+        mm.keep_zeros(model, plain)
+        plain.train()
+    else:
+        plain = inner = BASES["sgd"](model.parameters())
+        if base == "slow weights around":
+            plain = timm.optim.Lookahead(inner)
+            mm.keep_zeros(model, plain)
+        else:
+            mm.keep_zeros(model, inner)
+            plain = timm.optim.Lookahead(inner)
+    train(model, plain, 9)
+    before = model[0].weight.detach().clone()
+    plain.eval() if base == "schedule-free" else plain.sync_lookahead()
+    assert not torch.equal(before, model[0].weight)
+    assert nonzeros(model) == KEPT
+
+
+@pytest.mark.parametrize("name", ["mirror", "gmp", "rigl"])
+def test_slow_weights_around_it_have_the_mask(name):
+    model, optimizer = build(name)
+    around = timm.optim.Lookahead(optimizer, k=4)
+    train(model, around, STEPS - 1)
+    optimizer.finalize()
+    train(model, around, 2)
+    around.sync_lookahead()
+    assert nonzeros(model) == KEPT
+
+
+def test_zeros_that_are_kept_are_those_of_all_that_trains():
+    model, optimizer = build()
+    train(model, optimizer, STEPS)
+    optimizer.finalize()
+    model[2].requires_grad_(False)
+    first, second = BASES["sgd"](model[0].parameters()), BASES["sgd"](model[2].parameters())
+    mm.keep_zeros(model, first)
+    model[2].requires_grad_(True)  # frozen when the zeros were looked at
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(model, first, 2)
+    backward(model)
+    second.step()
+    with pytest.warns(UserWarning, match=r"than this SGD has written over the zeros of 2\.weight.*for each optimizer"):
+        first.step()
+    mm.keep_zeros(model, second)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            backward(model)
+            first.step()
+            second.step()
+    assert nonzeros(model) == KEPT
+    model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    with pytest.raises(RuntimeError, match=r"hold 0\.weight, 2\.weight any more.*call mm\.keep_zeros again"):
+        first.step()
 
 
 @pytest.mark.parametrize("base", BASES)

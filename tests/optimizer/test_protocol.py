@@ -456,6 +456,77 @@ def test_what_cannot_be_right_is_refused_at_construction_with_a_remedy(call, mes
         call()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": None}, "lr=None is no number"),
+        ({"lr": "0.1"}, "lr='0.1' is no number"),
+        ({"differentiable": True}, "differentiable=True.*leave it out"),
+        ({"maximize": True}, "negate the loss instead"),
+    ],
+)
+def test_what_is_refused_at_construction_is_refused_later_too(options, message):
+    model = net()
+    optimizer = mm.sparsify(model, sgd(model), mm.methods.gmp_ham(0.5), steps=5)
+    before, good = snapshot(model), dict(optimizer.param_groups[0])
+    optimizer.param_groups[0].update(options)
+    for _ in range(2):
+        backward(model)
+        for call in (optimizer.step, optimizer.state_dict):
+            with pytest.raises(ValueError, match=message):
+                call()
+    assert equal(before, snapshot(model))
+    optimizer.param_groups[0].update(good)
+    optimizer.step()
+    del optimizer.param_groups[0]["lr"]
+    with pytest.raises(ValueError, match="lr=None is no number"):
+        optimizer.step()
+
+
+def no_numbers(state, key):
+    state["state"][0][key] = state["state"][0][key].numpy()
+    return state
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: None, "this NoneType is no optimizer's state dict"),
+        (lambda state: {}, r"this dict is no .* pass what optimizer.state_dict\(\) returned"),
+        (lambda state: {"model": {}, "optimizer": state}, "it holds one under 'optimizer': pass that"),
+        (lambda state: {**state, "param_groups": [3]}, "is no optimizer's state dict"),
+        (
+            lambda state: {**state, "param_groups": [{**state["param_groups"][0], "mirrormask": "{"}]},
+            "was changed, or is missing: it is not whole",
+        ),
+        (lambda state: no_numbers(state, "m"), "'m' of '.*weight' is no tensor of numbers"),
+        (lambda state: no_numbers(state, "mask"), "'mask' of '.*weight' is no tensor of numbers"),
+        (lambda state: no_numbers(state, "m.momentum_buffer"), r"'m.momentum_buffer' of .* is no tensor of numbers"),
+    ],
+)
+def test_what_is_no_state_is_refused_and_changes_nothing(change, message):
+    model = net()
+    optimizer = mm.sparsify(model, sgd(model, momentum=0.9), METHODS["mirror"](), steps=5)
+    for _ in range(4):
+        backward(model)
+        optimizer.step()
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(change(copy.deepcopy(before)))
+    assert repr(optimizer.state_dict()) == repr(before)
+
+
+def test_a_score_that_is_no_number_is_refused():
+    model = net()
+    optimizer = mm.sparsify(model, sgd(model), mm.methods.pilot(0.5), steps=5)
+    for score in (0.5, torch.tensor(0.5), torch.tensor(0.5).numpy()[()]):
+        optimizer.epoch_end(score)
+    with pytest.raises(ValueError, match="score=nan is outside"):
+        optimizer.epoch_end(float("nan"))
+    with pytest.raises(TypeError, match=r"score='0\.5' is a str, not a number"):
+        optimizer.epoch_end("0.5")
+
+
 def test_columns_of_one_matrix_are_weights_of_their_own():
     model = shared("other columns")
     assert list(wrap(model).weights) == ["0.weight", "2.weight"]

@@ -327,7 +327,21 @@ def shared():
     return model
 
 
+def in_one_memory():
+    model = nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 12))
+    model[1].weight.data = model[0].weight.data
+    return model
+
+
+def expanded():
+    model = mlp()
+    model[0].weight = nn.Parameter(torch.randn(model[0].weight.shape[0], 1).expand(model[0].weight.shape))
+    return model
+
+
 BAD = {
+    "one memory": (in_one_memory, {}, ValueError, "'0.weight' and '1.weight' are two parameters in one memory"),
+    "expanded": (expanded, {}, ValueError, "'0.weight' is expanded: one number in memory is many"),
     "no module": (lambda: 3, {}, TypeError, "not an nn.Module"),
     "percent": (mlp, {"sparsity": 95}, ValueError, "did you mean 0.95"),
     "one": (mlp, {"sparsity": 1.0}, ValueError, r"outside \[0, 1\)"),

@@ -308,3 +308,12 @@ def test_missing_files_and_folders(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(mm.FormatError, match="not an ordinary file"):
         mm.load(tmp_path / "pipe")
+
+
+def test_a_model_without_memory_for_values_is_refused(tmp_path):
+    path = tmp_path / "layer.safetensors"
+    mm.save(nn.Linear(3, 2), path)
+    with pytest.raises(ValueError, match=r"weight, bias: on the meta device, where values are lost; call .*to_empty"):
+        mm.load(path, nn.Linear(3, 2, device="meta"))
+    with pytest.raises(TypeError, match=r"model is a class, Linear, not an nn.Module; pass an instance of it"):
+        mm.load(path, nn.Linear)

@@ -155,7 +155,7 @@ def check_values(weights: Mapping[str, Tensor], verb: str) -> None:
         verb: what is to be done to the model.
 
     Raises:
-        ValueError: one is sharded over processes, has no values, or holds NaN or inf.
+        ValueError: one is sharded over processes, has no values, cannot be written, or holds NaN or inf.
     """
     spread = [name for name, p in weights.items() if hasattr(p, "placements")]
     if spread:
@@ -163,6 +163,9 @@ def check_values(weights: Mapping[str, Tensor], verb: str) -> None:
     absent = [name for name, p in weights.items() if p.is_meta]
     if absent:
         raise ValueError(f"{few(absent)}: on the meta device, without values; load or initialise the weights first")
+    fixed = [name for name, p in weights.items() if p.is_inference()]
+    if fixed and not torch.is_inference_mode_enabled():
+        raise ValueError(f"{few(fixed)}: made in inference mode, where nothing can be changed; build the model outside")
     bad = [name for name, p in weights.items() if not bool(p.detach().isfinite().all())]
     if bad:
         raise ValueError(

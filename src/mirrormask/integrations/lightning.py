@@ -249,12 +249,17 @@ def check_trainer(trainer: Any) -> None:
     """Refuse, before anything is trained, what would go wrong.
 
     Raises:
-        ValueError: two callbacks, or an optimizer that another library owns.
+        ValueError: two callbacks that prune, or an optimizer that another library owns.
     """
     count = sum(isinstance(callback, SparsityCallback) for callback in trainer.callbacks)
     if count > 1:
         raise ValueError(
             f"the trainer holds {count} SparsityCallbacks; add one: two masks on one weight undo each other"
+        )
+    if any(is_a(callback, "ModelPruning") for callback in trainer.callbacks):
+        raise ValueError(
+            "the trainer holds a ModelPruning beside the SparsityCallback: two masks on one weight undo each other; "
+            "leave out one of them"
         )
     if is_a(trainer.strategy, "FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"):
         raise ValueError(

@@ -14,19 +14,28 @@ from torch.optim import Optimizer
 from mirrormask.checks import callers_level, few
 from mirrormask.flats import count_each, which_not_finite
 from mirrormask.masks.patterns import check_pattern
-from mirrormask.matrices import EMBEDDINGS, candidates, default_weights, inputs_elsewhere, output_axis
+from mirrormask.matrices import EMBEDDINGS, candidates, check_module, default_weights, inputs_elsewhere, output_axis
 from mirrormask.methods import Method
-from mirrormask.optimizer.base_groups import Group
+from mirrormask.optimizer.base_groups import check_group
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
-from mirrormask.optimizer.overlaps import check_memory
 from mirrormask.optimizer.processes import Processes
 from mirrormask.optimizer.scores import SPREAD_SCORES
 from mirrormask.optimizer.shards import is_sharded, shard_of
 from mirrormask.optimizer.weights import SparseWeights
+from mirrormask.overlaps import check_memory
 from mirrormask.selection import Weights, select_weights
 from mirrormask.selection_notes import on_frozen
 
-__all__ = ["check_arguments", "check_group", "check_shards", "frozen_weights", "held_weights", "unwrapped"]
+__all__ = [
+    "check_arguments",
+    "check_shards",
+    "frozen_weights",
+    "held_weights",
+    "inner_optimizer",
+    "turned_by_maximize",
+    "unwrapped",
+    "warn_of_other_zeros",
+]
 
 #: A matrix with this share of zeros, and not of zeros alone, was made sparse.
 SPARSE_ALREADY = 0.3
@@ -39,10 +48,14 @@ def unwrapped(optimizer: Any) -> tuple[Any, Any]:
     return optimizer, None
 
 
+def inner_optimizer(optimizer: Optimizer) -> Optimizer | None:
+    """The optimizer that one holds and steps through, as a Lookahead does; None where there is none."""
+    return next((held for held in map(_an_optimizer_in, vars(optimizer).values()) if held is not None), None)
+
+
 def check_arguments(model: nn.Module, base: Optimizer, method: Method) -> None:
     """Raise a TypeError or ValueError for what cannot be wrapped."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model={model!r} is a {type(model).__name__}, not an nn.Module")
+    check_module(model)
     if not isinstance(base, Optimizer):
         raise TypeError(f"optimizer={base!r} is a {type(base).__name__}, not a torch optimizer")
     names = [kind.__name__ for kind in type(base).__mro__]
@@ -55,7 +68,7 @@ def check_arguments(model: nn.Module, base: Optimizer, method: Method) -> None:
             "ZeroRedundancyOptimizer shares parameters out to processes before latents can take their place; pass the "
             "optimizer that it was to wrap, or shard the model with fully_shard"
         )
-    inner = next((held for held in map(_an_optimizer_in, vars(base).values()) if held is not None), None)
+    inner = inner_optimizer(base)
     if inner is not None:
         raise ValueError(
             f"{type(base).__name__} steps through the {type(inner).__name__} that it holds, and would step the "
@@ -73,26 +86,13 @@ def check_arguments(model: nn.Module, base: Optimizer, method: Method) -> None:
     if getattr(base.step, "_wrapped_by_lr_sched", False):
         raise ValueError("a scheduler is built on this optimizer already; build it on what mm.sparsify returns")
     for group in base.param_groups:
-        check_group(group)
-        if group.get("maximize") and (method.correction or method.decay.coupled or method.geometry.sparsifies):
-            raise ValueError(
-                f"maximize=True would turn the pull of {method.name!r} around as well; negate the loss instead"
-            )
+        check_group(group, turns=turned_by_maximize(method))
 
 
-def check_group(group: Group) -> None:
-    """Refuse options under which a step cannot be what it says."""
-    if group.get("differentiable"):
-        raise ValueError(
-            "differentiable=True: the step is taken on latents and writes the weights in place, which no gradient can "
-            "pass through; leave it out"
-        )
-    lr = group.get("lr")
-    if isinstance(lr, bool) or not isinstance(lr, (int, float, Tensor)):
-        raise ValueError(
-            f"lr={lr!r} is no number: latents train at a multiple of the learning rate, and the decay goes by it; "
-            "give the optimizer a rate (of an Adafactor: lr=1e-3, relative_step=False)"
-        )
+def turned_by_maximize(method: Method) -> str:
+    """The method's name, if ``maximize=True`` would turn its own pull around; empty if it has none."""
+    pulls = method.correction or method.decay.coupled or method.geometry.sparsifies
+    return method.name if pulls else ""
 
 
 def held_weights(
@@ -155,8 +155,8 @@ def held_weights(
                 f"{type(correction).__name__} goes by outputs, the first dimension of a weight, which is not that of "
                 f"{name!r}, a {type(owner).__name__}; leave it out with weights="
             )
-    check_memory(model, base, chosen)
-    _warn_of_other_zeros(own_parameters, owners, held, chosen)
+    check_memory(model, chosen, [p for group in base.param_groups for p in group["params"]])
+    warn_of_other_zeros(own_parameters, owners, held, chosen)
     own = {name: shard_of(p.detach()) for name, p in chosen.items()}
     seen = {name: p for name, p in own.items() if _has_values(p)}
     bad = [name for name, is_bad in zip(seen, which_not_finite(list(seen.values())), strict=True) if is_bad]
@@ -171,7 +171,7 @@ def held_weights(
     return chosen
 
 
-def _warn_of_other_zeros(
+def warn_of_other_zeros(
     parameters: Mapping[str, Tensor],
     owners: Mapping[str, nn.Module],
     held: Container[int],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["Group", "GroupWatch", "options_of", "plain_options", "same_option"]
+__all__ = ["Group", "GroupWatch", "check_group", "options_of", "plain_options", "same_option"]
 
 Group = dict[str, Any]
 
@@ -56,6 +57,28 @@ class GroupWatch:
                         f"{noted.get(key)!r} and is {own.get(key)!r}: it holds latents, not the model's weights; "
                         "change the param_groups of what mm.sparsify returned"
                     )
+
+
+def check_group(group: Group, *, turns: str = "") -> None:
+    """Refuse options under which a step cannot be what it says.
+
+    Args:
+        group: of parameters.
+        turns: the name of a method whose pull ``maximize`` would turn around; empty where it would not.
+    """
+    if group.get("differentiable"):
+        raise ValueError(
+            "differentiable=True: the step is taken on latents and writes the weights in place, which no gradient can "
+            "pass through; leave it out"
+        )
+    lr = group.get("lr")
+    if isinstance(lr, bool) or not isinstance(lr, (numbers.Real, Tensor)):
+        raise ValueError(
+            f"lr={lr!r} is no number: latents train at a multiple of the learning rate, and the decay goes by it; "
+            "give the optimizer a rate (of an Adafactor: lr=1e-3, relative_step=False)"
+        )
+    if turns and group.get("maximize"):
+        raise ValueError(f"maximize=True would turn the pull of {turns!r} around as well; negate the loss instead")
 
 
 def options_of(group: Group) -> Group:

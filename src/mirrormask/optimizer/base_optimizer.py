@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mirrormask.optimizer import base_trials as trials
-from mirrormask.optimizer.base_groups import MEMBERS, Group, GroupWatch, options_of, same_option
+from mirrormask.optimizer.base_groups import MEMBERS, Group, GroupWatch, check_group, options_of, same_option
 from mirrormask.optimizer.shards import Shards
 from mirrormask.optimizer.weights import SparseWeights
 
@@ -94,11 +94,13 @@ class BaseOptimizer:
         watch: of its groups, between two steps.
         group_of: which of the SparseOptimizer's groups each parameter of the model is in (of a DTensor: its part).
         state_dtype: of its state of latents, where that is not their own.
+        turns: the name of the method, if ``maximize`` would turn its pull around.
     """
 
-    def __init__(self, optimizer: Optimizer, state_dtype: torch.dtype | None = None) -> None:
+    def __init__(self, optimizer: Optimizer, state_dtype: torch.dtype | None = None, turns: str = "") -> None:
         self.torch = optimizer
         self.state_dtype = state_dtype
+        self.turns = turns
         self.links: list[Link] = []
         self.group_of: dict[Tensor, int] = {}
         self._carried: list[Group] = []
@@ -232,11 +234,18 @@ class BaseOptimizer:
                 )
 
     def sync(self, groups: Sequence[Group]) -> None:
-        """Carry what has changed in our groups (a scheduler may have done so) to the base's; the rest is its own."""
+        """Carry what has changed in our groups (a scheduler may have done so) to the base's; the rest is its own.
+
+        Raises:
+            ValueError: an option is what it may not be at construction; nothing has changed then.
+        """
         changes = [
             {k: v for k, v in group.items() if k not in MEMBERS and not same_option(v, seen.get(k, seen))}
             for group, seen in zip(groups, self._carried, strict=True)
         ]
+        for group, changed in zip(groups, changes, strict=True):
+            if changed or "lr" not in group:
+                check_group(group, turns=self.turns)
         if self.watch.knows and not any(changes):
             return
         for link, own in zip(self.links, self.torch.param_groups, strict=True):

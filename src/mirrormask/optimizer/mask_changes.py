@@ -185,6 +185,10 @@ class MaskChanges(MaskChoice):
                 found = [tensor for tensor in self.base.elementwise(held) if tensor.shape == keep.shape]
                 states += found
                 stay += [keep] * len(found)
+            # What a wrapper keeps to write it into the weights at some time: a Lookahead its slow ones.
+            found = [v for v in self.weights.foreign(x).values() if isinstance(v, Tensor) and v.shape == keep.shape]
+            states += found
+            stay += [keep] * len(found)
         keep_only_each(states, stay)
         self.weights.hold_zeros((x, x) for x in weights)
 

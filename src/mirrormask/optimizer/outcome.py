@@ -70,6 +70,7 @@ def finish(parts: Parts) -> None:
     """As ``SparseOptimizer.finalize()`` says: the mask of the last sparsity in what the model holds now."""
     training, sparsity = parts.training, parts.method.sparsity
     parts.presence.check()
+    parts.presence.check_memory()
     parts.weights.check_kept()
     if training.settle_count() > training.step - (training.skipped if _counts_on_device(parts) else 0):
         raise RuntimeError(
@@ -91,6 +92,7 @@ def finish(parts: Parts) -> None:
             parts.masks.prune(sparsity, training.clock)
         parts.masks.enforce(sparsity)
         parts.presence.warn_of_makers()
+        parts.freezing.look_for_new(parts.presence.model)
     parts.edits.note()
     training.finalized = True
 

@@ -16,6 +16,7 @@ from mirrormask.checks import callers_level, few
 from mirrormask.flats import which_not_finite
 from mirrormask.optimizer.shards import is_sharded, shard_of
 from mirrormask.optimizer.weights import SparseWeights
+from mirrormask.overlaps import check_memory
 from mirrormask.resharding import reshard
 
 __all__ = ["Presence"]
@@ -44,6 +45,7 @@ class Presence:
         self._shards = weights.shards
         self._note_places()
         self._kinds = _kinds(self._weights.values())
+        self._addresses: list[int] = self._lie()
         self._successors: list[tuple[weakref.ref[Presence], list[str]]] = []
         self._wrappers: list[weakref.ref[nn.Module]] | None = None
 
@@ -98,7 +100,7 @@ class Presence:
             )
 
     def check(self) -> None:
-        """Raise unless each weight is the model's own parameter, of the shape, dtype and device that it had.
+        """Raise unless each weight is the model's own parameter, of the shape, dtype, device and memory that it had.
 
         Raises:
             RuntimeError: it names the parameters, and the order that works; or another optimizer has claimed one.
@@ -122,6 +124,8 @@ class Presence:
             )
         if _kinds(self._weights.values()) != self._kinds:
             self._raise_of_kinds()
+        if self._lie() != self._addresses:
+            self.check_memory()
         grads = [x.grad for x in self._weights.values()]
         if True in [grad is not None and grad.layout != torch.strided for grad in grads]:
             for (name, x), grad in zip(self._weights.items(), grads, strict=True):
@@ -130,6 +134,19 @@ class Presence:
                         f"the gradient of {name!r} is sparse, and a mask needs a dense one; build its layer with "
                         "sparse=False, or leave it out with weights="
                     )
+
+    def check_memory(self) -> None:
+        """Raise where a weight lies in memory of another parameter's since, as ``b.weight.data = a.weight.data`` does.
+
+        Raises:
+            RuntimeError: it names both.
+        """
+        check_memory(self.model, self._weights, error=RuntimeError)
+        self._addresses = self._lie()
+
+    def _lie(self) -> list[int]:
+        """Where the weights are in memory."""
+        return self._shards.versions([self._shards.local(x) for x in self._weights.values()])[1]
 
     def _raise_of_kinds(self) -> None:
         for name, *was, is_shape, is_dtype, is_device in zip(
@@ -151,19 +168,25 @@ class Presence:
             return []
         there = {id(p) for p in self.model.parameters()}  # a parametrization or a wrapper moves one, and keeps it
         gone = [name for name, x in self._weights.items() if id(x) not in there]
+        modules = {id(module) for module in self.model.modules()}
+        names = {id(x): name for name, x in self._weights.items()}
+        for module, leaf, x in self._places:  # of a tied weight there are several, and one of them may be another's now
+            now = module._parameters.get(leaf)
+            if now is not None and now is not x and id(module) in modules and names[id(x)] not in gone:
+                gone.append(names[id(x)])
         if not gone:
             self._note_places()
         return gone
 
     def _note_places(self) -> None:
         """Where each weight is: its module, and how one gets there from the model."""
-        names = {id(x): name for name, x in self._weights.items()}
+        names = {id(x) for x in self._weights.values()}
         self._places: list[tuple[nn.Module, str, Tensor]] = []
         path: dict[tuple[int, str], tuple[nn.Module, str, nn.Module]] = {}
         modules = dict(self.model.named_modules(remove_duplicate=False))
         for at, module in modules.items():
             own = [(leaf, p) for leaf, p in module._parameters.items()
-                   if p is not None and id(p) in names and names.pop(id(p))]  # fmt: skip
+                   if p is not None and id(p) in names]  # fmt: skip
             self._places += [(module, leaf, p) for leaf, p in own]
             while own and at:
                 above, _, name = at.rpartition(".")

@@ -12,13 +12,10 @@ from mirrormask.masks import Mask
 from mirrormask.optimizer.base_groups import Group
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
 from mirrormask.optimizer.decay_clock import DecayClock
-from mirrormask.optimizer.weights import SparseWeights
+from mirrormask.optimizer.weights import KEPT, SparseWeights
 from mirrormask.progress import Clock
 
-__all__ = ["KEPT", "Rounds", "pack", "unpack"]
-
-#: The prefix of kept weights in a parameter's state.
-KEPT = "start."
+__all__ = ["Rounds", "pack", "unpack"]
 
 
 @dataclass

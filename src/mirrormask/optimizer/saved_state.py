@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,8 +88,27 @@ def _unmarked(indices: list[Any], count: int) -> list[Any]:
     return indices[:count] if has_mark else indices
 
 
+def _check_form(state_dict: Any) -> None:
+    """Refuse what is no optimizer's state dict, and say where in it one is."""
+    if _is_state(state_dict):
+        return
+    inside = [key for key, value in state_dict.items() if _is_state(value)] if isinstance(state_dict, Mapping) else []
+    remedy = f"it holds one under {inside[0]!r}: pass that" if inside else "pass what optimizer.state_dict() returned"
+    raise ValueError(
+        f"this {type(state_dict).__name__} is no optimizer's state dict, with 'state' and 'param_groups'; {remedy}"
+    )
+
+
+def _is_state(value: Any) -> bool:
+    if not isinstance(value, Mapping) or not isinstance(value.get("state"), Mapping):
+        return False
+    groups = value.get("param_groups")
+    return isinstance(groups, (list, tuple)) and all(isinstance(g, Mapping) and "params" in g for g in groups)
+
+
 def summaries_of(state_dict: dict[str, Any], groups: Sequence[Group]) -> list[Entry]:
     """What :data:`GROUP_KEY` holds of each group; a ValueError where this is no state dict of ours."""
+    _check_form(state_dict)
     saved = state_dict["param_groups"]
     if not saved or GROUP_KEY not in saved[0]:
         raise ValueError(
@@ -98,7 +117,13 @@ def summaries_of(state_dict: dict[str, Any], groups: Sequence[Group]) -> list[En
         )
     if len(saved) != len(groups):
         raise ValueError(f"the state dict has {len(saved)} parameter groups, this optimizer {len(groups)}")
-    summaries: list[Entry] = [json.loads(group[GROUP_KEY]) for group in saved]
+    try:
+        summaries: list[Entry] = [json.loads(group[GROUP_KEY]) for group in saved]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"what the state dict has under {GROUP_KEY!r} of each of its groups was changed, or is missing: it is "
+            "not whole"
+        ) from None
     if summaries[0]["version"] not in range(1, VERSION + 1):
         raise ValueError(
             f"the state dict was saved with format {summaries[0]['version']}, this version of mirrormask reads up to "

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
+from mirrormask.checks import check_number
 from mirrormask.collector import while_uncollected
 from mirrormask.matrices import normed_dims
 from mirrormask.methods import Method
 from mirrormask.optimizer import diagnostics
 from mirrormask.optimizer.agreement import fingerprint
-from mirrormask.optimizer.arguments import check_group, check_shards
+from mirrormask.optimizer.arguments import check_shards, turned_by_maximize
+from mirrormask.optimizer.base_groups import check_group
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
 from mirrormask.optimizer.decay_clock import DecayClock
 from mirrormask.optimizer.due import (
@@ -75,7 +79,7 @@ class SparseOptimizer(Optimizer):
     def __init__(self, model: nn.Module, base: Optimizer, method: Method, named: dict[str, nn.Parameter], *, steps: int,
                  on_empty: str, fused: bool, processes: Processes | None = None,
                  state_dtype: torch.dtype | None = None) -> None:  # fmt: skip
-        holder = BaseOptimizer(base, state_dtype)
+        holder = BaseOptimizer(base, state_dtype, turned_by_maximize(method))
         method = method.under(adaptive=holder.adaptive)
         shards = Shards((p for group in base.param_groups for p in group["params"]), processes or Processes())
         weights = SparseWeights(named, method.geometry, self, shards)
@@ -300,7 +304,8 @@ class SparseOptimizer(Optimizer):
         The weights are those that the model holds now: a best checkpoint or an average that was loaded before gets the
         mask of this training. Called again, it looks again. Where fewer weights than asked for are nonzero to begin
         with (a layer of zeros), a warning names the layers. Others say that there was no step at all, that the schedule
-        had not come there yet, and that a parametrization makes something less sparse of a weight.
+        had not come there yet, that a parametrization makes something less sparse of a weight, and that the model has
+        layers that came after the weights were chosen.
 
         Raises:
             RuntimeError: more steps were skipped than taken, a weight is not finite, or the model holds other
@@ -315,13 +320,14 @@ class SparseOptimizer(Optimizer):
     # -- what is going on --------------------------------------------------------------------------------------
 
     @apart
-    def epoch_end(self, score: float | None = None) -> None:
+    def epoch_end(self, score: float | Tensor | None = None) -> None:
         """Tell the method that an epoch is over, with its training accuracy; only PILoT's own schedule reads it.
 
         Where several processes train together, each of them calls this; of different scores their mean counts.
 
         Raises:
-            ValueError: the method's decay needs a score and got None.
+            TypeError: the score is no number.
+            ValueError: the method's decay needs a score and got None, or one that is not finite.
         """
         decay, training = self.method.decay, self.parts.training
         if not decay.reads_score:
@@ -330,7 +336,8 @@ class SparseOptimizer(Optimizer):
             raise ValueError(f"{type(decay).__name__} reads the training accuracy; call epoch_end(score=accuracy)")
         shards = self.weights.shards
         shards.refresh()
-        mean = shards.processes.mean(float(score))  # of its part of the data each process has an accuracy of its own
+        own = check_number("score", score.item() if isinstance(score, Tensor | np.generic) else score)
+        mean = shards.processes.mean(own)  # of its part of the data each process has an accuracy of its own
         norm = diagnostics.l1_norm(self.weights)
         decay.epoch_end(training.decay.state, training.clock, score=mean, l1_norm=norm)
 
@@ -393,7 +400,7 @@ class SparseOptimizer(Optimizer):
             ValueError: it was taken from another model, method or number of steps, or from another optimizer, or
                 something of it was lost, or is not finite; nothing has changed then.
         """
-        state_dict = state_dict.copy()
+        state_dict = copy.copy(state_dict)
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
         self.weights.shards.refresh()

@@ -125,7 +125,7 @@ def sparsify(
 
     sparse.take_over(measured if method.reads_data else None)
     if weights is None:
-        sparse.parts.freezing.leave_out(frozen_weights(model, base))
+        sparse.parts.freezing.leave_out(frozen_weights(model, base), (name for name, _ in model.named_parameters()))
     warn_of_weight_decay(sparse)
     if wrapper is not None:
         _put_into(wrapper, sparse)

@@ -24,11 +24,11 @@ from mirrormask.optimizer.base_groups import Group, plain_options
 from mirrormask.optimizer.base_optimizer import BaseOptimizer
 from mirrormask.optimizer.diagnostics import pack_signs, unpack_signs
 from mirrormask.optimizer.edits import Edits
-from mirrormask.optimizer.rounds import KEPT, Rounds, everything, pack, unpack
+from mirrormask.optimizer.rounds import Rounds, everything, pack, unpack
 from mirrormask.optimizer.saved_numbers import not_numbers, refuse_not_numbers
 from mirrormask.optimizer.saved_state import GROUP_KEY, VERSION, Entry, SavedState, summaries_of
 from mirrormask.optimizer.training import Training
-from mirrormask.optimizer.weights import SparseWeights, bare_names
+from mirrormask.optimizer.weights import KEPT, SparseWeights, bare_names
 from mirrormask.progress import Clock
 
 __all__ = ["StateDict"]
@@ -82,7 +82,7 @@ class StateDict:
                         fresh[index].append([position, prefix])
                         inner = self.base.first_state(held, options[held]) if p.requires_grad else {}
                     entry.update({prefix + key: self._wrapped(p, prefix, value) for key, value in inner.items()})
-                entry.update({FOREIGN + key: value for key, value in self.weights.foreign(p, KEPT).items()})
+                entry.update({FOREIGN + key: value for key, value in self.weights.foreign(p).items()})
                 state[whole] = entry or {STATELESS: True}
         written = [
             {**group, GROUP_KEY: json.dumps(self._summary(index, group, fresh[index]), sort_keys=True)}
@@ -186,7 +186,7 @@ class StateDict:
         self._read_training(saved)
         for p, entry in saved.entries.items():
             others = {key[len(FOREIGN) :]: _own(v, p) for key, v in entry.items() if key.startswith(FOREIGN)}
-            self.weights.put_foreign(p, others, KEPT)
+            self.weights.put_foreign(p, others)
             for key in [key for key in self.weights.state(p) if key.startswith(KEPT)]:
                 del self.weights.state(p)[key]
             if self.training.rounds is not None and self.training.rounds.integrals:
@@ -225,6 +225,8 @@ class StateDict:
             for key in (*own, *needed):
                 if key not in entry:
                     raise ValueError(f"the state dict has no {key!r} for {name!r}: it is not whole")
+                if key != "rate" and not _has_numbers(entry[key]):
+                    raise ValueError(f"{key!r} of {name!r} is no tensor of numbers in the state dict: it is not whole")
             for key, latent in own.items():
                 shape, here = tuple(entry[key].shape), tuple(latent.shape)
                 if shape != here:
@@ -243,6 +245,12 @@ class StateDict:
                     )
                 for key, value in own_state.items():
                     there = inner.get(key)
+                    is_of_elements = isinstance(value, Tensor) and value.dim() and value.shape == held.shape
+                    if inner and is_of_elements and not _has_numbers(there):
+                        raise ValueError(
+                            f"{prefix + key!r} of a parameter of shape {tuple(p.shape)} is no tensor of numbers in the "
+                            "state dict: it is not whole"
+                        )
                     if isinstance(value, Tensor) and isinstance(there, Tensor) and value.shape != there.shape:
                         raise ValueError(
                             f"{prefix + key!r} of a parameter of shape {tuple(p.shape)} has shape {tuple(there.shape)} "
@@ -332,6 +340,10 @@ class StateDict:
         """What the base optimizer holds for the model's parameter: its latents, each with a prefix, or itself."""
         for name, held in self.weights.trained(p):
             yield f"{name}." if name else "", held
+
+
+def _has_numbers(value: Any) -> bool:
+    return isinstance(value, Tensor) and not value.is_meta
 
 
 def _own(value: Any, held: Tensor) -> Any:

@@ -14,13 +14,15 @@ from mirrormask.geometry import Geometry
 from mirrormask.optimizer.shards import Shards
 from mirrormask.progress import Clock
 
-__all__ = ["SNAP", "STATE_SNAP", "SparseWeights", "Stateful", "bare_name", "bare_names"]
+__all__ = ["KEPT", "SNAP", "STATE_SNAP", "SparseWeights", "Stateful", "bare_name", "bare_names"]
 
 #: Latents below this are set to zero, so that no product of two of them, and no weight, is a denormal number (which
 #: a processor computes up to a hundred times slower): x = m w stays at or above 2**-126, the least normal float32.
 SNAP = 2.0**-63
 #: State of the base optimizer (momentum, say) below this is set to zero: it could not move a latent any more.
 STATE_SNAP = 2.0**-100
+#: The prefix of what rounds go back to in a weight's state.
+KEPT = "start."
 #: What tools put into a model's names: DistributedDataParallel and AveragedModel, torch.compile, FSDP, checkpointing of
 #: activations.
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -93,19 +95,14 @@ class SparseWeights(Mapping[str, nn.Parameter]):
         """Under what names something of ours may be kept of a weight, beside what starts with a prefix of rounds."""
         return frozenset((*self.geometry.latents, *self.geometry.constants, "rate", "signs", "mask", "score"))
 
-    def foreign(self, p: Tensor, prefix: str) -> dict[str, Any]:
-        """What others keep in the state of a parameter, by their names: the slow weights of a Lookahead around us, say.
-
-        Args:
-            p: a parameter of the model.
-            prefix: of the names that are ours beside :meth:`own_keys`.
-        """
+    def foreign(self, p: Tensor) -> dict[str, Any]:
+        """What others keep in the state of a parameter, by name: the slow weights of a Lookahead around us, say."""
         own, state = self.own_keys(), self._holder.state.get(p, {})
-        return {key: value for key, value in state.items() if key not in own and not key.startswith(prefix)}
+        return {key: value for key, value in state.items() if key not in own and not key.startswith(KEPT)}
 
-    def put_foreign(self, p: Tensor, values: Mapping[str, Any], prefix: str) -> None:
+    def put_foreign(self, p: Tensor, values: Mapping[str, Any]) -> None:
         """Put ``values`` in the place of :meth:`foreign`."""
-        before = self.foreign(p, prefix)
+        before = self.foreign(p)
         if before or values:
             state = self._holder.state[p]
             for key in before:

@@ -18,6 +18,8 @@ from mirrormask.checks import callers_level, check_known, check_number, few
 from mirrormask.masked import count_true
 from mirrormask.masks import AtStart, allocate, select
 from mirrormask.masks.calibrated import MOMENT_SCORES
+from mirrormask.matrices import check_module
+from mirrormask.overlaps import check_memory
 from mirrormask.pruning.choice import choose
 from mirrormask.pruning.report import PrunedLayer, PruneReport
 from mirrormask.pruning.solver import reconstruct, relative_error
@@ -104,8 +106,7 @@ def prune(
     Differs from the papers: convolutions are unfolded, other allocations than the uniform one, and inputs that are
     always zero do not cost weights beyond the sparsity.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model={model!r} is a {type(model).__name__}, not an nn.Module")
+    check_module(model)
     reshard(model)
     check_known("method", method, MOMENT_SCORES)
     by_row = check_known("compare", COMPARE[method] if compare is None else compare, ("layer", "row")) == "row"
@@ -114,7 +115,9 @@ def prune(
     if forward is not None and not callable(forward):
         raise TypeError(f"forward={forward!r} is a {type(forward).__name__}, not a function (model, batch)")
     layers = layers_of(model, select_weights(model, weights, frozen=True))
-    check_values({layer.name: layer.weight for layer in layers}, "prune")
+    weights_by_name = {layer.name: layer.weight for layer in layers}
+    check_values(weights_by_name, "prune")
+    check_memory(model, weights_by_name)
     empty = rule.check_weights({layer.name: layer.shape for layer in layers})
     read = held(batches)
     singular: list[str] = []

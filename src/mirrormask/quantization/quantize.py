@@ -11,6 +11,8 @@ from torch import nn
 
 from mirrormask.calibration import Forward, Layer, Moment, evaluating, held, layers_of, moment_of, survey
 from mirrormask.calibration.layers import can_be_seen, check_values
+from mirrormask.matrices import check_module
+from mirrormask.overlaps import check_memory
 from mirrormask.pruning.solver import relative_error
 from mirrormask.pruning.undo import all_or_nothing
 from mirrormask.quantization.levels import levels, output_axes, per_output, rounded, scales
@@ -91,8 +93,7 @@ def quantize(
 
     Differs from the paper: levels are found by coordinate descent over the weights that are not zero.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model={model!r} is a {type(model).__name__}, not an nn.Module")
+    check_module(model)
     if forward is not None and batches is None:
         raise ValueError("forward= says how a model is given its batches, and there are none; pass batches=")
     reshard(model)
@@ -149,3 +150,4 @@ def _check(model: nn.Module, weights: dict[str, nn.Parameter]) -> None:
             f"{type(model).__name__} holds no matrix of a layer and no embedding; there is nothing to round"
         )
     check_values(weights, "quantize")
+    check_memory(model, weights)

@@ -9,7 +9,9 @@ from typing import IO, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
+from mirrormask.checks import few
 from mirrormask.collector import while_uncollected
+from mirrormask.matrices import check_module
 from mirrormask.quantization.levels import rounded
 from mirrormask.resharding import reshard
 from mirrormask.storage.container import open_container
@@ -60,7 +62,9 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> dict[s
 
     Raises:
         FormatError: the file is damaged; names the tensor and the fault. The model is untouched.
-        ValueError: the file is sound but its names or shapes are not the model's. The model is untouched.
+        TypeError: ``model`` is no module.
+        ValueError: the file is sound but its names or shapes are not the model's, or the model has no memory for
+            values (meta device). The model is untouched.
         OSError: there is no such file, or it cannot be read.
 
     Example:
@@ -75,6 +79,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> dict[s
         state = read_state(file, nbytes)
     if model is None:
         return state
+    check_module(model)
     reshard(model)
     own = _check_fits(model, state, path)
     if any(hasattr(tensor, "placements") for tensor in own.values()):
@@ -183,4 +188,10 @@ def _check_fits(model: nn.Module, state: Mapping[str, Tensor], path: str | os.Pa
         faults += [f"the model lacks {extra[:3]}"] if extra else []
         faults += shapes[:3]
         raise ValueError(f"{path} does not fit {type(model).__name__}: {'; '.join(faults)}; load it without a model")
+    absent = [name for name, tensor in wanted.items() if tensor.is_meta]
+    if absent:
+        raise ValueError(
+            f"{few(absent)}: on the meta device, where values are lost; call model.to_empty(device='cpu') first, or "
+            "model.load_state_dict(mm.load(path), assign=True)"
+        )
     return wanted

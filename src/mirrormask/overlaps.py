@@ -6,38 +6,44 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-
-from mirrormask.optimizer.shards import shard_of
 
 __all__ = ["check_memory"]
 
 
-def check_memory(model: nn.Module, base: Optimizer, chosen: Mapping[str, Tensor]) -> None:
+def check_memory(
+    model: nn.Module, chosen: Mapping[str, Tensor], held: Iterable[Tensor] = (), error: type[Exception] = ValueError
+) -> None:
     """Refuse a weight of which some memory is another parameter's, as ``nn.Parameter(other.weight.t())`` makes it.
 
-    Under a torch optimizer both write there, and it trains. Latents are of one of the two, and so are masks.
+    Under a torch optimizer both write there, and it trains. Latents are of one of the two, and so are masks. A weight
+    that is expanded has one number in many places, and cannot be written element by element at all.
 
     Args:
         model: the network.
-        base: its optimizer, which may hold parameters of others.
         chosen: the weights to sparsify, by name.
+        held: what an optimizer holds, which may be parameters of others.
+        error: what is raised.
 
     Raises:
-        ValueError: it names both.
+        ValueError: it names both; or ``error``.
     """
+    for name, p in chosen.items():
+        if _is_expanded(_shard_of(p)):
+            raise error(
+                f"{name!r} is expanded: one number in memory is many of its elements, which a mask cannot tell apart; "
+                "make it a tensor of its own with .clone()"
+            )
     own_parameters = dict(model.named_parameters())
     names = {id(p): name for name, p in own_parameters.items()}
-    held = [p for group in base.param_groups for p in group["params"]]
     own = {id(p) for p in chosen.values()}
     found = sorted(_spans({id(p): p for p in [*own_parameters.values(), *held]}.values()), key=lambda span: span[:3])
     reach: tuple[str, int, int, Tensor] | None = None  # of those so far on this device, the one that ends last
     for span in found:
         if reach is not None and reach[0] == span[0] and span[1] < reach[2]:
             pair = [reach[3], span[3]]
-            if any(id(p) in own for p in pair) and _share(shard_of(pair[0].detach()), shard_of(pair[1].detach())):
+            if any(id(p) in own for p in pair) and _share(_shard_of(pair[0].detach()), _shard_of(pair[1].detach())):
                 one, other = (repr(names.get(id(p), "a parameter of another model")) for p in pair)
-                raise ValueError(
+                raise error(
                     f"{one} and {other} are two parameters in one memory, which two masks would undo in each other; "
                     "make them one parameter (b.weight = a.weight; transpose it in forward), clone one of them, or "
                     "leave both out with weights="
@@ -46,12 +52,24 @@ def check_memory(model: nn.Module, base: Optimizer, chosen: Mapping[str, Tensor]
             reach = span
 
 
+def _shard_of(p: Tensor) -> Tensor:
+    """Of a DTensor what this process holds."""
+    own: Tensor = getattr(p, "_local_tensor", p)
+    return own
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    """Whether a dimension repeats what is in memory once."""
+    strided = tensor.layout == torch.strided
+    return strided and any(n > 1 and not step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+
+
 def _spans(parameters: Iterable[Tensor]) -> list[tuple[str, int, int, Tensor]]:
     """Device, first and last byte of those whose memory can be looked at, and the parameter."""
     found = []
     named: dict[torch.device, str] = {}
     for p in parameters:
-        own = shard_of(p)
+        own = _shard_of(p)
         plain = own.layout == torch.strided and not isinstance(own, torch._subclasses.FakeTensor)
         if not plain or own.is_meta or not own.numel():
             continue
