@@ -247,8 +247,16 @@ def test_it_is_a_file_of_weights_too(tmp_path):
     assert torch.equal(state["0.weight"], model[0].weight) and torch.equal(state["2.bias"], model[2].bias)
 
 
+@pytest.mark.parametrize(("said", "threads"), [("3", 3), ("3,2", 3), (" 3 ", 3)])
+def test_threads_are_those_of_the_environment(said, threads, tmp_path, monkeypatch):
+    saved(nn.Linear(20, 10), torch.randn(4, 20), tmp_path / "m")
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert mm.runtime.load(tmp_path / "m", tune=False).loading.threads == threads
+
+
 BAD_CALLS = {
     "no array": (lambda x: ([1.0],), TypeError, "the input 'input' is a list; pass a NumPy array"),
+    "masked": (lambda x: (np.ma.masked_array(x, x > 0),), TypeError, "is a masked array; pass x.filled"),
     "float64": (lambda x: (x.astype(np.float64),), TypeError, "the input 'input' is float64, not float32"),
     "other bytes": (lambda x: (x.astype(">f4"),), TypeError, "not float32"),
     "channels": (lambda x: (x[:, :2],), ValueError, r"input \[4, 2, 20, 20\].*it takes input \[any, 3, any, any\]"),
