@@ -247,6 +247,17 @@ def test_it_is_a_file_of_weights_too(tmp_path):
     assert torch.equal(state["0.weight"], model[0].weight) and torch.equal(state["2.bias"], model[2].bias)
 
 
+def test_its_weights_do_not_go_into_a_module(tmp_path):
+    """A transposed convolution of as many channels in as out is stored turned, in its weight's own shape."""
+    model = pruned(nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 4, 3)))
+    saved(model, torch.randn(2, 4, 8, 8), tmp_path / "m")
+    before, stored = model[2].weight.detach().clone(), mm.load(tmp_path / "m")["2.weight"]
+    assert stored.shape == before.shape and not torch.equal(stored, before)
+    with pytest.raises(ValueError, match=r"holds a compiled model, whose weights are as its kernels take them"):
+        mm.load(tmp_path / "m", model)
+    assert torch.equal(model[2].weight, before)
+
+
 @pytest.mark.parametrize(("said", "threads"), [("3", 3), ("3,2", 3), (" 3 ", 3)])
 def test_threads_are_those_of_the_environment(said, threads, tmp_path, monkeypatch):
     saved(nn.Linear(20, 10), torch.randn(4, 20), tmp_path / "m")

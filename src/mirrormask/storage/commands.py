@@ -13,7 +13,7 @@ from torch import nn
 from mirrormask.checks import check_known
 from mirrormask.files import atomic_write
 from mirrormask.storage import export as exports
-from mirrormask.storage.contents import PREFIX
+from mirrormask.storage.contents import COMPILED, PREFIX
 from mirrormask.storage.reader import Contents, load, read_contents
 from mirrormask.storage.rival import zstd_size
 from mirrormask.storage.sizes import file_sizes
@@ -33,7 +33,7 @@ def info(path: Path) -> None:
     contents, sizes = read_contents(path), file_sizes(path)
     print(f"{path}: {_kind(contents)}")
     for key, value in contents.metadata.items():
-        if key == PREFIX + "model":
+        if key == COMPILED:
             print("  a compiled model: mirrormask.runtime.load runs it, mirrormask serve serves it")
         elif key not in (PREFIX + "index", PREFIX + "header_sha256", PREFIX + "separator"):
             text = value if len(value) <= 300 else value[:300] + "..."

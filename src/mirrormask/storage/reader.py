@@ -18,6 +18,7 @@ from mirrormask.quantization.levels import rounded
 from mirrormask.resharding import reshard
 from mirrormask.storage.container import open_container
 from mirrormask.storage.contents import (
+    COMPILED,
     SCALES,
     Contents,
     Entry,
@@ -66,7 +67,8 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> dict[s
     Raises:
         FormatError: the file is damaged; names the tensor and the fault. The model is untouched.
         ValueError: the file is sound but its names or shapes are not the model's, or the model cannot hold its numbers:
-            a type is too small for them, weights that it ties differ. The model is untouched.
+            a type is too small for them, weights that it ties differ; or it is a compiled model's file, whose weights
+            are no module's. The model is untouched.
         OSError: there is no such file, or it cannot be read.
 
     Example:
@@ -77,12 +79,19 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> dict[s
         >>> bool((load(path)["w"] == torch.eye(200)).all())
         True
     """
+    if not (model is None or isinstance(model, nn.Module)):
+        raise TypeError(f"model={str(model)[:100]} is a {type(model).__name__}, not an nn.Module")
     with opened(path) as (file, nbytes):
-        state = read_state(file, nbytes)
+        contents = contents_of(open_container(file, nbytes))
+        if model is not None and COMPILED in contents.metadata:
+            raise ValueError(
+                f"{path} holds a compiled model, whose weights are as its kernels take them (norms in the layer "
+                "before, transposed convolutions turned) and do not belong into a module; load it without one, or keep "
+                "a file of mm.save for that"
+            )
+        state = _state(file, contents)
     if model is None:
         return state
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model={str(model)[:100]} is a {type(model).__name__}, not an nn.Module")
     reshard(model)
     own = _check_fits(model, state, path)
     if any(hasattr(tensor, "placements") for tensor in own.values()):
@@ -119,7 +128,10 @@ def read_contents(path: str | os.PathLike[str]) -> Contents:
 
 def read_state(file: IO[bytes], nbytes: int) -> dict[str, Tensor]:
     """The state dict in an open binary file of ``nbytes`` bytes; what :func:`load` does once the file is open."""
-    contents = contents_of(open_container(file, nbytes))
+    return _state(file, contents_of(open_container(file, nbytes)))
+
+
+def _state(file: IO[bytes], contents: Contents) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name, entry in contents.entries.items():
         if isinstance(entry, Entry):
