@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from mirrormask.checks import check_known
+from mirrormask.checks import check_known, one_line, printable
 from mirrormask.files import atomic_write
 from mirrormask.storage import export as exports
 from mirrormask.storage.contents import COMPILED, PREFIX
@@ -31,20 +31,19 @@ def info(path: Path) -> None:
         path: a file of mm.save, or any safetensors file.
     """
     contents, sizes = read_contents(path), file_sizes(path)
-    print(f"{path}: {_kind(contents)}")
+    print(f"{printable(str(path))}: {_kind(contents)}")
     for key, value in contents.metadata.items():
         if key == COMPILED:
             print("  a compiled model: mirrormask.runtime.load runs it, mirrormask serve serves it")
         elif key not in (PREFIX + "index", PREFIX + "header_sha256", PREFIX + "separator"):
-            text = value if len(value) <= 300 else value[:300] + "..."
-            print(f"  {key.removeprefix(PREFIX)}: {text}")
+            print(f"  {one_line(key.removeprefix(PREFIX))}: {one_line(value, 300)}")
     print(sizes)
     rival = zstd_size(path)
     if rival is not None:
         print(f"zstd -19 of the dense file: {rival:,} bytes; this file takes {sizes.total / rival:.2f} of that")
     for name, first in contents.entries.items():
         if isinstance(first, str):
-            print(f"{name} is tied to {first}")
+            print(f"{one_line(name)} is tied to {one_line(first)}")
 
 
 def export_file(
