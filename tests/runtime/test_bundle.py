@@ -247,6 +247,13 @@ def test_it_is_a_file_of_weights_too(tmp_path):
     assert torch.equal(state["0.weight"], model[0].weight) and torch.equal(state["2.bias"], model[2].bias)
 
 
+def test_a_compiled_model_is_not_written_as_a_module_without_weights(tmp_path):
+    fast = mm.compile(nn.Linear(8, 4).eval(), torch.randn(2, 8), tune=False, force=True)
+    with pytest.raises(ValueError, match=r"the CompiledModel holds no tensors.*is written by its own save\(\)"):
+        mm.save(fast, tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
 def test_its_weights_do_not_go_into_a_module(tmp_path):
     """A transposed convolution of as many channels in as out is stored turned, in its weight's own shape."""
     model = pruned(nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 4, 3)))

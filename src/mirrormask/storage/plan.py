@@ -132,6 +132,10 @@ def make_plan(
     if form.values is not None and dtype is not None:
         raise ValueError(f"values={form.values!r} and dtype={dtype} both say how to store a weight; pass one of them")
     state = named_tensors(model, dtype)
+    if isinstance(model, nn.Module) and not state:
+        kind = type(model).__name__
+        hint = "; a compiled model is written by its own save()" if kind == "CompiledModel" else ""
+        raise ValueError(f"the {kind} holds no tensors, so there is nothing to write{hint}")
     tied = ties(state)
     narrowed = narrow(model, {name: tensor for name, tensor in state.items() if name not in tied}, form.values)
     sources = _sources([stored.tensor for stored in narrowed.values()], form)
