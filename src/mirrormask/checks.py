@@ -19,6 +19,7 @@ __all__ = [
     "check_options",
     "check_sparsity",
     "few",
+    "one_line",
     "printable",
     "require",
 ]
@@ -151,6 +152,17 @@ def printable(text: str) -> str:
         'a\\\\x1b[2J\\nb'
     """
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
+def one_line(text: str, most: int = 200) -> str:
+    """A text that someone else chose, for a line or a cell of a table: printable, without breaks, and cut.
+
+    Example:
+        >>> one_line("a\\nb" + 300 * "c", 5)
+        'a\\\\nbcc...'
+    """
+    cut = text if len(text) <= most else text[:most] + "..."
+    return printable(cut).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def few(names: Sequence[str]) -> str:

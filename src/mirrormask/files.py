@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -14,13 +16,16 @@ __all__ = ["PART", "atomic_write", "explained", "remove_parts", "size_text", "sy
 
 #: How the name of a temporary file ends.
 PART = ".part"
+#: Bytes that the name of a file may have.
+LONGEST = 255
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb", *, expected: int | None = None) -> Iterator[IO[Any]]:
     """Open a temporary file beside ``path``; on leaving without an exception, fsync it and rename it to ``path``.
 
-    A process that is killed at any moment, and a disk that fills up, leave the old file as it was.
+    A process that is killed at any moment, and a disk that fills up, leave the old file as it was. A link stays one:
+    the file that it leads to is written. Who may read an old file may read the new one, and nobody else.
 
     Args:
         path: where the file shall be; its folder must exist.
@@ -32,7 +37,10 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb", *, expected: in
     """
     target, name, written = Path(path), None, None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=PART, dir=target.parent)
+        if target.is_symlink():
+            target = Path(os.path.realpath(target))
+        permissions = _permissions(target)
+        handle, name = _opened_beside(target, permissions)
         try:
             file = os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8")
             try:
@@ -42,20 +50,52 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb", *, expected: in
             finally:
                 written = os.fstat(file.fileno()).st_size
                 file.close()
-            # mkstemp makes the file private; give it the permissions that open() would have given.
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(name, 0o666 & ~umask)
+            if permissions is not None:
+                os.chmod(name, permissions)
             os.replace(name, target)
         except BaseException:
             with contextlib.suppress(OSError):  # its folder may be gone, or read-only by now
                 os.unlink(name)
             raise
     except OSError as error:
-        if error.errno is None or (error.filename not in (None, name) and name is not None):
+        if error.errno is None or (error.filename not in (None, name, str(name)) and name is not None):
             raise  # of something else that the caller did meanwhile
         raise explained(error, target, expected, written) from error
     sync_folder(target.parent)
+
+
+def _permissions(target: Path) -> int | None:
+    """Those of the file that will be replaced; ``None`` where there is none.
+
+    Raises:
+        OSError: it is no ordinary file. A device would be replaced, and a folder cannot be.
+    """
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "not an ordinary file", str(target))
+    return stat.S_IMODE(mode)
+
+
+def _opened_beside(target: Path, permissions: int | None) -> tuple[int, Path]:
+    """A new file beside ``target``, of a name that no other writer has, and no more open than it will be.
+
+    Without a file before it, it has the permissions that ``open()`` gives: the process's umask need not be asked for,
+    which is to change it for a moment, for other threads too.
+    """
+    mode = 0o666 if permissions is None else 0o600 | permissions & 0o666
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    for _ in range(100):
+        end = f".{secrets.token_hex(4)}{PART}"
+        head = os.fsencode(f".{target.name}")[: LONGEST - len(end)].decode(errors="ignore")
+        name = target.parent / (head + end)
+        with contextlib.suppress(FileExistsError):
+            return os.open(name, flags, mode), name
+    raise FileExistsError(errno.EEXIST, "no name is left for a temporary file", str(target))
 
 
 def explained(error: OSError, path: Path, expected: int | None = None, written: int | None = None) -> OSError:

@@ -115,6 +115,29 @@ def test_layers_that_cannot_be_looked_at_are_rounded_too():
     assert len(errors) == 4 and errors["self_attn.out_proj.weight"] == 1.0 > errors["linear1.weight"]
 
 
+def test_layers_that_no_batch_reaches_and_those_of_another_forward_are_rounded_too():
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return 3 * super().forward(x)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.scaled = nn.Linear(20, 30), Scaled(30, 10)
+            self.auxiliary = nn.Linear(30, 10)  # as GoogLeNet's: in training alone
+
+        def forward(self, x):
+            x = self.body(x).relu()
+            return (self.scaled(x), self.auxiliary(x)) if self.training else self.scaled(x)
+
+    model = Net()
+    errors = {each.name: each.error / each.nearest for each in mm.quantize(model, [torch.randn(64, 20)]).layers}
+    assert errors == {"body.weight": errors["body.weight"], "scaled.weight": 1.0, "auxiliary.weight": 1.0}
+    assert errors["body.weight"] < 1.0 and model.training
+    with pytest.raises(ValueError, match=r"no batch reaches body\.weight.*give batches that do$"):
+        mm.quantize(model, [torch.randn(0, 20)])
+
+
 def test_bad_input_leaves_the_model_alone():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     before = {key: value.clone() for key, value in model.state_dict().items()}

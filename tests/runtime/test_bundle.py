@@ -247,8 +247,34 @@ def test_it_is_a_file_of_weights_too(tmp_path):
     assert torch.equal(state["0.weight"], model[0].weight) and torch.equal(state["2.bias"], model[2].bias)
 
 
+def test_a_compiled_model_is_not_written_as_a_module_without_weights(tmp_path):
+    fast = mm.compile(nn.Linear(8, 4).eval(), torch.randn(2, 8), tune=False, force=True)
+    with pytest.raises(ValueError, match=r"the CompiledModel holds no tensors.*is written by its own save\(\)"):
+        mm.save(fast, tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def test_its_weights_do_not_go_into_a_module(tmp_path):
+    """A transposed convolution of as many channels in as out is stored turned, in its weight's own shape."""
+    model = pruned(nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 4, 3)))
+    saved(model, torch.randn(2, 4, 8, 8), tmp_path / "m")
+    before, stored = model[2].weight.detach().clone(), mm.load(tmp_path / "m")["2.weight"]
+    assert stored.shape == before.shape and not torch.equal(stored, before)
+    with pytest.raises(ValueError, match=r"holds a compiled model, whose weights are as its kernels take them"):
+        mm.load(tmp_path / "m", model)
+    assert torch.equal(model[2].weight, before)
+
+
+@pytest.mark.parametrize(("said", "threads"), [("3", 3), ("3,2", 3), (" 3 ", 3)])
+def test_threads_are_those_of_the_environment(said, threads, tmp_path, monkeypatch):
+    saved(nn.Linear(20, 10), torch.randn(4, 20), tmp_path / "m")
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert mm.runtime.load(tmp_path / "m", tune=False).loading.threads == threads
+
+
 BAD_CALLS = {
     "no array": (lambda x: ([1.0],), TypeError, "the input 'input' is a list; pass a NumPy array"),
+    "masked": (lambda x: (np.ma.masked_array(x, x > 0),), TypeError, "is a masked array; pass x.filled"),
     "float64": (lambda x: (x.astype(np.float64),), TypeError, "the input 'input' is float64, not float32"),
     "other bytes": (lambda x: (x.astype(">f4"),), TypeError, "not float32"),
     "channels": (lambda x: (x[:, :2],), ValueError, r"input \[4, 2, 20, 20\].*it takes input \[any, 3, any, any\]"),

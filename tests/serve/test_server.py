@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import http.client
 import json
 import os
@@ -154,7 +155,12 @@ BAD = {
     "beyond fp32": ({"inputs": [tensor(X, data=[1e39] + [0.0] * 863)]}, 400, "numbers beyond 3.4e38"),
     "no text": ({"inputs": [tensor(X, shape="\ud800")]}, 400, "it is a list of sizes"),
     "no text either": ({"inputs": [tensor(X, datatype="\udfff")]}, 400, "this model takes FP32"),
-    "huge": ({"inputs": [tensor(X, shape=[1 << 30, 1 << 30, 4])]}, 400, "numbers in 'data'"),
+    "more than binary64": ({"inputs": [tensor(X, data=["1e400"])]}, 400, "numbers beyond 3.4e38"),
+    "not a number": ({"inputs": [tensor(X, data=[float("nan")] * 864)]}, 400, "NaN is none of its numbers"),
+    "both": ({"inputs": [tensor(X, parameters={"binary_data_size": 3456})]}, 400, "both 'data' and a binary_data_size"),
+    "huge": ({"inputs": [tensor(X, shape=[1 << 30, 1 << 30, 4])]}, 413, "is larger than 1048576 bytes"),
+    "none, and huge": ({"inputs": [tensor(X, shape=[0, 3, 30000, 30000], data=[])]}, 413, "is larger than 1048576"),
+    "no shape at all": ({"inputs": [tensor(X, shape=[0, *[(1 << 31) - 1] * 3], data=[])]}, 413, "is larger than"),
     "negative": ({"inputs": [tensor(X, shape=[-2, 3, 12, 12])]}, 400, "it is a list of sizes"),
     "no such output": ({"inputs": [tensor(X)], "outputs": [{"name": "y"}]}, 400, "there is no output 'y'"),
     "shared memory": (
@@ -168,6 +174,8 @@ BAD = {
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_request_is_one_clear_error(server, kind):
     said, status, words = BAD[kind]
+    if kind == "more than binary64":
+        said = json.dumps(said).replace('["1e400"]', str([1.0] * 863)[:-1] + ", 1e400]").encode()
     got = server.infer(said)
     assert got[0] == status and set(got[1]) == {"error"} and words in got[1]["error"], got[:2]
     assert len(got[1]["error"]) < 1000
@@ -187,6 +195,30 @@ def test_bad_bodies_of_bytes_and_bad_paths(server):
     with socket.create_connection(("127.0.0.1", server.port)) as rude:  # a client that goes in the middle
         rude.sendall(b"POST /v2/models/small/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
     assert server.ask("GET", "/v2/health/ready")[0] == 200
+
+
+def test_empty_batches_and_nulls_for_what_may_be_left_out(server):
+    row = {**tensor(X[:0]), "parameters": None}
+    for more in ({}, {"parameters": None, "outputs": None}):
+        status, said, _ = server.infer({"inputs": [row], **more})
+        assert status == 200 and said["outputs"][0]["shape"] == [0, 5] and said["outputs"][0]["data"] == []
+
+
+def test_a_connection_that_sends_no_whole_head_is_closed(tmp_path):
+    server = Server(tmp_path, "--body-timeout", "1")
+    used = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connections = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(2)]
+    with connections[0] as silent, connections[1] as slow, contextlib.closing(used):
+        slow.sendall(b"GET /v2 HT")
+        for _ in range(8):  # what is in use stays
+            used.request("POST", "/v2/models/small/infer", json.dumps({"inputs": [tensor(X)]}))
+            assert used.getresponse().read()
+            kept = used.sock
+            threading.Event().wait(0.2)
+        assert used.sock is kept
+        kept.sendall(b"GET /v2 HT")
+        assert silent.recv(1) == slow.recv(1) == kept.recv(1) == b""
+    assert server.end()[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -258,3 +290,19 @@ def test_an_answer_does_not_wait_for_the_client_to_confirm_its_head():
     listener = listen("127.0.0.1", 0)
     with listener, socket.create_connection(listener.getsockname()), listener.accept()[0] as connection:
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_addresses_of_both_versions():
+    try:
+        listener = listen("::1", 0)
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with listener, socket.create_connection(listener.getsockname()[:2]):
+        port = listener.getsockname()[1]
+        with pytest.raises(OSError, match=rf"--host ::1 --port {port}"):
+            listen("::1", port)
+    with listen("::", 0) as everywhere:
+        for host in ("::1", "127.0.0.1"):
+            socket.create_connection((host, everywhere.getsockname()[1])).close()
+    with pytest.raises(OSError, match="--host no host --port 0"):
+        listen("no host", 0)

@@ -1,6 +1,7 @@
 """The old file or the new one, whatever happens to the process or to the disk."""
 
 import os
+import stat
 import subprocess
 import sys
 import textwrap
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import mirrormask as mm
+from mirrormask.files import atomic_write
 
 #: Saves two models to the same path in turns, and is killed 100 times; forked, so that torch is imported once.
 KILLER = """
@@ -116,3 +118,59 @@ def test_an_error_before_writing_leaves_the_old_file(tmp_path):
         mm.save({"w": torch.ones(3), "x": torch.empty(3, device="meta")}, path)
     assert torch.equal(mm.load(path)["w"], torch.ones(3))
     assert os.listdir(tmp_path) == ["model.safetensors"]
+
+
+def mode_of(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_link_stays_and_the_file_that_it_leads_to_is_written(tmp_path):
+    (tmp_path / "large").mkdir()
+    real, link, chain = tmp_path / "large" / "model", tmp_path / "model", tmp_path / "last"
+    link.symlink_to(real)
+    chain.symlink_to("model")
+    for value, path in ((1.0, link), (2.0, chain)):  # the first time it leads to nothing yet
+        mm.save({"w": torch.full((3,), value)}, path)
+        assert link.is_symlink() and chain.is_symlink() and not real.is_symlink()
+        assert float(mm.load(real)["w"][0]) == float(mm.load(chain)["w"][0]) == value
+    assert sorted(os.listdir(tmp_path)) == ["large", "last", "model"] and os.listdir(tmp_path / "large") == ["model"]
+
+
+def test_a_private_file_stays_private_and_a_new_one_follows_the_umask(tmp_path):
+    path, seen = tmp_path / "model", []
+    mm.save({"w": torch.ones(3)}, path)
+    (tmp_path / "plain").touch()
+    assert mode_of(path) == mode_of(tmp_path / "plain")
+    path.chmod(0o600)
+    with atomic_write(path) as file:  # while it is written too
+        seen += [mode_of(part) for part in tmp_path.glob(".model.*")]
+        file.write(b"secret")
+    assert seen == [0o600] and mode_of(path) == 0o600
+    path.chmod(0o664)
+    mm.save({"w": torch.ones(3)}, path)
+    assert mode_of(path) == 0o664
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_not_replaced(kind, tmp_path):
+    path = tmp_path / "model"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/null")
+    before = os.stat(path).st_mode
+    with pytest.raises(OSError, match="directory" if kind == "folder" else "not an ordinary file"):
+        mm.save({"w": torch.ones(3)}, path)
+    assert os.stat(path).st_mode == before and os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("letter", ["n", "é", "漢"])
+def test_a_name_as_long_as_a_file_may_have(letter, tmp_path):
+    path = tmp_path / (letter * (255 // len(letter.encode())))
+    for value in (1.0, 2.0):
+        mm.save({"w": torch.full((3,), value)}, path)
+    assert float(mm.load(path)["w"][0]) == 2.0 and os.listdir(tmp_path) == [path.name]
+    with pytest.raises(OSError, match="too long"):
+        mm.save({"w": torch.ones(3)}, tmp_path / (letter * 256))

@@ -94,6 +94,7 @@ HEADERS = {
     "the header is not valid JSON: 'utf-8'": raw(b'{"\xff":1}'),
     "the header is not valid JSON: maximum recursion|the header is a JSON list": raw(b"[" * 100_000 + b"]" * 100_000),
     "the header is a JSON list": raw(b"[]"),
+    "the header is not valid JSON: .* surrogates not allowed": raw(b'{"__metadata__":{"a":"\\ud800"}}'),
     "a key occurs twice": raw(b'{"a":{},"a":{}}'),
     "the number NaN": raw(b'{"a":NaN}'),
     "the number 1e5": raw(b'{"a":1e5}'),

@@ -68,3 +68,8 @@ def test_what_cannot_be_written_is_refused_before_anything_is(tmp_path):
     with pytest.raises(ValueError, match="fp16, fp32"):
         mm.export.coreml(model, tmp_path / PATH, x, precision="int8")
     assert not list(tmp_path.iterdir())
+    (tmp_path / PATH).mkdir()
+    (tmp_path / PATH / "mine").write_text("not to be lost")
+    with pytest.raises(ValueError, match="is there and no Core ML package, so it is not replaced"):
+        mm.export.coreml(model, tmp_path / PATH, x)
+    assert (tmp_path / PATH / "mine").is_file()

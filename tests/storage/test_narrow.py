@@ -108,3 +108,37 @@ def test_what_cannot_be_rounded_is_refused(tmp_path):
         with pytest.raises(ValueError, match="'weight' holds numbers that are not finite"):
             mm.save(layer, tmp_path / "x", values=values)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("values", ["int8", "float16"])
+def test_types_of_eight_bits_stay_as_they_are(values, tmp_path):
+    state = {"a": torch.randn(8, 8), "b": torch.randn(8, 8).to(torch.float8_e4m3fn)}
+    mm.save(state, tmp_path / "x", values=values)
+    loaded = mm.load(tmp_path / "x")
+    assert loaded["a"].dtype == torch.float32 and loaded["b"].dtype == torch.float8_e4m3fn
+    assert torch.equal(loaded["b"].float(), state["b"].float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_largest_number_of_a_type_stays_finite(dtype, tmp_path):
+    most = torch.finfo(dtype).max
+    layer = nn.Linear(3, 2, bias=False).to(dtype)
+    layer.weight.data = torch.tensor([[most, -most, 0.0], [1.0, 0.5, 0.0]], dtype=dtype)
+    mm.save(layer, tmp_path / "x", values="int8")
+    loaded = mm.load(tmp_path / "x")["weight"]
+    mm.quantize(layer)
+    assert torch.equal(layer.weight, loaded) and bool(loaded.isfinite().all()) and loaded[0, 2] == 0
+    assert float(loaded[0, 0]) == -float(loaded[0, 1]) > 0.99 * most
+    mm.save(layer, tmp_path / "x", values="int8")
+    assert torch.equal(mm.load(tmp_path / "x")["weight"], loaded)
+
+
+def test_what_float32_does_not_hold_has_no_levels(tmp_path):
+    layer = nn.Linear(3, 2, bias=False).double()
+    layer.weight.data[0, 0] = 1e300
+    with pytest.raises(ValueError, match="'weight' holds numbers that are not finite; values='int8'"):
+        mm.save(layer, tmp_path / "x", values="int8")
+    with pytest.raises(ValueError, match=r"weight passes 3.40282e\+38"):
+        mm.quantize(layer)
+    mm.save(layer.state_dict(), tmp_path / "x", values="int8")  # as what is infinite
+    assert torch.equal(mm.load(tmp_path / "x")["weight"], layer.weight)

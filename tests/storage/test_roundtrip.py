@@ -155,6 +155,13 @@ def test_a_slice_of_a_tensor_is_not_taken_for_a_tie(tmp_path):
     assert all(same_bits(loaded[name], state[name]) for name in state)
 
 
+def test_the_same_memory_read_in_another_way_is_no_tie(tmp_path):
+    z = torch.randn(300, dtype=torch.complex64)
+    state = {"z": z, "conjugate": z.conj(), "imag": z.imag, "negative": z.conj().imag}
+    loaded = back(state, tmp_path)
+    assert all(same_bits(loaded[name], state[name].resolve_conj().resolve_neg()) for name in state)
+
+
 def test_a_model_with_buffers_comes_back_into_a_model(tmp_path):
     def build():
         return nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10))
@@ -190,6 +197,85 @@ def test_a_model_that_does_not_fit_is_left_untouched(tmp_path):
     assert all(torch.equal(before[name], tensor) for name, tensor in wrong.state_dict().items())
     with pytest.raises(ValueError, match=r"the model lacks \['1.bias', '1.weight'\]"):
         mm.load(path, nn.Sequential(nn.Linear(4, 3)))
+
+
+class Holds(nn.Module):
+    """A model of two buffers."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.register_buffer("first", torch.zeros(2))
+        self.register_buffer("x", values)
+
+
+class HoldsMore(Holds):
+    def get_extra_state(self):
+        return {"a": 1}
+
+
+LOST = {
+    "fractions": (torch.tensor([1.0, 2.5]), torch.int64),
+    "NaN": (torch.tensor([1.0, float("nan")]), torch.int64),
+    "large": (torch.tensor([300]), torch.int8),
+    "no flags": (torch.tensor([2]), torch.bool),
+    "signs": (torch.tensor([-1]), torch.uint64),
+    "imaginary": (torch.tensor([1 + 2j]), torch.float32),
+    "beyond half": (torch.tensor([1e6]), torch.float16),
+    "beyond eight bits": (torch.tensor([1e6]), torch.float8_e4m3fn),
+    "beyond float32": (torch.tensor([1e300], dtype=torch.float64), torch.float32),
+}
+
+
+@pytest.mark.parametrize("kind", LOST)
+@pytest.mark.cases(len(LOST))
+def test_numbers_that_the_model_cannot_hold_are_refused(kind, tmp_path):
+    values, dtype = LOST[kind]
+    mm.save({"first": torch.ones(2), "x": values}, tmp_path / "x")
+    model = Holds(torch.zeros(values.shape, dtype=dtype))
+    with pytest.raises(ValueError, match=rf"'x' holds .* numbers that {str(dtype)[6:]} of the model cannot"):
+        mm.load(tmp_path / "x", model)
+    assert float(model.first.sum()) == 0
+
+
+def test_numbers_that_the_model_can_hold_are_converted(tmp_path):
+    kinds = (torch.float64, torch.bfloat16, torch.float8_e5m2, torch.int8, torch.uint32, torch.uint64, torch.complex64)
+    for dtype in (*kinds, torch.bool):
+        values = torch.tensor([0.0, 1.0] if dtype is torch.bool else [0.0, 96.0])
+        mm.save({"first": torch.ones(2), "x": values}, tmp_path / "x")
+        loaded = mm.load(tmp_path / "x", Holds(torch.zeros(2, dtype=dtype))).x
+        assert loaded.dtype == dtype and loaded.to(torch.complex64).tolist() == values.tolist()
+    mm.save({"first": torch.ones(2), "x": torch.tensor([float("inf"), 1 / 3])}, tmp_path / "x")
+    assert mm.load(tmp_path / "x", Holds(torch.zeros(2).half())).x.tolist() == [float("inf"), 0.333251953125]
+
+
+def test_models_that_take_no_values_are_refused(tmp_path):
+    mm.save({"first": torch.ones(2), "x": torch.ones(3)}, tmp_path / "x")
+    with torch.device("meta"):
+        empty = Holds(torch.zeros(3))
+    model = HoldsMore(torch.zeros(3))
+    for one, words in ((empty, r"on the meta device.*to_empty"), (model, "'_extra_state' of the model is a dict")):
+        with pytest.raises(ValueError, match=words):
+            mm.load(tmp_path / "x", one)
+    assert float(model.first.sum()) == 0
+    mm.save(nn.Linear(3, 2), tmp_path / "x")
+    with pytest.raises(ValueError, match=r"weight, bias of the model has no shape yet; call the model with a batch"):
+        mm.load(tmp_path / "x", nn.LazyLinear(2))
+    with pytest.raises(TypeError, match=r"is a dict, not an nn\.Module"):
+        mm.load(tmp_path / "x", {})
+
+
+def test_two_weights_do_not_become_the_one_of_a_model_that_ties_them(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    mm.save(model, tmp_path / "x")
+    tied = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    tied[1].weight = tied[0].weight
+    before = tied[0].weight.detach().clone()
+    with pytest.raises(ValueError, match=r"'0.weight' and '1.weight' are one tensor of the model, and differ"):
+        mm.load(tmp_path / "x", tied)
+    assert torch.equal(tied[0].weight, before)
+    model[1].weight.data.copy_(model[0].weight)  # written twice, as other tools do
+    mm.save(model, tmp_path / "x")
+    assert torch.equal(mm.load(tmp_path / "x", tied)[1].weight, model[0].weight)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -260,6 +346,7 @@ def test_what_cannot_be_saved_says_what_to_do(tmp_path):
         "sparse_csr": torch.eye(3).to_sparse_csr(),
         "complex128": torch.zeros(2, dtype=torch.complex128),
         "is a dict, not a tensor": {"extra": 1},
+        r"to_padded_tensor\(0\.0\)": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
         "dequantize": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
     }
     for remedy, value in cases.items():
@@ -271,6 +358,10 @@ def test_what_cannot_be_saved_says_what_to_do(tmp_path):
         mm.save({"__metadata__": torch.ones(1)}, tmp_path / "x")
     with pytest.raises(ValueError, match="cannot hold a tensor named"):
         mm.save({"\ud800": torch.ones(1)}, tmp_path / "x")
+    with pytest.raises(ValueError, match="'weight' has no values yet, as its module is lazy"):
+        mm.save(nn.LazyLinear(3), tmp_path / "x")
+    with pytest.raises(TypeError, match="metadata is a list"):
+        mm.save({"w": torch.ones(1)}, tmp_path / "x", metadata=[("a", 1)])
     for metadata in ({"mirrormask.index": "x"}, {"run": object()}, {"x": float("nan")}, {3: "x"}):
         with pytest.raises(ValueError, match="metadata"):
             mm.save({"w": torch.ones(1)}, tmp_path / "x", metadata=metadata)

@@ -6,6 +6,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import mirrormask as mm
+from mirrormask.cli import main
 from mirrormask.storage.commands import build_model, export_file, info
 
 
@@ -43,6 +44,17 @@ def test_info_reads_plain_files_too(tmp_path, capsys):
 
 
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
+def test_what_a_file_says_stays_in_its_line(tmp_path, capsys):
+    path = tmp_path / "x"
+    names = {"a\x1b[2J\nweight": torch.ones(4), "b" * 10_000: torch.ones(4)}
+    mm.save({**names, "tied\n": names["b" * 10_000]}, path, metadata={"k\x07": "one\ntwo\x1b]0;title\x07"})
+    assert main(["info", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert not set(text) - set("\n") & {chr(code) for code in range(32)}
+    assert r"a\x1b[2J\nweight" in text and r"k\x07: one\ntwo\x1b]0;title\x07" in text and r"tied\n is tied to b" in text
+    assert max(map(len, text.splitlines())) < 1000
+
+
 def test_export_to_every_format(saved, tmp_path, capsys):
     layer, path = saved
     export_file(path, tmp_path / "dense.safetensors", to="safetensors")

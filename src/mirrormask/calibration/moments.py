@@ -66,7 +66,12 @@ class _Enough(BaseException):
 
 
 def survey(
-    model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any], forward: Forward | None = None
+    model: nn.Module,
+    layers: Sequence[Layer],
+    batches: Sequence[Any],
+    forward: Forward | None = None,
+    *,
+    some: bool = False,
 ) -> list[Stage]:
     """Run all batches once and say in which order the layers come.
 
@@ -75,6 +80,8 @@ def survey(
         layers: the layers in question.
         batches: of inputs, as :func:`feed` takes them.
         forward: as in :func:`feed`.
+        some: leave out layers that no batch reaches, unless that is so of all, and those that do not compute what
+            their kind computes.
 
     Raises:
         ValueError: the model does not take a batch, a layer is reached by none, or does not compute what its kind
@@ -84,6 +91,7 @@ def survey(
         check_devices(model, batches)
     order: dict[str, int] = {}
     reached: set[str] = set()
+    others: set[str] = set()  # that compute something else
     calls = {layer.name: [0] * len(batches) for layer in layers}
     heads: dict[str, set[str]] = {layer.name: set() for layer in layers}  # the first of those in a row with its input
     number, before = 0, _Given()
@@ -108,6 +116,9 @@ def survey(
 
     def leave(layer: Layer, module: nn.Module, x: Tensor, y: Any) -> None:
         if number == 0 and not agrees(layer, module, x, y):
+            if some:
+                others.add(layer.name)
+                return
             raise _Refused(
                 f"{layer.name!r} is of a {type(module).__name__}, whose output is not its weight times its inputs as a "
                 f"{_kind(module)}'s is; leave it out with weights="
@@ -126,13 +137,15 @@ def survey(
                     "what the model takes, or say how with forward=lambda model, batch: ..."
                 ) from error
     missing = [layer for layer in layers if layer.name not in reached]
+    if some and len(missing) < len(layers):
+        layers, missing = [layer for layer in layers if layer.name in reached - others], []
     if missing:
         parts = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
         attention = any(id(module) in parts for layer in missing for module in layer.modules)
         why = "; nn.MultiheadAttention uses out_proj without calling it" if attention else ""
         raise ValueError(
-            f"no batch reaches {few([layer.name for layer in missing])}{why}; give batches that do, or leave "
-            f"{'it' if len(missing) == 1 else 'them'} out with weights="
+            f"no batch reaches {few([layer.name for layer in missing])}{why}; give batches that do"
+            + ("" if some else f", or leave {'it' if len(missing) == 1 else 'them'} out with weights=")
         )
     stages: list[Stage] = []
     for layer in sorted(layers, key=lambda layer: order[layer.name]):

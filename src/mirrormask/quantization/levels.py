@@ -9,6 +9,7 @@ are rounded to themselves, and a file of levels and scales gives back the very w
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -26,11 +27,12 @@ def scales(x: Tensor, axis: int) -> Tensor:
     """The scale of each output: ``max |x| / 127`` over the other dimensions, as the nearest bfloat16.
 
     Args:
-        x: weights, finite, of a floating type.
+        x: weights, finite in float32, of a floating type.
         axis: the dimension that counts outputs.
 
     Returns:
-        bfloat16, one for each index of ``axis``, at least the least normal number.
+        bfloat16, one for each index of ``axis``, at least the least normal number, and at most what keeps the largest
+        level within the type of ``x``.
 
     Example:
         >>> scales(torch.tensor([[127.0, -3.0], [0.5, -2.54]]), 0).tolist()
@@ -38,7 +40,17 @@ def scales(x: Tensor, axis: int) -> Tensor:
     """
     others = [dim for dim in range(x.dim()) if dim != axis]
     peak = x.detach().abs().amax(others).double() if x.numel() else x.new_zeros(x.shape[axis]).double()
-    return (peak / LEVELS).clamp_min(torch.finfo(torch.bfloat16).tiny).to(torch.bfloat16)
+    scale = (peak / LEVELS).clamp_min(torch.finfo(torch.bfloat16).tiny).to(torch.bfloat16)
+    return scale.clamp_max(_largest(x.dtype))
+
+
+@functools.lru_cache
+def _largest(dtype: torch.dtype) -> float:
+    """The largest bfloat16 whose product with the largest level ``dtype`` holds, and float32, which it is made in."""
+    most = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max) / LEVELS
+    nearest = torch.tensor(most, dtype=torch.float64).bfloat16()
+    below = (nearest.view(torch.int16) - 1).view(torch.bfloat16)
+    return float(nearest if float(nearest) <= most else below)
 
 
 def levels(x: Tensor, scale: Tensor, axis: int) -> Tensor:
@@ -79,4 +91,4 @@ def output_axes(model: nn.Module) -> dict[str, int]:
 def _is_meant(candidate: Candidate) -> bool:
     tensor = candidate.parameter
     floating = tensor.dtype.is_floating_point and tensor.dim() >= 2 and math.prod(tensor.shape) > 0
-    return floating and (candidate.is_matrix or candidate.is_embedding)
+    return floating and tensor.element_size() > 1 and (candidate.is_matrix or candidate.is_embedding)

@@ -11,6 +11,7 @@ from torch import nn
 
 from mirrormask.calibration import Forward, Layer, Moment, evaluating, held, layers_of, moment_of, survey
 from mirrormask.calibration.layers import can_be_seen, check_values
+from mirrormask.checks import few
 from mirrormask.matrices import check_module
 from mirrormask.overlaps import check_memory
 from mirrormask.pruning.solver import relative_error
@@ -67,7 +68,8 @@ def quantize(
 
     With ``batches``, layer by layer in the order of the forward pass, levels are chosen so that their errors cancel in
     the layer's output for the inputs that it gets. Layers whose inputs cannot be looked at (recurrent ones, embeddings,
-    transposed convolutions, nn.MultiheadAttention) are rounded to the nearest level, as all are without batches.
+    transposed convolutions, nn.MultiheadAttention, classes with a forward of their own), and those that no batch
+    reaches, are rounded to the nearest level, as all are without batches.
 
     Args:
         model: any module; the matrices of its layers and its embeddings are rounded, vectors are not.
@@ -108,7 +110,7 @@ def quantize(
             uncalled = {id(m.out_proj.weight) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
             seen = {name: p for name, p in weights.items() if can_be_seen(model, p) and id(p) not in uncalled}
             with evaluating(model):
-                for stage in survey(model, layers_of(model, seen), read, forward):
+                for stage in survey(model, layers_of(model, seen), read, forward, some=True):
                     moment = moment_of(model, stage, read, forward)
                     for layer in stage.layers:
                         keep(layer.weight)
@@ -151,3 +153,6 @@ def _check(model: nn.Module, weights: dict[str, nn.Parameter]) -> None:
         )
     check_values(weights, "quantize")
     check_memory(model, weights)
+    large = [name for name, weight in weights.items() if not bool(weight.detach().float().isfinite().all())]
+    if large:
+        raise ValueError(f"{few(large)} passes {torch.finfo(torch.float32).max:g}, float32's largest number")

@@ -38,7 +38,7 @@ class Limits:
         delay: seconds that a request waits for others, at most.
         waiting: requests that may wait for a model.
         body: bytes of a request.
-        patience: seconds in which a request's body has to have come.
+        patience: seconds in which a request's body has to have come; the command gives heads as many.
         bodies: bytes of all bodies that are not answered yet.
     """
 
@@ -172,7 +172,7 @@ class _Server:
 
     async def _answered(self, name: str, request: HttpRequest, body: bytes) -> Response:
         model = self.models[name]
-        asked = parsed(body, request.headers.get(LENGTH_HEADER), model.outputs)
+        asked = parsed(body, request.headers.get(LENGTH_HEADER), model.outputs, self.limits.body)
         try:
             results = await self.batches[name].submit(asked.arrays)
         except Full as error:

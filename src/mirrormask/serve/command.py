@@ -8,10 +8,12 @@ import signal
 import socket
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from mirrormask.checks import check_int, check_number, known_options, require
 
-__all__ = ["listen", "main"]
+__all__ = ["listen", "main", "patient"]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -54,6 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     host, port = listener.getsockname()[:2]
     config = uvicorn.Config(
         application(models, limits),
+        http=patient(require("uvicorn.protocols.http.auto", "serve", "mirrormask serve"), limits.patience),
         log_level="warning",
         access_log=False,
         lifespan="on",
@@ -64,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     class Server(uvicorn.Server):  # type: ignore[misc, name-defined]
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            print(f"serving on http://{host}:{port}", flush=True)
+            print(f"serving on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
 
     server = Server(config)
 
@@ -97,10 +100,37 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--delay-ms", type=float, default=2.0, help="wait for others (default: %(default)s)")
     parser.add_argument("--max-waiting", type=int, default=512, help="requests in the queue (default: %(default)s)")
     parser.add_argument("--max-body-mb", type=float, default=64.0, help="of a request (default: %(default)s)")
-    parser.add_argument("--body-timeout", type=float, default=30.0, help="seconds for one (default: %(default)s)")
+    parser.add_argument(
+        "--body-timeout", type=float, default=30.0, help="seconds for it, or a head (default: %(default)s)"
+    )
     parser.add_argument("--grace", type=int, default=10, help="seconds to answer after SIGTERM (default: %(default)s)")
     parser.add_argument("--no-tune", action="store_true", help="guess kernels on a new processor, start sooner")
     return parser
+
+
+def patient(protocols: ModuleType, seconds: float) -> type[Any]:
+    """uvicorn's protocol of a connection, which ends it where no whole head of a request comes within these seconds.
+
+    uvicorn itself waits for the first head for ever. Later ones get up to twice the time. A body's time is the
+    application's to count.
+    """
+
+    class Patient(protocols.AutoHTTPProtocol):  # type: ignore[name-defined, misc]
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.loop.call_later(seconds, self.look, None)
+
+        def look(self, before: object) -> None:
+            """Close it if it has waited since the last look: for its first request, or for one after the last."""
+            waits = self.cycle is None or self.cycle.response_complete
+            if self.transport.is_closing():
+                return
+            if waits and self.cycle is before:
+                self.transport.close()
+            else:
+                self.loop.call_later(seconds, self.look, self.cycle if waits else self)
+
+    return Patient
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -109,6 +139,12 @@ def listen(host: str, port: int) -> socket.socket:
     An answer's head and body are two writes. Without TCP_NODELAY the second waits until the client has confirmed the
     first, which clients put off by 40 ms; asyncio sets it only for sockets that it has made itself.
     """
-    listener = socket.create_server((host, port), backlog=1024)
+    version_6 = ":" in host
+    family = socket.AF_INET6 if version_6 else socket.AF_INET
+    both = host == "::" and socket.has_dualstack_ipv6()
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=1024, dualstack_ipv6=both)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}: --host {host} --port {port}") from error
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener

@@ -50,12 +50,13 @@ class Request:
     outputs: dict[str, bool]
 
 
-def parsed(body: bytes, length: str | None, outputs: tuple[Port, ...]) -> Request:
+def parsed(body: bytes, length: str | None, outputs: tuple[Port, ...], most: int) -> Request:
     """The request that a body holds.
 
     Args:
         length: of the header :data:`LENGTH_HEADER`, if there is one.
         outputs: of the model.
+        most: bytes of an input, or of one of its items where there are none: a model is made ready for its size.
 
     Raises:
         BadRequest: it holds none; the message says where.
@@ -66,14 +67,14 @@ def parsed(body: bytes, length: str | None, outputs: tuple[Port, ...]) -> Reques
             raise BadRequest(f"{LENGTH_HEADER} is {length[:20]!r}, and the body has {size} bytes")
         size = int(length)
     try:
-        said = json.loads(body[:size])
+        said = json.loads(body[:size], parse_constant=_refused)
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"the body is not JSON: {str(error)[:100]}") from None
     if not isinstance(said, dict) or not isinstance(said.get("inputs"), list) or not said["inputs"]:
         raise BadRequest("the body needs a list 'inputs'")
     rest, arrays = memoryview(body)[size:], dict[str, Array]()
     for tensor in said["inputs"]:
-        name, array, used = _tensor(tensor, rest)
+        name, array, used = _tensor(tensor, rest, most)
         if name in arrays:
             raise BadRequest(f"the input {name!r} is there twice")
         arrays[name], rest = array, rest[used:]
@@ -142,7 +143,9 @@ def _wanted(said: dict[str, Any], outputs: tuple[Port, ...]) -> dict[str, bool]:
 
 
 def _parameters(row: dict[str, Any], what: str) -> dict[str, Any]:
-    found = row.get("parameters", {})
+    found = row.get("parameters")
+    if found is None:
+        return {}
     if not isinstance(found, dict):
         raise BadRequest(f"'parameters' of {what} is not an object")
     if any(str(key).startswith("shared_memory") for key in found):
@@ -150,7 +153,11 @@ def _parameters(row: dict[str, Any], what: str) -> dict[str, Any]:
     return found
 
 
-def _tensor(tensor: Any, rest: memoryview) -> tuple[str, Array, int]:
+def _refused(text: str) -> None:
+    raise ValueError(f"{text} is none of its numbers; send the input as binary data")
+
+
+def _tensor(tensor: Any, rest: memoryview, most: int) -> tuple[str, Array, int]:
     """The name and the array of an input, and how many of the binary bytes it took."""
     if not isinstance(tensor, dict) or not isinstance(tensor.get("name"), str):
         raise BadRequest("an input is an object with a text 'name'")
@@ -162,8 +169,12 @@ def _tensor(tensor: Any, rest: memoryview) -> tuple[str, Array, int]:
         raise BadRequest(f"the input {name!r} has the shape {str(shape)[:100]}; it is a list of sizes")
     assert isinstance(shape, list)
     count = math.prod(shape)
+    if 4 * math.prod(size or 1 for size in shape) > most:
+        raise BadRequest(f"the input {name!r} of shape {shape} is larger than {most} bytes", 413)
     size = _parameters(tensor, f"the input {name!r}").get("binary_data_size")
     if size is not None:
+        if "data" in tensor:
+            raise BadRequest(f"the input {name!r} has both 'data' and a binary_data_size; send one of them")
         if type(size) is not int or size != 4 * count or size > len(rest):
             raise BadRequest(f"the input {name!r} of shape {shape} takes {4 * count} bytes, not {str(size)[:20]}")
         return name, np.frombuffer(rest[:size], "<f4").astype(np.float32, copy=False).reshape(shape), size
@@ -177,6 +188,6 @@ def _tensor(tensor: Any, rest: memoryview) -> tuple[str, Array, int]:
         raise BadRequest(f"the input {name!r} of shape {shape} has 'data' nested as {list(plain.shape)}; they differ")
     with np.errstate(over="ignore"):
         array = plain.astype(np.float32)
-    if plain.dtype.kind == "f" and (np.isinf(array) & np.isfinite(plain)).any():
+    if np.isinf(array).any():  # also of what Python reads as infinite, such as 1e400
         raise BadRequest(f"the input {name!r} has numbers beyond 3.4e38 in 'data', which FP32 cannot hold")
     return name, array.reshape(shape), 0

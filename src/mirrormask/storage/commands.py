@@ -10,10 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from mirrormask.checks import check_known
+from mirrormask.checks import check_known, one_line, printable
 from mirrormask.files import atomic_write
 from mirrormask.storage import export as exports
-from mirrormask.storage.contents import PREFIX
+from mirrormask.storage.contents import COMPILED, PREFIX
 from mirrormask.storage.reader import Contents, load, read_contents
 from mirrormask.storage.rival import zstd_size
 from mirrormask.storage.sizes import file_sizes
@@ -31,23 +31,22 @@ def info(path: Path) -> None:
         path: a file of mm.save, or any safetensors file.
     """
     contents, sizes = read_contents(path), file_sizes(path)
-    print(f"{path}: {_kind(contents)}")
+    print(f"{printable(str(path))}: {_kind(contents)}")
     for key, value in contents.metadata.items():
-        if key == PREFIX + "model":
+        if key == COMPILED:
             print("  a compiled model: mirrormask.runtime.load runs it, mirrormask serve serves it")
         elif key not in (PREFIX + "index", PREFIX + "header_sha256", PREFIX + "separator"):
-            text = value if len(value) <= 300 else value[:300] + "..."
             # What came with the call of mm.save is said to be: a run's "sparsity" is the one that was asked for.
-            print(
-                f"  {key.removeprefix(PREFIX)}: {text}" if key.startswith(PREFIX) else f"  given with it, {key}: {text}"
-            )
+            of_ours = key.startswith(PREFIX)
+            said = one_line(key.removeprefix(PREFIX)) if of_ours else f"given with it, {one_line(key)}"
+            print(f"  {said}: {one_line(value, 300)}")
     print(sizes)
     rival = zstd_size(path)
     if rival is not None:
         print(f"zstd -19 of the dense file: {rival:,} bytes; this file takes {sizes.total / rival:.2f} of that")
     for name, first in contents.entries.items():
         if isinstance(first, str):
-            print(f"{name} is tied to {first}")
+            print(f"{one_line(name)} is tied to {one_line(first)}")
 
 
 def export_file(

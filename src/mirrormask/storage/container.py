@@ -125,6 +125,8 @@ def parse_json(raw: bytes | str, what: str) -> dict[str, Any]:
         value = json.loads(
             text, object_pairs_hook=_unique, parse_int=_integer, parse_float=_refuse, parse_constant=_refuse
         )
+        if "\\u" in text:  # half a character can be written so, and no other reader takes it
+            json.dumps(value, ensure_ascii=False).encode()
     except FormatError as error:
         raise FormatError(f"{what}: {error.fault}") from None
     except (ValueError, RecursionError) as error:

@@ -21,6 +21,7 @@ from mirrormask.storage.errors import FormatError
 from mirrormask.storage.parts import DAMAGED, DIGITS, Part
 
 __all__ = [
+    "COMPILED",
     "FORMAT_VERSIONS",
     "PREFIX",
     "SCALES",
@@ -40,6 +41,8 @@ FORMAT_VERSIONS = ("1", "2")
 SCALES = "scales"
 #: What the library's own metadata keys begin with.
 PREFIX = "mirrormask."
+#: The metadata that makes a file of weights one that runs, see :func:`mirrormask.runtime.load`.
+COMPILED = PREFIX + "model"
 #: What levels may become.
 WIDE = ("F64", "F32", "F16", "BF16")
 

@@ -51,10 +51,10 @@ def narrow(model: Storable, state: Mapping[str, Tensor], values: Values) -> dict
     if isinstance(model, nn.Module):
         axes = output_axes(model)
         for name, tensor in state.items():
-            if name in axes and not _finite(tensor):
+            if name in axes and not _finite(tensor, values):
                 raise ValueError(f"{name!r} holds numbers that are not finite; values={values!r} cannot hold those")
     else:
-        axes = {name: 0 for name, tensor in state.items() if _is_matrix(tensor) and _finite(tensor)}
+        axes = {name: 0 for name, tensor in state.items() if _is_matrix(tensor) and _finite(tensor, values)}
     return {name: _narrow(name, tensor, values, axes.get(name)) for name, tensor in state.items()}
 
 
@@ -64,15 +64,15 @@ def _narrow(name: str, tensor: Tensor, values: Values, axis: int | None) -> Narr
     if values == "float16":
         small = converted(name, tensor, torch.float16)
         return Narrow(small) if small is tensor else Narrow(small, tensor.dtype)
-    if tensor.element_size() == 1:
-        return Narrow(tensor)
     scale = scales(tensor, axis)
     return Narrow(levels(tensor, scale, axis), tensor.dtype, axis, scale)
 
 
 def _is_matrix(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and tensor.dim() >= 2 and tensor.numel() > 0
+    return tensor.is_floating_point() and tensor.element_size() > 1 and tensor.dim() >= 2 and tensor.numel() > 0
 
 
-def _finite(tensor: Tensor) -> bool:
-    return bool(tensor.isfinite().all())
+def _finite(tensor: Tensor, values: Values) -> bool:
+    """Whether all numbers are; levels are multiplied in float32, and have to be there."""
+    made_in = tensor.float() if values == "int8" else tensor
+    return bool(made_in.isfinite().all())

@@ -128,10 +128,14 @@ def make_plan(
         weights: whose sparsity the file tells, as in :func:`mirrormask.sparsity`.
         more: texts beside the library's own, under its prefix.
     """
-    notes = _texts(metadata or {})
+    notes = _texts({} if metadata is None else metadata)
     if form.values is not None and dtype is not None:
         raise ValueError(f"values={form.values!r} and dtype={dtype} both say how to store a weight; pass one of them")
     state = named_tensors(model, dtype)
+    if isinstance(model, nn.Module) and not state:
+        kind = type(model).__name__
+        hint = "; a compiled model is written by its own save()" if kind == "CompiledModel" else ""
+        raise ValueError(f"the {kind} holds no tensors, so there is nothing to write{hint}")
     tied = ties(state)
     narrowed = narrow(model, {name: tensor for name, tensor in state.items() if name not in tied}, form.values)
     sources = _sources([stored.tensor for stored in narrowed.values()], form)
@@ -259,6 +263,8 @@ def _zeros(tensor: Tensor) -> int:
 def _texts(metadata: Mapping[str, Any]) -> dict[str, str]:
     """The caller's metadata as safetensors holds it: texts stay, everything else becomes JSON."""
     texts = {}
+    if not isinstance(metadata, Mapping):
+        raise TypeError(f"metadata is a {type(metadata).__name__}, not a table of names and values")
     for key, value in metadata.items():
         if not isinstance(key, str) or key.startswith(PREFIX):
             raise ValueError(f"metadata key {key!r} is not a text, or begins with {PREFIX!r}; choose another name")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from typing import IO, TypeVar, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from mirrormask.checks import few
 from mirrormask.collector import while_uncollected
@@ -16,6 +19,7 @@ from mirrormask.quantization.levels import rounded
 from mirrormask.resharding import reshard
 from mirrormask.storage.container import open_container
 from mirrormask.storage.contents import (
+    COMPILED,
     SCALES,
     Contents,
     Entry,
@@ -27,7 +31,8 @@ from mirrormask.storage.contents import (
 )
 from mirrormask.storage.encodings import Dense
 from mirrormask.storage.errors import FormatError
-from mirrormask.storage.torch_types import TYPES
+from mirrormask.storage.tensors import ties
+from mirrormask.storage.torch_types import TYPES, to_bits
 
 __all__ = ["Contents", "Entry", "load", "read_contents", "read_state", "stored_tensors"]
 
@@ -63,8 +68,9 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> dict[s
     Raises:
         FormatError: the file is damaged; names the tensor and the fault. The model is untouched.
         TypeError: ``model`` is no module.
-        ValueError: the file is sound but its names or shapes are not the model's, or the model has no memory for
-            values (meta device). The model is untouched.
+        ValueError: the file is sound but its names or shapes are not the model's, or the model cannot hold its numbers:
+            a type is too small for them, weights that it ties differ, it has no memory (meta device); or it is a
+            compiled model's file, whose weights are no module's. The model is untouched.
         OSError: there is no such file, or it cannot be read.
 
     Example:
@@ -75,11 +81,19 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> dict[s
         >>> bool((load(path)["w"] == torch.eye(200)).all())
         True
     """
+    if model is not None:
+        check_module(model)
     with opened(path) as (file, nbytes):
-        state = read_state(file, nbytes)
+        contents = contents_of(open_container(file, nbytes))
+        if model is not None and COMPILED in contents.metadata:
+            raise ValueError(
+                f"{path} holds a compiled model, whose weights are as its kernels take them (norms in the layer "
+                "before, transposed convolutions turned) and do not belong into a module; load it without one, or keep "
+                "a file of mm.save for that"
+            )
+        state = _state(file, contents)
     if model is None:
         return state
-    check_module(model)
     reshard(model)
     own = _check_fits(model, state, path)
     if any(hasattr(tensor, "placements") for tensor in own.values()):
@@ -116,7 +130,10 @@ def read_contents(path: str | os.PathLike[str]) -> Contents:
 
 def read_state(file: IO[bytes], nbytes: int) -> dict[str, Tensor]:
     """The state dict in an open binary file of ``nbytes`` bytes; what :func:`load` does once the file is open."""
-    contents = contents_of(open_container(file, nbytes))
+    return _state(file, contents_of(open_container(file, nbytes)))
+
+
+def _state(file: IO[bytes], contents: Contents) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name, entry in contents.entries.items():
         if isinstance(entry, Entry):
@@ -176,22 +193,64 @@ def _is_plain(model: nn.Module) -> bool:
 
 def _check_fits(model: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The model's own tensors; ``load_state_dict`` copies before it complains, this complains before anything is."""
-    wanted = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    own = model.state_dict()
+    wanted = {name: value for name, value in own.items() if isinstance(value, Tensor)}
     missing, extra = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
+    both = {name: value for name, value in wanted.items() if name in state}
+    lazy = [name for name, value in both.items() if is_lazy(value)]
     shapes = [
-        f"{name!r} is {list(state[name].shape)} in the file and {list(wanted[name].shape)} in the model"
-        for name in wanted
-        if name in state and state[name].shape != wanted[name].shape
+        f"{name!r} is {list(state[name].shape)} in the file and {list(value.shape)} in the model"
+        for name, value in both.items()
+        if name not in lazy and state[name].shape != value.shape
     ]
-    if missing or extra or shapes:
-        faults = [f"the file lacks {missing[:3]}"] if missing else []
-        faults += [f"the model lacks {extra[:3]}"] if extra else []
-        faults += shapes[:3]
-        raise ValueError(f"{path} does not fit {type(model).__name__}: {'; '.join(faults)}; load it without a model")
-    absent = [name for name, tensor in wanted.items() if tensor.is_meta]
+    faults = [f"the file lacks {missing[:3]}"] if missing else []
+    faults += [f"the model lacks {extra[:3]}"] if extra else []
+    faults += [
+        f"{name!r} of the model is a {type(own[name]).__name__}, no tensor" for name in own if name not in wanted
+    ]
+    faults += [f"{few(lazy)} of the model has no shape yet; call the model with a batch first"] if lazy else []
+    faults += shapes[:3]
+    absent = [name for name, value in both.items() if not is_lazy(value) and value.is_meta]
     if absent:
-        raise ValueError(
+        faults.append(
             f"{few(absent)}: on the meta device, where values are lost; call model.to_empty(device='cpu') first, or "
             "model.load_state_dict(mm.load(path), assign=True)"
         )
+    if not faults:
+        faults = list(itertools.islice(_not_taken(both, state), 3))
+    if faults:
+        raise ValueError(f"{path} does not fit {type(model).__name__}: {'; '.join(faults)}; load it without a model")
     return wanted
+
+
+def _not_taken(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Iterator[str]:
+    """What a copy into the model's own tensors would drop without a word."""
+    for name, tensor in own.items():
+        if tensor.dtype != state[name].dtype and not _holds(tensor.dtype, state[name]):
+            stored = str(state[name].dtype).removeprefix("torch.")
+            yield f"{name!r} holds {stored} numbers that {str(tensor.dtype).removeprefix('torch.')} of the model cannot"
+    whole = {name: tensor for name, tensor in own.items() if not hasattr(tensor, "placements")}
+    for name, first in ties(whole).items():
+        one, other = state[first], state[name]
+        if one is not other and not (one.dtype == other.dtype and np.array_equal(to_bits(one), to_bits(other))):
+            yield f"{first!r} and {name!r} are one tensor of the model, and differ in the file"
+
+
+def _holds(dtype: torch.dtype, stored: Tensor) -> bool:
+    """Whether a type holds these numbers, rounded if it is a floating one.
+
+    Example:
+        >>> _holds(torch.int8, torch.tensor([127.0])), _holds(torch.int8, torch.tensor([0.5]))
+        (True, False)
+    """
+    if stored.is_complex():
+        return dtype.is_complex or (not bool(stored.imag.any()) and _holds(dtype, stored.real))
+    made, wide = stored.to(dtype), stored.double()
+    if dtype.is_complex:
+        return True
+    if dtype.is_floating_point:
+        finite, most = wide.isfinite(), torch.finfo(dtype)
+        largest = float(wide[finite].abs().max()) if bool(finite.any()) else 0.0
+        # What rounds to the largest number is held; some types of 8 bits take it for all that is larger, too.
+        return torch.equal(made.double().isfinite(), finite) and largest <= most.max * (1 + most.eps / 4)
+    return bool((made.double() == wide).all())

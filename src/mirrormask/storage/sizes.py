@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mirrormask.checks import one_line
 from mirrormask.storage.dtypes import BYTES
 from mirrormask.storage.encodings import all_sizes
 from mirrormask.storage.narrow import Values
@@ -81,7 +82,7 @@ class FileSizes:
         rows = [("tensor", "shape", "type", "zeros", "encoding", "bytes", *("as " + name for name in _COLUMNS))]
         rows += [
             (
-                tensor.name,
+                one_line(tensor.name),
                 "x".join(map(str, tensor.shape)) or "scalar",
                 tensor.dtype if tensor.dtype == tensor.becomes else f"{tensor.dtype} for {tensor.becomes}",
                 f"{100 * tensor.sparsity:.2f}%",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mirrormask.storage.torch_types import NAMES
@@ -48,7 +49,8 @@ def ties(state: Mapping[str, Tensor]) -> dict[str, str]:
     tied = {}
     for name, tensor in state.items():
         if tensor.numel():
-            key = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            lazy = tensor.is_conj(), tensor.is_neg()  # of the same memory other numbers
+            key = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), *lazy)
             if first.setdefault(key, name) != name:
                 tied[name] = first[key]
     return tied
@@ -64,6 +66,8 @@ def _checked(name: object, tensor: object) -> Tensor:
             f"{name!r} is a {type(tensor).__name__}, not a tensor; a safetensors file holds tensors only: "
             "pass {name: tensor} without it, or keep it in metadata="
         )
+    if is_lazy(tensor):
+        raise ValueError(f"{name!r} has no values yet, as its module is lazy; call the model with a batch first")
     problem = _problem(tensor)
     if problem:
         raise TypeError(f"{name!r} {problem}")
@@ -80,6 +84,8 @@ def _problem(tensor: Tensor) -> str | None:
         )
     if tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor):
         return "is on the meta device and has no values; materialise it (model.to_empty, then load the weights)"
+    if tensor.is_nested:
+        return "is a nested tensor; save its parts (tensor.unbind()), or a padded one (tensor.to_padded_tensor(0.0))"
     if tensor.layout != torch.strided:
         return f"has layout {tensor.layout}; save tensor.to_dense(), the file leaves out the zeros by itself"
     if tensor.is_quantized:
@@ -103,5 +109,6 @@ def converted(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     small = tensor.to(dtype)
     if bool((small.isinf() & tensor.isfinite()).any()):
         largest = float(tensor[tensor.isfinite()].abs().max())
-        raise ValueError(f"{name!r} reaches {largest:g}, beyond {dtype}'s {torch.finfo(dtype).max:g}; use bfloat16")
+        remedy = "use bfloat16" if dtype is torch.float16 else "keep its own type"
+        raise ValueError(f"{name!r} reaches {largest:g}, beyond {dtype}'s {torch.finfo(dtype).max:g}; {remedy}")
     return small

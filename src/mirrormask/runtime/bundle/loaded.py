@@ -193,6 +193,8 @@ class LoadedModel:
             )
             raise TypeError(f"{fault}; the inputs are {', '.join(names)}")
         for name, x in given.items():
+            if isinstance(x, np.ma.MaskedArray):
+                raise TypeError(f"the input {name!r} is a masked array; pass x.filled(...)")
             if not isinstance(x, np.ndarray):
                 raise TypeError(f"the input {name!r} is a {type(x).__name__}; pass a NumPy array of float32")
             if x.dtype != np.float32 or not x.dtype.isnative:

@@ -24,13 +24,13 @@ from mirrormask.runtime.schedule.problem import Choice
 from mirrormask.runtime.schedule.runner import Runner
 from mirrormask.runtime.schedule.tune import Tuner
 from mirrormask.storage.container import open_container, parse_json
-from mirrormask.storage.contents import PREFIX, Entry, contents_of, opened, stored_bits
+from mirrormask.storage.contents import COMPILED, PREFIX, Entry, contents_of, opened, stored_bits
 from mirrormask.storage.errors import FormatError
 
 __all__ = ["KEY", "VERSION", "load", "processor"]
 
 #: The metadata that makes a file of weights one that runs, and the version of what it says.
-KEY, VERSION = PREFIX + "model", 1
+KEY, VERSION = COMPILED, 1
 #: Characters of a condition on sizes.
 LONGEST = 4096
 #: Kinds of damage that a graph may have beyond what is looked at by name.
@@ -106,7 +106,7 @@ def processor() -> str:
 
 
 def _threads() -> int:
-    asked = os.environ.get("OMP_NUM_THREADS", "")
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # further ones are of nested teams
     if asked.isdecimal() and int(asked) > 0:
         return int(asked)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

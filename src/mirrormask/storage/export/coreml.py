@@ -92,6 +92,9 @@ def coreml(
     target = Path(path)
     if target.suffix != ".mlpackage":
         raise ValueError(f"path={str(path)!r} does not end with .mlpackage, which Core ML asks for")
+    empty = target.is_dir() and not any(target.iterdir())
+    if target.exists() and not empty and not (target / "Manifest.json").is_file():
+        raise ValueError(f"path={str(path)!r} is there and no Core ML package, so it is not replaced; take another")
     check_whole(model, "export")
     with _quiet():
         ct = require("coremltools", "coreml", "exporting to Core ML")
