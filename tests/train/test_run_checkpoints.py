@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mirrormask import cli
+from mirrormask import cli, files
 from mirrormask.compare.runner import processes
 from mirrormask.train import (
     Data,
@@ -454,15 +453,15 @@ def command_on_full_disk(folder, name, said):
     """``mirrormask train`` whose disk has no room for the file of this name, in a fork; its exit status."""
     child = os.fork()
     if not child:
-        own = tempfile.mkstemp
+        own = files._opened_beside
 
-        def mkstemp(*arguments, prefix="", **options):
-            if prefix == f".{name}.":
+        def opened_beside(path, permissions):
+            if path.name == name:
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (16, 16))
-            return own(*arguments, prefix=prefix, **options)
+            return own(path, permissions)
 
-        tempfile.mkstemp = mkstemp
+        files._opened_beside = opened_beside
         status = 70
         try:
             os.dup2(os.open(said, os.O_RDWR | os.O_CREAT | os.O_APPEND), 2)
