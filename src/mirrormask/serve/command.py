@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import signal
 import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from mirrormask.checks import check_int, check_number, known_options, require
+from mirrormask.checks import Parser, check_int, check_number, known_options, require
 
 __all__ = ["listen", "main"]
 
@@ -82,8 +81,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="mirrormask serve",
         description="Serve compiled models (files of fast.save) by the Open Inference Protocol (KServe v2) over HTTP.",
         epilog="Example: mirrormask serve model.mirror --port 8000",
