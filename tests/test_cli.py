@@ -1,12 +1,15 @@
 """The command line: what it prints, how fast it starts, and that mistakes become one message."""
 
 import contextlib
+import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 
+import jsonargparse
 import pytest
 import torch
 
@@ -332,6 +335,7 @@ LINES = {
     "export": (["export", "runs/a/gmp", "--to", "safetensors"], ["export", "runs/a/gmp", "--to", "gif"]),
     "serve": (None, ["serve", "nowhere.mirror"]),
     "info": (["info", "runs/a/gmp"], ["info", "nowhere"]),
+    "completion": (None, ["completion", "tcsh"]),
 }
 DONE = {name: done for name, (done, _) in LINES.items() if done}
 
@@ -345,9 +349,11 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def runs(finished, tmp_path, monkeypatch):
-    """A folder of one run; a demo and a measurement take as long as they can here."""
+    """A folder of one run, and a demo, a measurement and an experiment that are over soon."""
     from mirrormask import demo, runtime
+    from mirrormask.flow import signs
 
+    monkeypatch.setattr(signs, "signs_experiment", functools.cache(signs.signs_experiment))
     measure = runtime.bench
     monkeypatch.setattr(demo, "RECIPE", ("--method", "gmp,mirror", *TINY))
     monkeypatch.setattr(runtime, "bench", lambda *given, **named: measure(*given, **named, engines=("eager",)))
@@ -382,7 +388,7 @@ def test_json_is_one_object_and_quiet_is_silent(name, runs, capsys):
 @pytest.mark.cases(len(LINES))
 @pytest.mark.parametrize("name", LINES)
 def test_a_mistake_is_an_object_too_and_is_said_even_quietly(name, runs, capsys):
-    tree, err = (object_of(capsys, *LINES[name][1])) if name != "serve" else object_of(capsys, "serve", "x.mirror")
+    tree, err = object_of(capsys, *LINES[name][1])
     assert tree["status"] == 2
     assert set(tree) == {"command", "status", "error"}
     assert err == f"mirrormask {name}: error: {tree['error']}\n"
@@ -474,3 +480,66 @@ def test_of_several_processes_the_first_prints_the_object(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert cli.main(["info", "methods", "--json"]) == 0
     assert capsys.readouterr().out == ""
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory):
+    path = tmp_path_factory.mktemp("completion") / "mirrormask.bash"
+    with open(path, "w") as file, contextlib.redirect_stdout(file):
+        assert cli.main(["completion", "bash"]) == 0
+    return path
+
+
+def completed(script, *line, folder="."):
+    """What bash offers for the last word of a line."""
+    code = (
+        'eval "$(cat "$1")"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _mirrormask 2>&1; '
+        "printf '%s\\n' \"${COMPREPLY[@]}\""
+    )
+    command = ["bash", "--norc", "-c", code, "bash", str(script), "mirrormask", *line]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_completes_commands_options_and_words(script, tmp_path):
+    assert completed(script, "") == list(cli.COMMANDS)
+    assert completed(script, "fl") == ["flow"]
+    for name in cli.COMMANDS:
+        assert "--quiet" in completed(script, name, "--")
+        assert ("--json" in completed(script, name, "--")) == (name not in cli.RESULTLESS)
+    assert completed(script, "train", "--spars") == ["--sparsity"]
+    assert completed(script, "flow", "recovery", "--see") == ["--seeds"]
+    assert completed(script, "info", "me") == ["methods"]
+    assert completed(script, "flow", "si") == ["signs"]
+    (tmp_path / "my run").mkdir()
+    assert completed(script, "info", "m", folder=tmp_path) == ["methods", "my", "run"]
+    assert completed(script, "train", "reci") == [], "then it is files, by the option default"
+    assert "complete -o default -F _mirrormask mirrormask" in script.read_text()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_offers_every_option_of_train(script):
+    from mirrormask.train import recipe_file
+    from mirrormask.train.arguments import SHORT
+
+    parser = jsonargparse.ArgumentParser()
+    recipe_file.add_recipe_arguments(parser)
+    wanted = {option for option in parser._option_string_actions if option.startswith("--") and option[-1] != "+"}
+    wanted |= {f"--{short}" for short in SHORT} | {"--resume", "--overwrite", "--allow_code"}
+    assert wanted - set(completed(script, "train", "--")) == set()
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_have_every_command_and_option_too(shell, capsys):
+    from mirrormask import completion
+
+    assert cli.main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for name, options in completion.table().items():
+        lines = [line for line in script.splitlines() if re.search(rf" {name}\)|_from {name}'", line)]
+        for option in options:
+            assert any(re.search(rf"[ (]{option}[ )]|-l {option[2:]}$", line) for line in lines), option
+    if shutil.which(shell):
+        subprocess.run([shell, "-n", "-c", script], check=True)

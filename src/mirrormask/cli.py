@@ -51,10 +51,11 @@ COMMANDS = {
         "main",
         "the installation; info methods: the methods; info FOLDER or FILE: a run, a model's file",
     ),
+    "completion": ("mirrormask.completion", "main", "let bash, zsh or fish complete commands, options and files"),
 }
 
 #: Commands that run until they are stopped, or write what something else reads: they have no result to print.
-RESULTLESS = ("serve",)
+RESULTLESS = ("serve", "completion")
 
 #: What ``mirrormask --help`` says to begin with, and the examples of commands that are made of functions.
 EXAMPLES = {
