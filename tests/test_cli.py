@@ -463,6 +463,15 @@ def test_a_warning_of_a_run_is_said_even_quietly(capsys):
     assert capsys.readouterr() == ("", "train: the log is damaged\n")
 
 
+def test_the_cells_that_fail_are_named_even_quietly(tmp_path, capfd):
+    grid = ["--methods", "gmp", "--sparsity", "0.9", "--seeds", "1", "--workers", "1", "--out", str(tmp_path / "c")]
+    assert cli.main(["compare", *grid, *TINY, "--lr", "1e30", "--quiet"]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "gmp 90% seed 0 failed: FloatingPointError: 'weight' of '1.weight' has reached" in err
+    assert err.endswith("mirrormask compare: error: there is no finished run to compare\n")
+
+
 def test_what_other_programs_print_is_not_on_standard_output_either():
     code = (
         "import os, sys\nfrom mirrormask import cli, info\n"

@@ -112,11 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mirrormask {__version__}")
         return 0
     name, rest = given[0], given[1:]
-    if "--" in rest:
-        own, rest = rest[: rest.index("--")], rest[rest.index("--") :]
-    else:
-        own, rest = rest, []
-    rest = [one for one in own if one not in FLAGS] + rest
+    end = rest.index("--") if "--" in rest else len(rest)  # nothing behind it is an option
+    own = rest[:end]
+    rest = [*(one for one in own if one not in FLAGS), *rest[end:]]
     as_json = "--json" in own
     outcome.take()  # what a call before this one has left
     with outcome.apart(quiet="--quiet" in own, aside=as_json):

@@ -91,8 +91,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
         text = f"skipped: {skipped.path}: {skipped.reason}"
         outcome.warn(text, console.print, escape(text))
     for failure in comparison.failures:
-        text = f"{failure.cell}: {failure.reason}"
-        outcome.warn(f"failed: {text}", console.print, f"[bold red]failed[/]: {escape(text)}")
+        console.print(f"[bold red]failed[/]: {escape(failure.cell)}: {escape(failure.reason)}")
 
 
 def to_csv(comparison: Comparison) -> str:
