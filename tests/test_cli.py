@@ -1,11 +1,15 @@
 """The command line: what it prints, how fast it starts, and that mistakes become one message."""
 
 import contextlib
+import functools
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 
+import jsonargparse
 import pytest
 import torch
 
@@ -317,3 +321,234 @@ def test_info_and_export_take_the_file_of_a_run(tmp_path, capsys):
     assert cli.main(["export", model, str(tmp_path / "dense.safetensors"), "--to", "safetensors"]) == 0
     assert (tmp_path / "dense.safetensors").stat().st_size > 4 * (64 * 16 + 160)
     assert "mirrormask export: error: " in errors(capsys, "export", model, str(tmp_path / "x"), "--to", "gif")
+
+
+TINY = ["--epochs", "1", "--model.options", '{"hidden": [8]}', "--threads", "1", "--figure", "false"]
+#: A command -> arguments that it does with the runs of the folder, and others that are a mistake.
+LINES = {
+    "demo": (["demo"], ["demo", "--ou", "x"]),
+    "train": (["train", "--method", "gmp", "--out", "runs/b", *TINY], ["train", "--sparsity", "2"]),
+    "compare": (["compare", "--import", "runs/a", "--out", "c"], ["compare"]),
+    "report": (["report", "runs/a"], ["report"]),
+    "bench": (["bench", "runs/a/gmp", "--rounds", "1", "--threads", "1"], ["bench", "nowhere"]),
+    "flow": (["flow", "signs", "--out", "f"], ["flow", "sings"]),
+    "export": (["export", "runs/a/gmp", "--to", "safetensors"], ["export", "runs/a/gmp", "--to", "gif"]),
+    "serve": (None, ["serve", "nowhere.mirror"]),
+    "info": (["info", "runs/a/gmp"], ["info", "nowhere"]),
+    "completion": (None, ["completion", "tcsh"]),
+}
+DONE = {name: done for name, (done, _) in LINES.items() if done}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    assert cli.main(["train", "--method", "gmp", "--out", str(folder / "runs" / "a"), *TINY]) == 0
+    return folder
+
+
+@pytest.fixture
+def runs(finished, tmp_path, monkeypatch):
+    """A folder of one run, and a demo, a measurement and an experiment that are over soon."""
+    from mirrormask import demo, runtime
+    from mirrormask.flow import signs
+
+    monkeypatch.setattr(signs, "signs_experiment", functools.cache(signs.signs_experiment))
+    measure = runtime.bench
+    monkeypatch.setattr(demo, "RECIPE", ("--method", "gmp,mirror", *TINY))
+    monkeypatch.setattr(runtime, "bench", lambda *given, **named: measure(*given, **named, engines=("eager",)))
+    shutil.copytree(finished / "runs", tmp_path / "runs", symlinks=True)
+    monkeypatch.chdir(tmp_path)
+
+
+def object_of(capsys, *arguments):
+    """The status, the one object on standard output, and what is on standard error."""
+    status = cli.main([*arguments, "--json"])
+    out, err = capsys.readouterr()
+    tree = json.loads(out)
+    assert (tree["command"], tree["status"]) == (arguments[0], status)
+    assert len(out.splitlines()) == 1
+    return tree, err
+
+
+@pytest.mark.cases(len(DONE))
+@pytest.mark.parametrize("name", DONE)
+def test_json_is_one_object_and_quiet_is_silent(name, runs, capsys):
+    tree, err = object_of(capsys, *DONE[name])
+    assert tree["result"] and "error" not in tree
+    assert err, "what a person would read is still there"
+    again = [*DONE[name], *(["--overwrite", "true"] if name == "train" else [])]
+    loud, err = object_of(capsys, again[0], "--quiet", *again[1:])
+    assert set(loud["result"]) == set(tree["result"])
+    assert err == ""
+    assert cli.main([again[0], "--quiet", *again[1:]]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.cases(len(LINES))
+@pytest.mark.parametrize("name", LINES)
+def test_a_mistake_is_an_object_too_and_is_said_even_quietly(name, runs, capsys):
+    tree, err = object_of(capsys, *LINES[name][1])
+    assert tree["status"] == 2
+    assert set(tree) == {"command", "status", "error"}
+    assert err == f"mirrormask {name}: error: {tree['error']}\n"
+    assert cli.main([*LINES[name][1], "--quiet"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"mirrormask {name}: error: ")
+
+
+def test_every_command_has_its_lines():
+    assert set(LINES) == set(cli.COMMANDS)
+
+
+def test_serve_has_no_result(capsys):
+    assert object_of(capsys, "serve", "m.mirror")[0]["error"] == "serve prints no result: leave out --json"
+
+
+def test_the_results_are_those_of_the_files(runs, capsys):
+    result = object_of(capsys, *DONE["train"])[0]["result"]
+    assert result["folder"] == "runs/b"
+    assert [run["method"] for run in result["runs"]] == ["dense", "gmp"]
+    with open("runs/b/gmp/result.json") as file:
+        assert result["runs"][1] == json.load(file)
+    result = object_of(capsys, *DONE["compare"])[0]["result"]
+    with open("c/comparison.json") as file:
+        assert result == {"folder": "c", **json.load(file)}
+    result = object_of(capsys, *DONE["bench"])[0]["result"]
+    with open(result.pop("path")) as file:
+        assert result == json.load(file)
+    for path in object_of(capsys, *DONE["flow"])[0]["result"]["files"]:
+        assert os.path.isfile(path)
+    assert object_of(capsys, *DONE["export"])[0]["result"] == {"files": ["runs/a/gmp/model.dense.safetensors"]}
+    assert object_of(capsys, *DONE["report"])[0]["result"]["page"] == "report.html"
+    result = object_of(capsys, *DONE["info"])[0]["result"]
+    assert result["run"]["method"] == "gmp"
+    assert result["file"]["bytes"] == os.path.getsize("runs/a/gmp/model.safetensors")
+    assert [row["name"] for row in object_of(capsys, "info", "methods")[0]["result"]] == list(
+        mirrormask.methods.names()
+    )
+    assert object_of(capsys, "info")[0]["result"]["mirrormask"] == mirrormask.__version__
+
+
+def test_what_is_not_finite_is_null():
+    from mirrormask import outcome
+
+    assert outcome.plain([float("nan"), {"a": (float("-inf"), 1.5)}]) == [None, {"a": [None, 1.5]}]
+
+
+def test_help_and_a_stop_are_objects_too(tmp_path, capsys, monkeypatch):
+    from mirrormask.train import progress
+
+    tree, err = object_of(capsys, "train", "--help")
+    assert tree == {"command": "train", "status": 0, "result": None}
+    assert "--sparsity" in err
+
+    def interrupt(self, step):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(progress.ProgressObserver, "stepped", interrupt)
+    tree, _ = object_of(capsys, "train", "--out", str(tmp_path / "a"), *TINY)
+    assert (tree["status"], tree["error"]) == (130, "interrupted; go on with --resume true")
+
+
+def test_a_warning_of_a_run_is_said_even_quietly(capsys):
+    from rich.console import Console
+
+    from mirrormask import outcome
+    from mirrormask.train.progress import ProgressObserver
+
+    with outcome.apart(quiet=True, aside=False):
+        ProgressObserver(Console()).warned("the log is damaged")
+    assert capsys.readouterr() == ("", "train: the log is damaged\n")
+
+
+def test_the_cells_that_fail_are_named_even_quietly(tmp_path, capfd):
+    grid = ["--methods", "gmp", "--sparsity", "0.9", "--seeds", "1", "--workers", "1", "--out", str(tmp_path / "c")]
+    assert cli.main(["compare", *grid, *TINY, "--lr", "1e30", "--quiet"]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "gmp 90% seed 0 failed: FloatingPointError: 'weight' of '1.weight' has reached" in err
+    assert err.endswith("mirrormask compare: error: there is no finished run to compare\n")
+
+
+def test_what_other_programs_print_is_not_on_standard_output_either():
+    code = (
+        "import os, sys\nfrom mirrormask import cli, info\n"
+        "info.methods = lambda: (os.system('echo loud'), [dict(name='a', line='b', reference='c')])[1]\n"
+        "sys.exit(cli.main(['info', 'methods', *sys.argv[1:]]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["result"] == [{"name": "a", "line": "b", "reference": "c"}]
+    assert done.stderr.splitlines() == ["loud", "a  b  c"]
+    done = subprocess.run([sys.executable, "-c", code, "--quiet"], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_of_several_processes_the_first_prints_the_object(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert cli.main(["info", "methods", "--json"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory):
+    path = tmp_path_factory.mktemp("completion") / "mirrormask.bash"
+    with open(path, "w") as file, contextlib.redirect_stdout(file):
+        assert cli.main(["completion", "bash"]) == 0
+    return path
+
+
+def completed(script, *line, folder="."):
+    """What bash offers for the last word of a line."""
+    code = (
+        'eval "$(cat "$1")"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _mirrormask 2>&1; '
+        "printf '%s\\n' \"${COMPREPLY[@]}\""
+    )
+    command = ["bash", "--norc", "-c", code, "bash", str(script), "mirrormask", *line]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_completes_commands_options_and_words(script, tmp_path):
+    assert completed(script, "") == list(cli.COMMANDS)
+    assert completed(script, "fl") == ["flow"]
+    for name in cli.COMMANDS:
+        assert "--quiet" in completed(script, name, "--")
+        assert ("--json" in completed(script, name, "--")) == (name not in cli.RESULTLESS)
+    assert completed(script, "train", "--spars") == ["--sparsity"]
+    assert completed(script, "flow", "recovery", "--see") == ["--seeds"]
+    assert completed(script, "info", "me") == ["methods"]
+    assert completed(script, "flow", "si") == ["signs"]
+    (tmp_path / "my run").mkdir()
+    assert completed(script, "info", "m", folder=tmp_path) == ["methods", "my", "run"]
+    assert completed(script, "train", "reci") == [], "then it is files, by the option default"
+    assert "complete -o default -F _mirrormask mirrormask" in script.read_text()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_offers_every_option_of_train(script):
+    from mirrormask.train import recipe_file
+    from mirrormask.train.arguments import SHORT
+
+    parser = jsonargparse.ArgumentParser()
+    recipe_file.add_recipe_arguments(parser)
+    wanted = {option for option in parser._option_string_actions if option.startswith("--") and option[-1] != "+"}
+    wanted |= {f"--{short}" for short in SHORT} | {"--resume", "--overwrite", "--allow_code"}
+    assert wanted - set(completed(script, "train", "--")) == set()
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_have_every_command_and_option_too(shell, capsys):
+    from mirrormask import completion
+
+    assert cli.main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for name, options in completion.table().items():
+        lines = [line for line in script.splitlines() if re.search(rf" {name}\)|_from {name}'", line)]
+        for option in options:
+            assert any(re.search(rf"[ (]{option}[ )]|-l {option[2:]}$", line) for line in lines), option
+    if shutil.which(shell):
+        subprocess.run([shell, "-n", "-c", script], check=True)

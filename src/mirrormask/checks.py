@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import importlib
 import inspect
@@ -9,9 +10,10 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 __all__ = [
+    "Parser",
     "callers_level",
     "check_int",
     "check_known",
@@ -83,6 +85,14 @@ def check_known(kind: str, name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name), names, n=1)
     guess = f"; did you mean {close[0]!r}?" if close else "."
     raise ValueError(f"unknown {kind} {name!r}{guess} Known: {', '.join(names)}")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are errors, for the command line to turn into its one message."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print."""
+        raise ValueError(message)
 
 
 def known_options(arguments: Iterable[str], known: Iterable[str]) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import json
 import os
 import select
 import stat
@@ -17,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mirrormask import checks
+from mirrormask import checks, outcome
 from mirrormask.stopping import EXIT_STATUS, Stopped
 
 __all__ = ["COMMANDS", "main"]
@@ -50,7 +51,11 @@ COMMANDS = {
         "main",
         "the installation; info methods: the methods; info FOLDER or FILE: a run, a model's file",
     ),
+    "completion": ("mirrormask.completion", "main", "let bash, zsh or fish complete commands, options and files"),
 }
+
+#: Commands that run until they are stopped, or write what something else reads: they have no result to print.
+RESULTLESS = ("serve", "completion")
 
 #: What ``mirrormask --help`` says to begin with, and the examples of commands that are made of functions.
 EXAMPLES = {
@@ -62,6 +67,12 @@ EXAMPLES = {
 
 #: What to do after an interruption.
 GO_ON = {"train": "; go on with --resume true", "compare": "; run the same command again to go on"}
+
+#: What every command takes -> what it does; ``main`` takes them out of the arguments.
+FLAGS = {
+    "--quiet": "print nothing but warnings and errors",
+    "--json": "standard output is one JSON object: the command, its status, and its result or its error",
+}
 
 #: What a user can cause and mend; anything else is a bug and shows its traceback.
 EXPECTED = (ValueError, TypeError, ImportError, OSError, FloatingPointError)
@@ -78,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     | 75 | a signal asked it to stop; everything is saved: go on with ``--resume true`` |
     | 130 | interrupted where there was nothing to save |
     | 141 | whoever read the output, ``| head`` for one, had enough |
+
+    ``--quiet`` and ``--json`` may stand anywhere after the command; ``--help`` says what they do.
 
     Set the environment variable ``MIRRORMASK_TRACEBACK`` to see where an error came from.
 
@@ -99,23 +112,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mirrormask {__version__}")
         return 0
     name, rest = given[0], given[1:]
+    end = rest.index("--") if "--" in rest else len(rest)  # nothing behind it is an option
+    own = rest[:end]
+    rest = [*(one for one in own if one not in FLAGS), *rest[end:]]
+    as_json = "--json" in own
+    outcome.take()  # what a call before this one has left
+    with outcome.apart(quiet="--quiet" in own, aside=as_json):
+        try:
+            status, message = _attempt(name, rest, as_json=as_json)
+        except SystemExit as end:  # a parser has shown its help
+            if not as_json:
+                raise
+            status, message = end.code if isinstance(end.code, int) else int(end.code is not None), ""
+    result = outcome.take()
+    if as_json and outcome.is_first():
+        tree = {"command": name, "status": status, **({"error": message} if message else {"result": result})}
+        try:
+            print(json.dumps(tree, allow_nan=False), flush=True)
+        except BrokenPipeError:
+            if not _nobody_reads():
+                raise
+            return 141
+    return status
+
+
+def _attempt(name: str, arguments: Sequence[str], *, as_json: bool) -> tuple[int, str]:
+    """Run one command; its exit status, and the message where it has not done what it should."""
     try:
         run = _command(name)
-        return run(rest)
+        if as_json and name in RESULTLESS:
+            raise ValueError(f"{name} prints no result: leave out --json")
+        return run(arguments), ""
     except EXPECTED as error:
         if os.environ.get("MIRRORMASK_TRACEBACK"):
             raise
         if isinstance(error, BrokenPipeError) and _nobody_reads():
-            return 141
+            return 141, "nobody reads the output"
         where = f"mirrormask {name}" if name in COMMANDS else "mirrormask"
-        print(f"{where}: error: {checks.printable(str(error))}", file=sys.stderr)
-        return 2
+        status, message, where = 2, str(error), f"{where}: error"
     except Stopped as stopped:
-        print(f"mirrormask {name}: {checks.printable(str(stopped))}{GO_ON.get(name, '')}", file=sys.stderr)
-        return EXIT_STATUS
+        status, message, where = EXIT_STATUS, f"{stopped}{GO_ON.get(name, '')}", f"mirrormask {name}"
     except KeyboardInterrupt:
-        print(f"mirrormask {name}: interrupted{GO_ON.get(name, '')}", file=sys.stderr)
-        return 130
+        status, message, where = 130, f"interrupted{GO_ON.get(name, '')}", f"mirrormask {name}"
+    print(f"{where}: {checks.printable(message)}", file=sys.stderr)
+    return status, message
 
 
 def usage() -> str:
@@ -124,6 +164,7 @@ def usage() -> str:
     lines += [f"  {name:<10} {line}" for name, (_, _, line) in _present().items()]
     examples = [f"  {example}" for name, example in EXAMPLES.items() if name in _present() and name != "flow"]
     lines += ["", "begin with:", *examples] if examples else []
+    lines += ["", "every command takes:", *(f"  {flag:<10} {line}" for flag, line in FLAGS.items())]
     lines += [
         "",
         "exit status: 0 done; 1 a cell of compare failed; 2 a mistake, which the message names; 75 stopped and saved,",
@@ -180,7 +221,7 @@ def _one_of(name: str, functions: dict[str, Callable[..., Any]], arguments: Sequ
 
 
 def _call(name: str, function: Callable[..., Any], example: str, arguments: Sequence[str]) -> int:
-    """Call a function with command-line arguments for its parameters."""
+    """Call a function with command-line arguments for its parameters; what it returns is the command's result."""
     jsonargparse = checks.require("jsonargparse", "train", f"mirrormask {name}")
     parser = jsonargparse.ArgumentParser(
         prog=f"mirrormask {name}",
@@ -197,7 +238,7 @@ def _call(name: str, function: Callable[..., Any], example: str, arguments: Sequ
         values = parser.parse_args(checks.known_options(arguments, parser._option_string_actions))
     except argparse.ArgumentError as error:
         raise ValueError(" ".join(str(error).split())) from error
-    function(**values.as_dict())
+    outcome.tell(function(**values.as_dict()))
     return 0
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import shlex
 from collections.abc import Sequence
 
-from mirrormask import checks
+from mirrormask import checks, outcome
 
 __all__ = ["main"]
 
@@ -22,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
         ImportError: the extra ``train`` is not installed.
         OSError: the folder cannot be written.
     """
-    parser = argparse.ArgumentParser(
+    parser = checks.Parser(
         prog="mirrormask demo",
         description="Train a small network on scikit-learn's digits: dense, and 95% sparse by two methods. "
         "Then write a page about the three. About a minute, and nothing is downloaded.",
@@ -45,4 +44,5 @@ def main(arguments: Sequence[str]) -> int:
         width = max(map(len, lines))
         print(f"\nOpen {page} in a browser. Then:")
         print("\n".join(f"  {command:<{width}}    {what}" for command, what in lines.items()))
+        outcome.tell({"page": page, "folder": out})
     return status

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from mirrormask import environment
+from mirrormask import environment, outcome
 
 __all__ = ["main"]
 
@@ -29,67 +30,97 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) > 1:
         raise ValueError(f"info takes one argument, not {len(arguments)}\n{USAGE}")
     if not arguments:
-        print(installation())
+        _show(installation(), installation_text)
     elif arguments[0] in ("-h", "--help"):
         print(USAGE)
     elif arguments[0] == "methods":
-        print(methods())
+        _show(methods(), methods_text)
     else:
-        file = Path(arguments[0])
+        file, result = Path(arguments[0]), {}
         if file.is_dir():
-            print(run(file))
+            result["run"] = run(file)
+            print(run_text(result["run"]))
             file = file / "model.safetensors"
         if not file.is_file():
             raise ValueError(f"{arguments[0]!r} is neither 'methods' nor a run's folder nor a file\n{USAGE}")
         commands = importlib.import_module("mirrormask.storage.commands")
-        commands.info(file)
+        result["file"] = commands.info(file)
+        outcome.tell(result)
     return 0
 
 
-def installation() -> str:
-    """Versions, processor, instruction sets and extras, as lines."""
+def _show(values: Any, text: Callable[[Any], str]) -> None:
+    print(text(values))
+    outcome.tell(values)
+
+
+def installation() -> dict[str, Any]:
+    """Versions, processor, instruction sets and extras."""
     tree = environment.describe()
     versions = environment.versions()
-    sets = " ".join(environment.instruction_sets()) or "unknown without mirrormask[runtime]"
+    return {
+        "mirrormask": versions["mirrormask"],
+        **{name: tree[name] for name in ("python", "platform", "processor", "cores", "threads")},
+        "instruction_sets": environment.instruction_sets(),
+        "gpu": tree["gpu"],
+        "packages": {name: versions[name] for name in ("torch", "numpy", "safetensors")},
+        "extras": {extra: {name: versions[name] for name in names} for extra, names in environment.EXTRAS.items()},
+    }
+
+
+def installation_text(values: dict[str, Any]) -> str:
+    """What :func:`installation` gives, as lines."""
+    sets = " ".join(values["instruction_sets"]) or "unknown without mirrormask[runtime]"
     lines = [
-        f"mirrormask        {versions['mirrormask']}",
-        f"python            {tree['python']} on {tree['platform']}",
-        f"processor         {tree['processor']}, {tree['cores']} cores, {tree['threads']} threads",
+        f"mirrormask        {values['mirrormask']}",
+        f"python            {values['python']} on {values['platform']}",
+        f"processor         {values['processor']}, {values['cores']} cores, {values['threads']} threads",
         f"instruction sets  {sets}",
-        f"gpu               {tree['gpu'] or 'none'}",
+        f"gpu               {values['gpu'] or 'none'}",
     ]
-    lines += [f"{name:<17} {versions[name]}" for name in ("torch", "numpy", "safetensors")]
-    for extra, packages in environment.EXTRAS.items():
-        missing = [package for package in packages if versions[package] is None]
-        state = ", ".join(f"{package} {versions[package]}" for package in packages if versions[package])
+    lines += [f"{name:<17} {version}" for name, version in values["packages"].items()]
+    for extra, packages in values["extras"].items():
+        missing = [name for name, version in packages.items() if version is None]
+        state = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
         if missing:
             state = f"missing {', '.join(missing)}: pip install 'mirrormask[{extra}]'"
         lines.append(f"[{extra}]{'':<{15 - len(extra)}} {state}")
     return "\n".join(lines)
 
 
-def run(folder: Path) -> str:
-    """A finished run, in a few lines.
+def run(folder: Path) -> dict[str, Any]:
+    """What a finished run came to.
 
     Raises:
         ValueError: the folder holds none.
     """
-    runs = importlib.import_module("mirrormask.train.run_folder")
-    result = runs.RunResult.read(folder)
-    recipe = result.recipe
+    result = importlib.import_module("mirrormask.train.run_folder").RunResult.read(folder)
+    names = ("method", "seed", "test_accuracy", "epochs", "seconds", "nonzeros", "numel", "sparsity")
+    about = {"model": result.recipe["model"]["name"], "data": result.recipe["data"]["name"]}
+    return {"folder": str(folder), **about, **{name: getattr(result, name) for name in names}}
+
+
+def run_text(values: dict[str, Any]) -> str:
+    """What :func:`run` gives, in a few lines."""
     return "\n".join(
         [
-            f"{folder}: {recipe['model']['name']} on {recipe['data']['name']} with {result.method}, seed {result.seed}",
-            f"  test accuracy {100 * result.test_accuracy:.2f}% after {result.epochs} epochs ({result.seconds:.1f} s)",
-            f"  {result.nonzeros:,} of {result.numel:,} weights are not zero: sparsity {100 * result.sparsity:.3f}%",
+            "{folder}: {model} on {data} with {method}, seed {seed}".format(**values),
+            f"  test accuracy {100 * values['test_accuracy']:.2f}% after {values['epochs']} epochs "
+            f"({values['seconds']:.1f} s)",
+            f"  {values['nonzeros']:,} of {values['numel']:,} weights are not zero: "
+            f"sparsity {100 * values['sparsity']:.3f}%",
         ]
     )
 
 
-def methods() -> str:
-    """The methods, a line each, with their references."""
+def methods() -> list[dict[str, str]]:
+    """The methods: their names, what they do in a line, and their references."""
     import mirrormask as mm
 
-    rows = mm.methods.table()
-    width, line = max(len(row.name) for row in rows), max(len(row.line) for row in rows)
-    return "\n".join(f"{row.name:<{width}}  {row.line:<{line}}  {row.reference}" for row in rows)
+    return [{"name": row.name, "line": row.line, "reference": row.reference} for row in mm.methods.table()]
+
+
+def methods_text(values: list[dict[str, str]]) -> str:
+    """What :func:`methods` gives, a line each."""
+    width, line = (max(len(row[key]) for row in values) for key in ("name", "line"))
+    return "\n".join(f"{row['name']:<{width}}  {row['line']:<{line}}  {row['reference']}" for row in values)

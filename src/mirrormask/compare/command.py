@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mirrormask import checks, files
+from mirrormask import checks, files, outcome
 from mirrormask.compare import options
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     table.print_comparison(console, comparison)
     names = ["comparison.md", "comparison.csv", "comparison.json", *_page(comparison, out, console)]
     console.print(f"in {out}: {', '.join(names)}", markup=False)
+    outcome.tell({"folder": out, **json.loads(table.to_json(comparison))})
     return 1 if comparison.failures else 0
 
 
@@ -94,7 +97,8 @@ def _page(comparison: Comparison, out: Path, console: Console) -> list[str]:
     try:
         return [report.write(folders, out / "report.html").name]
     except ImportError as error:
-        console.print(f"no report.html: {error}", markup=False)
+        text = f"no report.html: {error}"
+        outcome.warn(text, partial(console.print, markup=False), text)
         return []
 
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from mirrormask import checks
+from mirrormask import checks, outcome
 from mirrormask.compare.grid import Cell
 from mirrormask.compare.runs import held_out_accuracy
 from mirrormask.train.run_folder import RunResult
@@ -65,7 +65,8 @@ class Progress:
         """A cell has none."""
         self.failures += 1
         self._ended(cell)
-        self._line(f"{cell.name} failed: {checks.printable(error)}")
+        text = f"{cell.name} failed: {checks.printable(error)}"
+        outcome.warn(text, self._line, text)
 
     def stop(self) -> None:
         """Take the live line away."""

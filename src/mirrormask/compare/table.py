@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mirrormask import outcome
 from mirrormask.compare.budgets import Within
 from mirrormask.compare.comparison import Comparison
 from mirrormask.compare.runs import held_out_accuracy
@@ -87,7 +88,8 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     for note in comparison.notes:
         console.print(escape(note))
     for skipped in comparison.skipped:
-        console.print(f"skipped: {escape(skipped.path)}: {escape(skipped.reason)}")
+        text = f"skipped: {skipped.path}: {skipped.reason}"
+        outcome.warn(text, console.print, escape(text))
     for failure in comparison.failures:
         console.print(f"[bold red]failed[/]: {escape(failure.cell)}: {escape(failure.reason)}")
 

@@ -1,6 +1,7 @@
 """The experiments as commands: ``mirrormask flow recovery | bias | depth | signs | rates | norm | all``.
 
-Each writes ``NAME.svg``, ``NAME.png``, ``NAME.csv`` and ``NAME.txt`` (one sentence of what it shows) into a folder.
+Each writes ``NAME.svg``, ``NAME.png``, ``NAME.csv`` and ``NAME.txt`` (one sentence of what it shows) into a folder, and
+returns its name, that sentence and the files.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ __all__ = ["all", "bias", "depth", "norm", "rates", "recovery", "signs"]
 OUT = Path("runs/flow")
 
 
-def recovery(out: Path = OUT, seeds: int = 20) -> None:
+def recovery(out: Path = OUT, seeds: int = 20) -> dict[str, Any]:
     """Recovery error of diagonal linear networks against the amount of decay, for six methods.
 
     Args:
@@ -23,10 +24,10 @@ def recovery(out: Path = OUT, seeds: int = 20) -> None:
     """
     from mirrormask.flow.recovery import recovery_experiment
 
-    _write(recovery_experiment(seeds), out)
+    return _write(recovery_experiment(seeds), out)
 
 
-def bias(out: Path = OUT) -> None:
+def bias(out: Path = OUT) -> dict[str, Any]:
     """The implicit penalty from parabola to absolute value, and the effective exponent along runs.
 
     Args:
@@ -34,10 +35,10 @@ def bias(out: Path = OUT) -> None:
     """
     from mirrormask.flow.bias import bias_experiment
 
-    _write(bias_experiment(), out)
+    return _write(bias_experiment(), out)
 
 
-def depth(out: Path = OUT) -> None:
+def depth(out: Path = OUT) -> dict[str, Any]:
     """The implicit penalty of two, three and four factors.
 
     Args:
@@ -45,10 +46,10 @@ def depth(out: Path = OUT) -> None:
     """
     from mirrormask.flow.depth import depth_experiment
 
-    _write(depth_experiment(), out)
+    return _write(depth_experiment(), out)
 
 
-def signs(out: Path = OUT) -> None:
+def signs(out: Path = OUT) -> dict[str, Any]:
     """Which initialisations let a weight change its sign, and how long it takes.
 
     Args:
@@ -56,10 +57,10 @@ def signs(out: Path = OUT) -> None:
     """
     from mirrormask.flow.signs import signs_experiment
 
-    _write(signs_experiment(), out)
+    return _write(signs_experiment(), out)
 
 
-def rates(out: Path = OUT) -> None:
+def rates(out: Path = OUT) -> dict[str, Any]:
     """The optimizer that trains networks against the flow, for smaller and smaller steps.
 
     Args:
@@ -67,10 +68,10 @@ def rates(out: Path = OUT) -> None:
     """
     from mirrormask.flow.rates import rates_experiment
 
-    _write(rates_experiment(), out)
+    return _write(rates_experiment(), out)
 
 
-def norm(out: Path = OUT, run: Path | None = None) -> None:
+def norm(out: Path = OUT, run: Path | None = None) -> dict[str, Any]:
     """The recorded scale of a training run beside the one that its decay integral predicts.
 
     Args:
@@ -79,10 +80,10 @@ def norm(out: Path = OUT, run: Path | None = None) -> None:
     """
     from mirrormask.flow.norm import norm_experiment
 
-    _write(norm_experiment(run, Path(out)), out)
+    return _write(norm_experiment(run, Path(out)), out)
 
 
-def all(out: Path = OUT, seeds: int = 20) -> None:
+def all(out: Path = OUT, seeds: int = 20) -> dict[str, Any]:
     """Every experiment, one after another.
 
     Args:
@@ -90,17 +91,14 @@ def all(out: Path = OUT, seeds: int = 20) -> None:
         seeds: of the recovery experiment.
     """
     started = time.perf_counter()
-    recovery(out, seeds)
-    bias(out)
-    depth(out)
-    signs(out)
-    rates(out)
-    norm(out)
+    made = [recovery(out, seeds), bias(out), depth(out), signs(out), rates(out), norm(out)]
     print(f"all experiments took {time.perf_counter() - started:.1f} s")
+    return {"experiments": made}
 
 
-def _write(experiment: Any, out: Path) -> None:
+def _write(experiment: Any, out: Path) -> dict[str, Any]:
     # Not by its type: jsonargparse imports what annotations name, and help must not wait for torch.
     paths = experiment.save(out)
     print(f"{experiment.name}: {experiment.sentence}")
     print(f"  wrote {', '.join(str(path) for path in paths)}")
+    return {"experiment": experiment.name, "sentence": experiment.sentence, "files": paths}

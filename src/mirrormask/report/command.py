@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
-from mirrormask import checks
+from mirrormask import checks, outcome
 
 __all__ = ["main"]
 
@@ -16,7 +15,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         ValueError: no finished run is there, or the page cannot be written where it was asked for.
     """
-    parser = argparse.ArgumentParser(
+    parser = checks.Parser(
         prog="mirrormask report",
         description="Write one self-contained HTML page about finished runs: charts, tables, how to reproduce them.",
         epilog="Example: mirrormask report runs/demo --out demo.html",
@@ -30,4 +29,5 @@ def main(arguments: Sequence[str]) -> int:
 
     written = report(values.folders, values.out, title=values.title)
     print(written)
+    outcome.tell({"page": written.path, "runs": written.runs, "skipped": written.skipped, "bytes": written.size})
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import signal
 import socket
@@ -11,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mirrormask.checks import check_int, check_number, known_options, require
+from mirrormask.checks import Parser, check_int, check_number, known_options, require
 
 __all__ = ["listen", "main", "patient"]
 
@@ -85,8 +84,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="mirrormask serve",
         description="Serve compiled models (files of fast.save) by the Open Inference Protocol (KServe v2) over HTTP.",
         epilog="Example: mirrormask serve model.mirror --port 8000",

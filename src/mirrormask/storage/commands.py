@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,18 +25,24 @@ Format = Literal["onnx", "coreml", "torch_sparse", "two_four", "safetensors"]
 FORMATS = ("onnx", "coreml", "torch_sparse", "two_four", "safetensors")
 
 
-def info(path: Path) -> None:
+def info(path: Path) -> dict[str, Any]:
     """Print what a model file holds: metadata, bytes per tensor, and what other encodings would take.
 
     Args:
         path: a file of mm.save, or any safetensors file.
+
+    Returns:
+        The same as values; ``given`` is what came with the call of :func:`mirrormask.save`.
     """
     contents, sizes = read_contents(path), file_sizes(path)
     print(f"{printable(str(path))}: {_kind(contents)}")
+    own: dict[str, str] = {}
+    given: dict[str, str] = {}
     for key, value in contents.metadata.items():
         if key == COMPILED:
             print("  a compiled model: mirrormask.runtime.load runs it, mirrormask serve serves it")
         elif key not in (PREFIX + "index", PREFIX + "header_sha256", PREFIX + "separator"):
+            (own if key.startswith(PREFIX) else given)[key.removeprefix(PREFIX)] = value
             # What came with the call of mm.save is said to be: a run's "sparsity" is the one that was asked for.
             of_ours = key.startswith(PREFIX)
             said = one_line(key.removeprefix(PREFIX)) if of_ours else f"given with it, {one_line(key)}"
@@ -44,9 +51,22 @@ def info(path: Path) -> None:
     rival = zstd_size(path)
     if rival is not None:
         print(f"zstd -19 of the dense file: {rival:,} bytes; this file takes {sizes.total / rival:.2f} of that")
-    for name, first in contents.entries.items():
-        if isinstance(first, str):
-            print(f"{one_line(name)} is tied to {one_line(first)}")
+    tied = {name: first for name, first in contents.entries.items() if isinstance(first, str)}
+    for name, first in tied.items():
+        print(f"{one_line(name)} is tied to {one_line(first)}")
+    return {
+        "path": path,
+        "compressed": contents.compressed,
+        "compiled": COMPILED in contents.metadata,
+        "metadata": own,
+        "given": given,
+        "bytes": sizes.total,
+        "header_bytes": sizes.overhead,
+        "dense_bytes": sizes.dense,
+        "zstd_bytes": rival,
+        "tensors": [{**dataclasses.asdict(one), "numel": one.numel, "sparsity": one.sparsity} for one in sizes.tensors],
+        "tied": tied,
+    }
 
 
 def export_file(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
-from mirrormask import checks
+from mirrormask import checks, outcome
 
 __all__ = ["bench_run"]
 
 
-def bench_run(run: str, batch: int = 1, threads: int | None = None, rounds: int = 15, allow_code: bool = False) -> None:
+def bench_run(
+    run: str, batch: int = 1, threads: int | None = None, rounds: int = 15, allow_code: bool = False
+) -> dict[str, Any]:
     """Time the model of a finished run: eager, torch.compile, ONNX Runtime and OpenVINO against mm.compile.
 
     The last two in fp32, and quantized to 8 bits where what that needs is installed (onnx; nncf).
@@ -23,6 +26,9 @@ def bench_run(run: str, batch: int = 1, threads: int | None = None, rounds: int 
         threads: for all engines; all cores by default.
         rounds: turns of each engine, at least 1.
         allow_code: import the code that the run's model is made by.
+
+    Returns:
+        What ``bench.json`` holds, and its path.
 
     Raises:
         ValueError: the folder holds no finished run, or a number is out of range.
@@ -38,9 +44,11 @@ def bench_run(run: str, batch: int = 1, threads: int | None = None, rounds: int 
     example = torch.randn(batch, *RunResult.read(run).input_shape, generator=torch.Generator().manual_seed(0))
     path = Path(run) / "bench.json"
     # Nothing is printed while engines take turns, which would be measured with them.
-    print("compiling, then timing every engine that is installed: seconds to minutes", file=sys.stderr, flush=True)
+    if not outcome.is_quiet():
+        print("compiling, then timing every engine that is installed: seconds to minutes", file=sys.stderr, flush=True)
     result = bench(model, example, threads=threads, rounds=rounds, json_path=path)
     print(result)
     quantized = f", {result.int8_ratio:.2f} times as fast as {result.best_int8}" if result.best_int8 else ""
     faster = f"{result.ratio:.2f} times as fast as {result.best_other}{quantized}"
     print(f"sparsity {100 * result.sparsity:.2f}%; {faster}; in {path}")
+    return {"path": path, **result.as_dict()}

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mirrormask import checks
+from mirrormask import checks, outcome
 from mirrormask.train import named, recipe_file
 from mirrormask.train.arguments import formatter
 from mirrormask.train.recipe import Recipe
@@ -105,7 +105,7 @@ def _train(runs: Sequence[Recipe], shared: Path, *, resume: bool, overwrite: boo
     from mirrormask.train.table import print_tables
 
     console = _console()
-    observer = ProgressObserver(console) if _is_first() else Observer()
+    observer = ProgressObserver(console) if outcome.is_first() else Observer()
     sparse = [recipe for recipe in runs if recipe.method.name != "dense"]
     asked = [recipe for recipe in runs if recipe.method.name == "dense"]
     try:
@@ -120,9 +120,10 @@ def _train(runs: Sequence[Recipe], shared: Path, *, resume: bool, overwrite: boo
     finally:
         if isinstance(observer, ProgressObserver):
             observer.stop()
-    if _is_first():
+    if outcome.is_first():
         print_tables(console, results, reused=reused)
         _point_at(shared / "last", results[-1].folder)
+        outcome.tell({"folder": Path(runs[0].out).parent, "runs": results})
     return 0
 
 
@@ -132,13 +133,6 @@ def _console() -> Any:
     console = Console(highlight=False)
     # Where nobody watches, lines must not be cut at the 80 columns that rich assumes.
     return console if console.is_terminal else Console(highlight=False, width=max(console.width, 140), soft_wrap=True)
-
-
-def _is_first() -> bool:
-    """Whether this process is the one that speaks; asked before there is any that it could ask."""
-    names = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
-    ranks = [os.environ[name] for name in names if os.environ.get(name, "").isdecimal()]
-    return not ranks or int(ranks[0]) == 0
 
 
 def _point_at(link: Path, folder: str) -> None:

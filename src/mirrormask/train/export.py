@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from mirrormask import checks
+from mirrormask import checks, outcome
 from mirrormask.train.arguments import formatter, spelled
 
 __all__ = ["export_model", "main"]
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         values = parser.parse_args(spelled(arguments, parser._option_string_actions))
     except argparse.ArgumentError as error:
         raise ValueError(" ".join(str(error).split())) from error
-    export_model(**values.as_dict())
+    outcome.tell({"files": [export_model(**values.as_dict())]})
     return 0
 
 
@@ -46,7 +46,7 @@ def export_model(
     model_args: Mapping[str, Any] | None = None,
     input_shape: Sequence[int] | None = None,
     allow_code: bool = False,
-) -> None:
+) -> Path:
     """Turn the model of a run, or a model's file, into another format.
 
     Args:
@@ -59,6 +59,9 @@ def export_model(
         input_shape: the shape of an example input with its batch, for onnx and coreml; random normal values are
             used.
         allow_code: import the code that a run's model is made by.
+
+    Returns:
+        What was written.
     """
     from mirrormask.storage import commands
 
@@ -67,7 +70,7 @@ def export_model(
         if out is None:
             raise ValueError(f"say where to write what {str(path)!r} becomes: mirrormask export {path} OUT --to {to}")
         commands.export_file(path, out, to=to, model=model, model_args=model_args, input_shape=input_shape)
-        return
+        return out
     if model is not None or model_args is not None:
         raise ValueError(f"{str(path)!r} is a run's folder, which says itself what its model is; leave out --model")
     from mirrormask.train.run_folder import RunResult
@@ -80,3 +83,4 @@ def export_model(
         commands.export_file(path / "model.safetensors", target, to=to)
     else:
         commands.export_module(module, target, to=to, input_shape=shape)
+    return target

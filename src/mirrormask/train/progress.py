@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mirrormask import checks
+from mirrormask import checks, outcome
 from mirrormask.train.loop import Observer
 from mirrormask.train.recipe import Recipe
 from mirrormask.train.run_folder import RunResult
@@ -80,7 +80,8 @@ class ProgressObserver(Observer):
 
     def warned(self, text: str) -> None:
         """Say what is wrong."""
-        self.console.print(f"[bold]{self.name}[/]: {escape(checks.printable(text))}")
+        text = checks.printable(text)
+        outcome.warn(f"{self.name}: {text}", self.console.print, f"[bold]{self.name}[/]: {escape(text)}")
 
     def finished(self, result: RunResult) -> None:
         """Leave one line behind."""
