@@ -120,10 +120,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with outcome.apart(quiet="--quiet" in own, aside=as_json):
         try:
             status, message = _attempt(name, rest, as_json=as_json)
-        except SystemExit as end:  # a parser has shown its help
+        except SystemExit as shown:  # a parser has shown its help
             if not as_json:
                 raise
-            status, message = end.code if isinstance(end.code, int) else int(end.code is not None), ""
+            status, message = shown.code if isinstance(shown.code, int) else int(shown.code is not None), ""
     result = outcome.take()
     if as_json and outcome.is_first():
         tree = {"command": name, "status": status, **({"error": message} if message else {"result": result})}

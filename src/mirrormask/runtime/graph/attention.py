@@ -13,11 +13,11 @@ from torch import Tensor, fx
 from mirrormask.runtime.graph.aten import argument
 from mirrormask.runtime.graph.chains import Known, came_from, sizes, sources
 from mirrormask.runtime.graph.functions import additive, attend
+from mirrormask.runtime.graph.scores import SOFTMAX
 
 __all__ = ["ByHand", "split_heads"]
 
 aten = torch.ops.aten
-SOFTMAX = {aten.softmax.int, aten._softmax.default}
 #: Scores that are this low or lower in place of others are as low when others are added.
 FAR = -1e15
 #: A tensor, and the number that stands where it is true; 0 for one that is added as it is.

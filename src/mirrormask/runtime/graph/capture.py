@@ -248,11 +248,17 @@ def _blueprint(
         needed |= {source: one for source, one in made[name].sources.items() if source not in constants}
     named = {}
     for name, tensor in needed.items():
-        if tensor is None or not _is(tensor, own.get(name)):
-            same = next((path for path, one in own.items() if tensor is not None and _is(tensor, one)), None)
-            if tensor is None or (same is None and (tensor.dim() or name in own)):
-                return None  # it holds tensors that only the export has names for
-            named[name] = number(tensor) if same is None else fetched(same)  # a number is one that the code says
+        if tensor is None:
+            return None
+        if _is(tensor, own.get(name)):
+            continue
+        same = next((path for path, one in own.items() if _is(tensor, one)), None)
+        if same is not None:
+            named[name] = fetched(same)
+        elif tensor.dim() or name in own:
+            return None  # it holds tensors that only the export has names for
+        else:
+            named[name] = number(tensor)  # which the code of the model says
     try:
         return Blueprint(regions, whole, left, guards, program_of(module, steps=not whole), named | constants)
     except Unstorable:

@@ -28,7 +28,7 @@ from mirrormask.runtime.graph.functions import compact
 from mirrormask.runtime.graph.making import Made, Making
 from mirrormask.runtime.graph.program import Unstorable
 
-__all__ = ["Scores", "scores_of"]
+__all__ = ["SOFTMAX", "Scores", "scores_of"]
 
 aten = torch.ops.aten
 PRODUCTS = {aten.matmul.default, aten.bmm.default, aten.einsum.default}

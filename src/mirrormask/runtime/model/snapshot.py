@@ -47,8 +47,9 @@ class Snapshot:
         model = self.model
         if model is None:
             return list(self.sums)
-        now = held_tensors(model) | tensors_of(model)
-        found = [name for name in tensors_of(model) if name not in self.sums]  # what it holds besides comes and goes
+        own = tensors_of(model)
+        now = held_tensors(model) | own
+        found = [name for name in own if name not in self.sums]  # what it holds besides comes and goes
         for name, total in self.sums.items():
             tensor = now.get(name)
             if tensor is None or _checksum(tensor) != total:
