@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import io
 import json
 import os
 import re
@@ -400,6 +401,26 @@ def test_a_mistake_is_an_object_too_and_is_said_even_quietly(name, runs, capsys)
 
 def test_every_command_has_its_lines():
     assert set(LINES) == set(cli.COMMANDS)
+
+
+def test_a_measurement_says_what_it_is_at(runs, capsys):
+    assert cli.main(DONE["bench"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["bench: compiling", "bench: preparing", "bench: timing"]
+
+
+def test_stages_are_one_line_on_a_terminal(monkeypatch):
+    from mirrormask import waiting
+
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with waiting.stages("bench") as at:
+        at("timing", "round 1 of 2")
+        at("timing", "round 2 of 2")
+        assert "bench: timing, round 2 of 2" in terminal.getvalue()
+        assert "\n" not in terminal.getvalue()
 
 
 def test_serve_has_no_result(capsys):

@@ -40,6 +40,14 @@ def test_after_a_rest_a_call_warms_up_for_as_long_as_it_is_timed(world):
     assert world.seen == ["one"] * 3 + ["rest"] + ["one"] * 8
 
 
+def test_what_is_said_before_a_round_is_not_timed(world):
+    calls = {"one": lambda: world.spend("one", 0.25)}
+    said = lambda number: world.spend(f"round {number}", 100.0)  # noqa: E731
+    times = timing.in_turns(calls, rounds=2, budget=0.25, clock=world.clock, before_round=said)
+    assert times == {"one": [0.25, 0.25]}
+    assert world.seen == ["one"] * 3 + ["round 0", "one", "one", "round 1", "one", "one"]
+
+
 def test_no_round_begins_after_the_limit_but_the_first(world):
     def count(limit: float) -> int:
         call = {0: lambda: world.spend("call", 1.0)}

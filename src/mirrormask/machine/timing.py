@@ -84,6 +84,7 @@ def in_turns(
     *,
     pause: float = 0.0,
     limit: float = float("inf"),
+    before_round: Callable[[int], object] = lambda number: None,
 ) -> dict[Key, list[float]]:
     """Seconds per call of each, once per round; a turn repeats a call for about ``budget`` seconds.
 
@@ -93,6 +94,7 @@ def in_turns(
         pause: seconds of rest before each turn; after :data:`SPINNING` the threads of whoever ran before are asleep,
             and do not take the cores. Since a core that rested is slow at first, the call then warms up for ``budget``.
         limit: seconds after which no further round begins.
+        before_round: called with 0, 1, ..., as a round begins; what it does is not timed.
     """
     repeats = {}
     for name, call in calls.items():
@@ -106,6 +108,7 @@ def in_turns(
     for number in range(rounds):
         if number and time.perf_counter() - begun > limit:
             break
+        before_round(number)
         for name, call in calls.items():
             time.sleep(pause)
             for _ in range(repeats[name] if pause else 1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,7 @@ def bench(
     rounds: int = 15,
     seconds_per_round: float = 0.1,
     json_path: str | Path | None = None,
+    progress: Callable[[str, str], object] | None = None,
 ) -> BenchResult:
     """Time ``model`` in every engine and compiled by this library, in turns.
 
@@ -110,6 +112,7 @@ def bench(
             their accuracy is another, and is to be looked at beside their time.
         rounds: at least 1.
         json_path: where to write the result as JSON.
+        progress: called with what begins, ``("timing", "round 2 of 15")``; never in what is timed.
 
     Raises:
         ValueError: an engine is unknown.
@@ -127,13 +130,21 @@ def bench(
         check_known("engine", name, (*ENGINES, *INT8_ENGINES))
     before = torch.get_num_threads()
     threads = check_int("threads", threads, low=1) if threads is not None else before
+    at = progress or (lambda stage, detail: None)
     torch.set_num_threads(threads)
     try:
+        at("compiling", "")
         fast = compile(model, example_input)
         calls: dict[str, Call] = {"mirrormask": lambda: fast(example_input)}
-        others, missing = prepare_engines(model, example_input, threads, engines)
+        others, missing = prepare_engines(model, example_input, threads, engines, lambda name: at("preparing", name))
         calls |= others
-        times = in_turns(calls, rounds, seconds_per_round, pause=SPINNING if threads > 1 else 0.0)
+        times = in_turns(
+            calls,
+            rounds,
+            seconds_per_round,
+            pause=SPINNING if threads > 1 else 0.0,
+            before_round=lambda number: at("timing", f"round {number + 1} of {rounds}"),
+        )
     finally:
         torch.set_num_threads(before)
     quartiles = {n: statistics.quantiles(t, n=4) if len(t) > 1 else [t[0]] * 3 for n, t in times.items()}

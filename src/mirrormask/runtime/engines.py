@@ -131,9 +131,13 @@ INT8_ENGINES: dict[str, tuple[Prepare, tuple[str, ...]]] = {
 
 
 def prepare_engines(
-    model: nn.Module, x: Tensor, threads: int, engines: Sequence[str]
+    model: nn.Module,
+    x: Tensor,
+    threads: int,
+    engines: Sequence[str],
+    before: Callable[[str], object] = lambda name: None,
 ) -> tuple[dict[str, Call], dict[str, str]]:
-    """A call per engine that can run ``model``, and why for those that cannot."""
+    """A call per engine that can run ``model``, and why for those that cannot; ``before`` hears of each first."""
     calls: dict[str, Call] = {}
     missing: dict[str, str] = {}
     for name in engines:
@@ -142,6 +146,7 @@ def prepare_engines(
         if lacking:
             missing[name] = f"{' and '.join(lacking)} is not installed"
             continue
+        before(name)
         try:
             with _quiet():
                 calls[name] = prepare(model, x, threads)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
-from mirrormask import checks, outcome
+from mirrormask import checks, waiting
 
 __all__ = ["bench_run"]
 
@@ -43,10 +42,8 @@ def bench_run(
     model = load_model(run, allow_code=allow_code)
     example = torch.randn(batch, *RunResult.read(run).input_shape, generator=torch.Generator().manual_seed(0))
     path = Path(run) / "bench.json"
-    # Nothing is printed while engines take turns, which would be measured with them.
-    if not outcome.is_quiet():
-        print("compiling, then timing every engine that is installed: seconds to minutes", file=sys.stderr, flush=True)
-    result = bench(model, example, threads=threads, rounds=rounds, json_path=path)
+    with waiting.stages("bench") as at:
+        result = bench(model, example, threads=threads, rounds=rounds, json_path=path, progress=at)
     print(result)
     quantized = f", {result.int8_ratio:.2f} times as fast as {result.best_int8}" if result.best_int8 else ""
     faster = f"{result.ratio:.2f} times as fast as {result.best_other}{quantized}"
