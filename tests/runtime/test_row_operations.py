@@ -355,6 +355,55 @@ def test_rows_that_are_not_numbers_stay_among_themselves():
     assert np.array_equal(got.isnan(), expected.isnan()) and got.isnan().any()
 
 
+class Images(nn.Module):
+    """A perceptron on images to which something is done first."""
+
+    def __init__(self, first: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first = first
+        self.register_buffer("channels", torch.tensor([1.0, 2.0, 4.0]).view(1, 3, 1, 1))
+        self.register_buffer("columns", torch.arange(1.0, 9.0))
+        self.rest = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.first(self, x))
+
+
+#: What is done to images -> whether as many numbers in another height and width may follow.
+NORMALISED: dict[str, tuple[Callable[[nn.Module, Tensor], Tensor], bool]] = {
+    "a number for each channel": (lambda net, x: (x - net.channels) / net.channels, True),
+    "and a number for all": (lambda net, x: torch.relu(1 - (x * net.channels[0] + 0.5)), True),
+    "a number for each column": (lambda net, x: x * net.columns, False),
+}
+
+
+@pytest.mark.parametrize("row", NORMALISED)
+def test_images_that_are_normalised_before_linear_layers_are_one_region(row):
+    first, any_size = NORMALISED[row]
+    model = Images(first).eval()
+    for again in range(2):  # the second time from the cache, of other numbers
+        with torch.no_grad():
+            model.channels.add_(again)
+        fast = mm.compile(model, torch.randn(2, 3, 8, 8), tune=False, force=True)
+        assert (fast.report.regions, fast.report.left) == (1, ())
+        for sizes in [(2, 3, 8, 8), (5, 3, 8, 8), *([(3, 3, 4, 16)] if any_size else [])]:
+            x = torch.randn(sizes)
+            close(fast(x), model(x))
+
+
+def test_images_of_which_more_is_made_stay_as_they_are():
+    """What is done to images is not done to rows where sizes left open say to which number of a row."""
+    grow = Images(lambda net, x: x * net.channels).eval()  # three channels of one
+    kept = Images(lambda net, x: x * net.channels.view(3, 1)).eval()  # channels between height and width
+    twice = Images(lambda net, x: (lambda y: y + y.mean())(x * net.channels)).eval()
+    for model, sizes in ((grow, [(2, 1, 8, 8), (1, 1, 4, 16)]), (kept, [(2, 8, 3, 8), (1, 4, 3, 16)]),
+                         (twice, [(2, 3, 8, 8), (1, 3, 4, 16)])):  # fmt: skip
+        fast = mm.compile(model, torch.randn(sizes[0]), tune=False, force=True)
+        for size in sizes:
+            x = torch.randn(size)
+            close(fast(x), model(x))
+
+
 def test_sequences_keep_to_themselves():
     """Three in a buffer, of which one is no number."""
     model, x = network("a block"), torch.randn(3, 5, FEATURES)

@@ -17,6 +17,7 @@ from mirrormask.runtime.graph.bind import bind, names_in
 from mirrormask.runtime.graph.blueprint import Blueprint
 from mirrormask.runtime.graph.chains import is_move
 from mirrormask.runtime.graph.export import LOCK, Arguments, Export, Refused, export, private_copy, signature_of
+from mirrormask.runtime.graph.flattened import flatten_first
 from mirrormask.runtime.graph.fold import fold_constants
 from mirrormask.runtime.graph.guards import Guards
 from mirrormask.runtime.graph.ir import Graph
@@ -171,6 +172,7 @@ def _cut(model: nn.Module, exported: Export, without: Mapping[str, str] | None, 
     if rewrite:
         once(module.graph)
         simplify(module)
+        flatten_first(module)
         turn(module)
         volumes_as_frames(module)
         tokens_as_maps(module)
