@@ -403,6 +403,51 @@ def test_every_command_has_its_lines():
     assert set(LINES) == set(cli.COMMANDS)
 
 
+def test_a_trained_run_becomes_one_file_that_takes_pixels_and_names_its_classes(runs, capsys):
+    import numpy as np
+
+    from mirrormask import runtime
+    from mirrormask.train import load_model
+    from mirrormask.train.data import load
+    from mirrormask.train.recipe import Data
+
+    images, run = load(Data("digits")).test.x.float(), RunResult.read("runs/a/gmp")
+    normalised = (images - torch.tensor(run.pixel_mean)) / torch.tensor(run.pixel_std)
+    with torch.no_grad():
+        expected = load_model("runs/a/gmp")(normalised)
+        torch.testing.assert_close(load_model("runs/a/gmp", pixels=True)(images), expected)
+    right = expected.argmax(1) == load(Data("digits")).test.y
+    assert right.float().mean().item() == pytest.approx(run.test_accuracy), "normalised as it was in training"
+
+    assert cli.main(["export", "runs/a/gmp", "--to", "mirror", "--pixels", "true"]) == 0
+    out, err = capsys.readouterr()
+    assert "run it: mirrormask serve runs/a/gmp/model.mirror" in out
+    assert err == "export: compiling\n"
+    ready = runtime.load("runs/a/gmp/model.mirror")
+    np.testing.assert_allclose(ready(images.numpy()), expected, rtol=1e-4, atol=1e-5)
+    assert json.loads(ready.metadata["classes"]) == [str(digit) for digit in range(10)] == list(run.class_names)
+    assert ready.metadata["input"] == "pixel values as they are in the images"
+
+    # As in training, the numbers are said; weights of 8 bits are another file.
+    assert cli.main(["export", "runs/a/gmp", "small.mirror", "--to", "mirror", "--weights", "int8"]) == 0
+    small = runtime.load("small.mirror")
+    assert tuple(json.loads(small.metadata["pixel_mean"])) == run.pixel_mean
+    np.testing.assert_allclose(small(normalised.numpy()), expected, atol=0.1)
+
+
+def test_what_an_export_cannot_do_is_said_first(runs, capsys, tmp_path):
+    file = "runs/a/gmp/model.safetensors"
+    assert "for --to mirror" in errors(capsys, "export", "runs/a/gmp", "--weights", "int8")
+    assert "leave out --pixels" in errors(capsys, "export", "runs/a/gmp", "--to", "two_four", "--pixels", "true")
+    assert "leave out --pixels" in errors(capsys, "export", file, "x.onnx", "--pixels", "true")
+    assert "needs --model" in errors(capsys, "export", file, "x.mirror", "--to", "mirror")
+    tree = json.loads((tmp_path / "runs/a/gmp/result.json").read_text())
+    for name in ("class_names", "pixel_mean", "pixel_std"):
+        del tree[name]
+    (tmp_path / "runs/a/gmp/result.json").write_text(json.dumps(tree))
+    assert "an older version trained it" in errors(capsys, "export", "runs/a/gmp", "--to", "mirror", "--pixels", "true")
+
+
 def test_a_measurement_says_what_it_is_at(runs, capsys):
     assert cli.main(DONE["bench"]) == 0
     said = capsys.readouterr().err.splitlines()

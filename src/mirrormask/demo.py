@@ -38,6 +38,7 @@ def main(arguments: Sequence[str]) -> int:
         run = shlex.quote(f"{out}/mirror")
         lines = {
             f"mirrormask info {run}": "accuracy, sizes, layer by layer",
+            f"mirrormask export {run} --to mirror": "one file that runs without PyTorch",
             f"mirrormask bench {run}": "its time beside every engine that is installed",
             "mirrormask train --help": "your images, your network",
         }

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mirrormask import environment, outcome
+from mirrormask import checks, environment, outcome
 
 __all__ = ["main"]
 
@@ -97,11 +97,17 @@ def run(folder: Path) -> dict[str, Any]:
     result = importlib.import_module("mirrormask.train.run_folder").RunResult.read(folder)
     names = ("method", "seed", "test_accuracy", "epochs", "seconds", "nonzeros", "numel", "sparsity")
     about = {"model": result.recipe["model"]["name"], "data": result.recipe["data"]["name"]}
+    about |= {name: getattr(result, name) for name in ("class_names", "pixel_mean", "pixel_std")}
     return {"folder": str(folder), **about, **{name: getattr(result, name) for name in names}}
 
 
 def run_text(values: dict[str, Any]) -> str:
     """What :func:`run` gives, in a few lines."""
+    classes = checks.few([checks.one_line(name, 40) for name in values["class_names"]])
+    about = [f"  {len(values['class_names'])} classes: {classes}"] if classes else []
+    if values["pixel_mean"]:
+        mean, std = (", ".join(f"{number:.4g}" for number in values[f"pixel_{of}"]) for of in ("mean", "std"))
+        about.append(f"  images are taken as (pixels - [{mean}]) / [{std}]")
     return "\n".join(
         [
             "{folder}: {model} on {data} with {method}, seed {seed}".format(**values),
@@ -109,6 +115,7 @@ def run_text(values: dict[str, Any]) -> str:
             f"({values['seconds']:.1f} s)",
             f"  {values['nonzeros']:,} of {values['numel']:,} weights are not zero: "
             f"sparsity {100 * values['sparsity']:.3f}%",
+            *about,
         ]
     )
 

@@ -48,13 +48,17 @@ def test_onnx_keeps_every_weight_bit_for_bit_and_agrees_with_onnx_runtime(tmp_pa
     ort = pytest.importorskip("onnxruntime", reason="the export extra is not installed")
     model, x = sparse_network(), torch.randn(2, 3, 8, 8)
     assert model.training
-    done = mm.export.onnx(model, tmp_path / "model.onnx", x)
+    done = mm.export.onnx(model, tmp_path / "model.onnx", x, metadata={"who": "me", "classes": ["a", "b"]})
     assert model.training, "the mode is restored"
     assert done.error <= 1e-5
     assert done.opset == 18
     assert done.nbytes == (tmp_path / "model.onnx").stat().st_size
     proto = onnx.load(tmp_path / "model.onnx")
     assert [(entry.domain, entry.version) for entry in proto.opset_import if entry.domain == ""] == [("", 18)]
+    assert {entry.key: entry.value for entry in proto.metadata_props}.items() >= {
+        "who": "me",
+        "classes": '["a", "b"]',
+    }.items()
     stored = {item.name: onnx.numpy_helper.to_array(item) for item in proto.graph.initializer}
     for name, weight in model.named_parameters():
         assert stored[name].tobytes() == to_bits(weight).tobytes(), name
@@ -100,6 +104,8 @@ def test_onnx_refuses_what_is_not_the_model_and_leaves_the_old_file(tmp_path, mo
         mm.export.onnx(wide, path, torch.randn(64, 512), tolerance=0.0)
     with pytest.raises(ValueError, match="opset=17 is below 18"):
         mm.export.onnx(nn.Linear(4, 3), path, torch.randn(2, 4), opset=17)
+    with pytest.raises(ValueError, match="metadata 'odd' cannot be written"):
+        mm.export.onnx(nn.Linear(4, 3), path, torch.randn(2, 4), metadata={"odd": {1, 2}})
     assert path.read_bytes() == b"old"
 
 

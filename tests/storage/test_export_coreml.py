@@ -32,7 +32,7 @@ def nbytes(folder):
 
 def test_sparse_weights_are_stored_sparse_and_are_the_models(tmp_path):
     model, x = network(), torch.randn(1, 3, 8, 8)
-    done = mm.export.coreml(model, tmp_path / PATH, x)
+    done = mm.export.coreml(model, tmp_path / PATH, x, metadata={"classes": ["a", "b"]})
     assert model.training and model[1].training
     assert (done.sparse, done.dense) == (("0.weight", "4.weight"), ("5.weight",))
     assert done.nbytes == nbytes(tmp_path / PATH)
@@ -42,6 +42,7 @@ def test_sparse_weights_are_stored_sparse_and_are_the_models(tmp_path):
     import coremltools as ct
 
     spec = ct.models.MLModel(str(tmp_path / PATH), skip_model_load=True).get_spec()
+    assert spec.description.metadata.userDefined["classes"] == '["a", "b"]'
     blocks = [b for f in spec.mlProgram.functions.values() for b in f.block_specializations.values()]
     assert [op.type for block in blocks for op in block.operations].count("constexpr_sparse_to_dense") == 2
     half = mm.export.coreml(model, tmp_path / PATH, x, precision="fp16")  # in the place of the other

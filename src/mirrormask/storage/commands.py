@@ -100,18 +100,29 @@ def export_file(
     export_module(load(path, build_model(model, model_args or {})).eval(), out, to=to, input_shape=input_shape)
 
 
-def export_module(module: nn.Module, out: Path, *, to: Format, input_shape: Sequence[int] | None = None) -> None:
-    """Write a model, in evaluation mode, as onnx, coreml, torch_sparse or two_four; see :func:`export_file`."""
+def export_module(
+    module: nn.Module,
+    out: Path,
+    *,
+    to: Format,
+    input_shape: Sequence[int] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model, in evaluation mode, as onnx, coreml, torch_sparse or two_four; see :func:`export_file`.
+
+    Args:
+        metadata: notes, which the first two hold.
+    """
     if to in ("onnx", "coreml") and not input_shape:
         raise ValueError(f"--to {to} needs --input_shape with the batch first, for example [2,3,224,224]")
     if to == "coreml":
-        package = exports.coreml(module, out, torch.randn(*(input_shape or ())))
+        package = exports.coreml(module, out, torch.randn(*(input_shape or ())), metadata=metadata)
         print(
             f"{out}: {package.nbytes:,} bytes, {len(package.sparse)} weights stored sparse; not run: that needs a Mac"
         )
         return
     if to == "onnx":
-        done = exports.onnx(module, out, torch.randn(*(input_shape or ())))
+        done = exports.onnx(module, out, torch.randn(*(input_shape or ())), metadata=metadata)
         print(f"{out}: {done.nbytes:,} bytes, opset {done.opset}, within {done.error:.2g} of PyTorch in ONNX Runtime")
         return
     sparse = exports.torch_sparse(module) if to == "torch_sparse" else exports.two_four(_half(module))

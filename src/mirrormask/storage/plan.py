@@ -128,7 +128,7 @@ def make_plan(
         weights: whose sparsity the file tells, as in :func:`mirrormask.sparsity`.
         more: texts beside the library's own, under its prefix.
     """
-    notes = _texts({} if metadata is None else metadata)
+    notes = texts(metadata)
     if form.values is not None and dtype is not None:
         raise ValueError(f"values={form.values!r} and dtype={dtype} both say how to store a weight; pass one of them")
     state = named_tensors(model, dtype)
@@ -260,20 +260,26 @@ def _zeros(tensor: Tensor) -> int:
     return tensor.numel() - source.nonzeros + signed
 
 
-def _texts(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """The caller's metadata as safetensors holds it: texts stay, everything else becomes JSON."""
-    texts = {}
+def texts(metadata: Mapping[str, Any] | None) -> dict[str, str]:
+    """The caller's metadata as files hold it: texts stay, everything else becomes JSON.
+
+    Raises:
+        TypeError, ValueError: it is no table, or something in it cannot be written.
+    """
+    found: dict[str, str] = {}
+    if metadata is None:
+        return found
     if not isinstance(metadata, Mapping):
         raise TypeError(f"metadata is a {type(metadata).__name__}, not a table of names and values")
     for key, value in metadata.items():
         if not isinstance(key, str) or key.startswith(PREFIX):
             raise ValueError(f"metadata key {key!r} is not a text, or begins with {PREFIX!r}; choose another name")
         try:
-            texts[key] = value if isinstance(value, str) else json.dumps(value, allow_nan=False)
-            texts[key].encode(), key.encode()
+            found[key] = value if isinstance(value, str) else json.dumps(value, allow_nan=False)
+            found[key].encode(), key.encode()
         except (TypeError, ValueError) as error:
             raise ValueError(f"metadata {key!r} cannot be written as JSON ({error}); pass text or numbers") from None
-    return texts
+    return found
 
 
 def _version() -> str:

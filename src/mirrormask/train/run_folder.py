@@ -51,6 +51,9 @@ class RunResult:
         environment: versions, processor and threads.
         processes: how many trained it, at its end.
         parallel: how the model lay on them: ``none``, ``ddp`` or ``fsdp``.
+        class_names: of the outputs, in their order; none where an older version trained it.
+        pixel_mean, pixel_std: the model takes ``(pixels - pixel_mean) / pixel_std``, a number for each channel;
+            likewise.
     """
 
     folder: str
@@ -77,6 +80,9 @@ class RunResult:
     environment: dict[str, Any]
     processes: int = 1
     parallel: str = "none"
+    class_names: tuple[str, ...] = ()
+    pixel_mean: tuple[float, ...] = ()
+    pixel_std: tuple[float, ...] = ()
 
     @property
     def sparsity(self) -> float:

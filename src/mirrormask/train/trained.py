@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import mirrormask as mm
 from mirrormask.distillation import logits
@@ -13,25 +15,68 @@ from mirrormask.train import init, models, named, recipe_file
 from mirrormask.train.recipe import Recipe
 from mirrormask.train.run_folder import RunResult
 
-__all__ = ["load_model", "load_teacher"]
+__all__ = ["OnPixels", "load_model", "load_teacher"]
 
 
-def load_model(folder: str | Path, *, allow_code: bool = False) -> nn.Module:
+class OnPixels(nn.Module):
+    """A network behind the normalisation of its training: ``model((pixels - mean) / std)``.
+
+    Args:
+        model: from normalised images.
+        mean, std: a number for each channel, ``std`` positive.
+
+    Shape:
+        pixels: (batch, channels, height, width), float; the values of the images' files, 0 to 255 for 8 bits.
+
+    Example:
+        >>> OnPixels(nn.Identity(), [2.0], [4.0])(torch.full((1, 1, 1, 1), 10.0)).item()
+        2.0
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.model = model
+        scale = 1.0 / torch.tensor(std).view(-1, 1, 1)
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", -torch.tensor(mean).view(-1, 1, 1) * scale)
+        self.train(model.training)
+
+    def forward(self, pixels: Tensor) -> Any:
+        """What the network says of the images."""
+        return self.model(pixels * self.scale + self.shift)
+
+
+def load_model(folder: str | Path, *, allow_code: bool = False, pixels: bool = False) -> nn.Module:
     """The final model of a finished run, in evaluation mode.
 
     Args:
-        folder: the run's folder; ``RunResult.read(folder).input_shape`` is what the model takes.
+        folder: the run's folder; ``RunResult.read(folder).input_shape`` is what the model takes, and ``class_names``
+            what its outputs stand for.
         allow_code: import what makes the model where that is code of the user's (``FILE.py:NAME``).
+        pixels: put the normalisation of the training in front (:class:`OnPixels`): the model takes the values of the
+            images as they are. Without, it takes ``(pixels - pixel_mean) / pixel_std``.
 
     Raises:
-        ValueError: the folder holds no finished run, or its model is made by code that is not allowed.
+        ValueError: the folder holds no finished run, its model is made by code that is not allowed, or its
+            normalisation was not kept.
     """
     result = RunResult.read(folder)
     recipe = recipe_file.from_dict(result.recipe)
     named.check_allowed([recipe.model.name], allow_code=allow_code)
     with torch.random.fork_rng():
         model = models.build(recipe.model.name, result.input_shape, result.classes, **recipe.model.options)
-    return mm.load(Path(folder) / "model.safetensors", model).eval()
+    model = mm.load(Path(folder) / "model.safetensors", model).eval()
+    if not pixels:
+        return model
+    if not result.pixel_mean:
+        raise ValueError(
+            f"{str(folder)!r} does not say how its images were normalised: an older version trained it; leave out "
+            "pixels, and normalise them with the mean and deviation of your training images"
+        )
+    return OnPixels(model, result.pixel_mean, result.pixel_std)
 
 
 def load_teacher(recipe: Recipe, shape: tuple[int, ...], classes: int, device: torch.device) -> nn.Module | None:

@@ -23,6 +23,7 @@ from mirrormask.checks import check_known, require
 from mirrormask.resharding import check_whole
 from mirrormask.storage.export.arguments import expected_outputs, inputs_of
 from mirrormask.storage.export.onnx import eval_mode
+from mirrormask.storage.plan import texts
 from mirrormask.storage.tensors import named_tensors
 
 __all__ = ["CoreMLExport", "coreml"]
@@ -57,6 +58,7 @@ def coreml(
     example: Tensor | tuple[Tensor, ...],
     *,
     precision: str = "fp32",
+    metadata: Mapping[str, Any] | None = None,
 ) -> CoreMLExport:
     """Export a model to a Core ML package (iOS 16, macOS 13 and later), its sparse weights stored sparse.
 
@@ -70,6 +72,7 @@ def coreml(
             is checked.
         example: the positional inputs, a tensor or a tuple of tensors. The package takes inputs of these sizes.
         precision: ``"fp32"``, or ``"fp16"``: weights and arithmetic rounded to half precision.
+        metadata: notes for the package's ``user_defined_metadata``; texts are stored as they are, other values as JSON.
 
     Returns:
         A :class:`CoreMLExport`.
@@ -89,6 +92,7 @@ def coreml(
     """
     inputs = inputs_of("coreml", model, path, example)
     check_known("precision", precision, _TYPES)
+    notes = texts(metadata)
     target = Path(path)
     if target.suffix != ".mlpackage":
         raise ValueError(f"path={str(path)!r} does not end with .mlpackage, which Core ML asks for")
@@ -102,6 +106,7 @@ def coreml(
             expected_outputs(model, inputs, named_tensors(model))
             program = torch.export.export(model, inputs).run_decompositions({})
         package = _pruned(ct, _converted(ct, program, precision))
+        package.user_defined_metadata.update(notes)
         with tempfile.TemporaryDirectory(dir=target.absolute().parent) as folder:
             new = Path(folder) / target.name
             package.save(str(new))

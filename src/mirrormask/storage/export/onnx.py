@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mirrormask.checks import check_int, check_number, require
 from mirrormask.files import write_bytes
 from mirrormask.storage.export.arguments import expected_outputs, inputs_of, tolerance_of
+from mirrormask.storage.plan import texts
 from mirrormask.storage.tensors import named_tensors, ties
 from mirrormask.storage.torch_types import to_bits
 
@@ -52,6 +53,7 @@ def onnx(
     opset: int = OPSET,
     dynamic_batch: bool = True,
     tolerance: float | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> OnnxExport:
     """Export a model to ONNX, with its exact zeros, and check the file before it replaces the old one.
 
@@ -66,6 +68,7 @@ def onnx(
         dynamic_batch: leave the first dimension of every input open, where the model allows it.
         tolerance: how far ONNX Runtime may be from PyTorch, relative to the largest output but at least 1; by default
             1e-5, or four units in the last place where the outputs are of half precision.
+        metadata: notes for the file's ``metadata_props``; texts are stored as they are, other values as JSON.
 
     Returns:
         An :class:`OnnxExport`.
@@ -87,6 +90,7 @@ def onnx(
     check_int("opset", opset, low=18, hint="the exporter writes opset 18 and later")
     if tolerance is not None:
         check_number("tolerance", tolerance, low=0.0)
+    notes = texts(metadata)
     for module in ("onnx", "onnxscript", "onnxruntime"):
         require(module, "export", "exporting to ONNX")
     state = named_tensors(model)
@@ -99,6 +103,8 @@ def onnx(
     with eval_mode(model), torch.no_grad():
         expected = expected_outputs(model, inputs, state)
         proto = _export(model, inputs, opset, dynamic_batch)
+    for key, value in notes.items():
+        proto.metadata_props.add(key=key, value=value)
     data: bytes = proto.SerializeToString()
     kept = _check_tensors(proto, state)
     error = _check_outputs(data, inputs, expected, tolerance_of(tolerance, expected))
