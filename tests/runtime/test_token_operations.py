@@ -97,6 +97,17 @@ def in_windows(net: Network, t: Tensor, shift: int = 0, masked: bool = False) ->
     return unwindowed((scores.softmax(-1) @ v).transpose(1, 2).reshape(w.shape), shift=shift)
 
 
+def of_unit_length(net: Network, t: Tensor, shift: int = 0) -> Tensor:
+    """Cosines of queries and keys within windows, with a number for each head: Swin V2's. One token is nothing."""
+    w = windows(t, shift=shift)
+    w = torch.cat([w[:, :1] * 0, w[:, 1:]], 1)
+    q, k, v = F.linear(w, net.three.weight).reshape(w.shape[0], 9, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+    scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
+    scores = scores * net.heat.clamp(max=4.6).exp()
+    scores = scores + net.table[net.pairs.view(-1)].view(9, 9, -1).permute(2, 0, 1).unsqueeze(0)
+    return unwindowed((scores.softmax(-1) @ v).transpose(1, 2).reshape(w.shape), shift=shift)
+
+
 def einsum(net: Network, t: Tensor) -> Tensor:
     """As in MaxViT: windows are a dimension of their own."""
     w = windows(t).view(-1, 4, 9, CHANNELS)
@@ -183,6 +194,8 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "attention by einsum": lambda net, t: t + einsum(net, t),
     "fewer queries": every_second,
     "fewer keys": lambda net, t: t + net.layer(fewer_keys(net, t)),
+    "cosines in windows": lambda net, t: t + of_unit_length(net, t),
+    "cosines in shifted windows": lambda net, t: t + of_unit_length(net, t, shift=1),
     "norms of heads": lambda net, t: t + net.layer(unit_heads(net, t)),
     "cross-covariance attention": lambda net, t: t + net.layer(cross_covariance(net, net.norm(t))),
     "positions of a batch": waves,

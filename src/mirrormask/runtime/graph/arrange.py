@@ -28,13 +28,14 @@ from mirrormask.runtime.graph.functions import (
     response,
     spaced_conv,
 )
+from mirrormask.runtime.graph.making import Making, keep
 from mirrormask.runtime.graph.passes import operations_beside
 from mirrormask.runtime.graph.patterns import normalised
 from mirrormask.runtime.graph.placing import item_of, last_of, shape_of, size_of
 from mirrormask.runtime.graph.pointwise import ACTIVATIONS, KINDS
 from mirrormask.runtime.graph.rowwise import LEAST
 from mirrormask.runtime.graph.scores import scores_of
-from mirrormask.runtime.graph.traces import Ints, spread, stored_index
+from mirrormask.runtime.graph.traces import Ints, Traced, spread, stored_index
 
 __all__ = ["CONVOLUTIONS", "tokens_as_maps"]
 
@@ -228,11 +229,45 @@ class _Work(Attending):
         return made
 
     def _unit(self, node: fx.Node) -> fx.Node | None:
-        """Each row over the root of its squares' sum, but at least eps: on maps whose channels these are."""
+        """Each row over the root of its squares' sum, but at least eps."""
         x, eps = normalised(node)
         traced, shape = self.traced(x), sizes(node)
         if x is None or traced is None or traced.batch or not all(size.isdigit() for size in shape[1:]):
             return None
+        return self._unit_heads(node, x, traced, eps) or self._unit_channels(node, traced, eps)
+
+    def _unit_heads(self, node: fx.Node, x: fx.Node, traced: Traced, eps: float) -> fx.Node | None:
+        """Where rows are heads of channels: over the root of the sum over each head's channels.
+
+        Adding up the channels of a head, and giving each of them the sum, are layers of zeros and ones.
+        """
+        heads = self._heads(x, traced, False)
+        if heads is None or heads[0] is not traced.root:
+            return None
+        source, count, place, lead, starts, width = heads
+        if starts != tuple(range(starts[0], starts[0] + count * width, width)):
+            return None
+        item = (count * width, *item_of(source)[1:])
+        if item != item_of(source):
+            source = self.put(aten.slice.Tensor, (source, 1, starts[0], starts[0] + item[0]), item, source)
+        making = Making()
+        of_head = making.do(aten.repeat_interleave.self_int, making.do(aten.eye.default, count), width, 0)
+        assert self.graph.owning_module is not None
+        spreads = keep(self.graph.owning_module, "heads", *making.done(of_head))
+        making = Making()
+        of_head = making.do(aten.repeat_interleave.self_int, making.do(aten.eye.default, count), width, 1)
+        adds = keep(self.graph.owning_module, "heads", *making.done(of_head))
+        sums = self.put(aten.square.default, (source,), item, source)
+        sums = self.put(pointwise, (sums, adds, None), (count, *item[1:]), source)
+        norm = self.put(aten.sqrt.default, (sums,), (count, *item[1:]), source)
+        norm = self.put(aten.clamp_min.default, (norm, eps), (count, *item[1:]), source)
+        whole = self.put(pointwise, (norm, spreads, None), item, source)
+        made = self.put(aten.div.Tensor, (source, whole), item, source)
+        return self.heads_as(made, (count, place, lead), node)
+
+    def _unit_channels(self, node: fx.Node, traced: Traced, eps: float) -> fx.Node | None:
+        """On maps whose channels these rows are."""
+        shape = sizes(node)
         length = last_of(node)
         if traced.index.size != math.prod(int(size) for size in shape[1:]):
             return None

@@ -64,9 +64,15 @@ class Attending(Placing):
             q,
         )
         made.meta |= {name: value for name, value in node.meta.items() if name == "nn_module_stack"}
-        # [batch, heads * width, rows, queries] as the scores have their leading dimensions
+        return self.heads_as(made, (count, place, lead), node)
+
+    def heads_as(self, made: fx.Node, heads: tuple[int, int, list[int]], node: fx.Node) -> fx.Node:
+        """A map ``[batch, heads * width, rows, columns]`` as what has leading dimensions: how many heads, which counts
+        them, and all of an item."""  # fmt: skip
+        count, place, lead = heads
         others = [size for i, size in enumerate(lead) if i != place]
-        wide = self.view(aten.reshape.default, made, [-1, count, v_width, *others, queries])
+        width, columns = item_of(made)[0] // count, item_of(made)[2]
+        wide = self.view(aten.reshape.default, made, [-1, count, width, *others, columns])
         order = list(range(3, 3 + len(others)))
         order.insert(place, 1)
         moved = self.view(aten.permute.default, wide, [0, *order, 3 + len(others), 2])
