@@ -241,6 +241,7 @@ OPERATIONS |= {
     "stored numbers": lambda net, y, x: (x + net.scale * net.norm(y) - net.scale) / net.scale,
     "stored numbers behind a layer": lambda net, y, x: net.norm(net.scale * net.side(x) + net.scale[:1]),
     "features put together": lambda net, y, x: torch.cat([y, x, net.side(x)], -1),
+    "features at stored places": lambda net, y, x: torch.cat([y[..., [-2, -1]], net.side(x)[..., [3]]], -1),
     "halves exchanged": lambda net, y, x: net.side(torch.cat([y[..., 10:], -y[..., :10]], -1)),
     "heads put together": lambda net, y, x: (
         torch.cat([heads(y), heads(net.side(x)).abs()], -1).transpose(1, 2).flatten(2)
@@ -389,6 +390,31 @@ def test_images_that_are_normalised_before_linear_layers_are_one_region(row):
         for sizes in [(2, 3, 8, 8), (5, 3, 8, 8), *([(3, 3, 4, 16)] if any_size else [])]:
             x = torch.randn(sizes)
             close(fast(x), model(x))
+
+
+def test_stored_places_are_those_of_the_model_at_hand():
+    """A buffer says which features are taken: a model of the same structure with another one takes others."""
+    model = network("layer norm")
+    model.operation = lambda net, y, x: y[..., net.places]
+    model.register_buffer("places", torch.tensor([2, 3, 4]))
+    model.last, x = nn.Linear(3, 7).eval(), torch.randn(2, 5, FEATURES)
+    for places, regions in (([2, 3, 4], 1), ([7, 8, 9], 1), ([-3, -2, -1], 1), ([7, 1, 9], 2), ([-1, 0, 1], 2)):
+        model.places.copy_(torch.tensor(places))
+        fast = mm.compile(model, x, tune=False, force=True)
+        with torch.no_grad():
+            close(fast(x), model(x))
+        assert fast.report.regions == regions
+
+
+def test_a_place_that_is_not_there_is_an_error_as_in_pytorch():
+    model = network("layer norm")
+    model.operation = lambda net, y, x: y[:, [0, 1]]
+    model.last, x = nn.Linear(FEATURES, 7), torch.randn(2, 5, FEATURES)
+    fast = mm.compile(model.eval(), x, tune=False, force=True)
+    with torch.no_grad():
+        close(fast(x), model(x))
+    with pytest.raises(IndexError):
+        fast(x[:, :1])
 
 
 def test_images_of_which_more_is_made_stay_as_they_are():

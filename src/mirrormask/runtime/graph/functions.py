@@ -15,7 +15,9 @@ __all__ = [
     "channel_norm",
     "compact",
     "features",
+    "largest",
     "map_norm",
+    "numbered",
     "per_channel",
     "pointwise",
     "product",
@@ -71,6 +73,17 @@ def shaped(x: Tensor, shape: list[int]) -> Tensor:
     return x
 
 
+def numbered(x: Tensor, numbers: list[int]) -> Tensor:
+    """The tensor itself, which holds these numbers.
+
+    Raises:
+        ValueError: it holds others.
+    """
+    if x.tolist() != numbers:
+        raise ValueError(f"a tensor of {x.tolist()}, not {numbers}")
+    return x
+
+
 def attend(
     query: Tensor,
     key: Tensor,
@@ -114,6 +127,11 @@ def channel_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: flo
         made = F.rms_norm(x.movedim(1, -1), (x.shape[1],), weight, eps)
         return (made if bias is None else made + bias).movedim(-1, 1)
     return F.layer_norm(x.movedim(1, -1), (x.shape[1],), weight, bias, eps).movedim(-1, 1)
+
+
+def largest(x: Tensor, size: list[int]) -> Tensor:
+    """The adaptive maximum without its places, which ATen gives only together."""
+    return F.adaptive_max_pool2d(x, size)
 
 
 def map_norm(x: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class Made:
     Attributes:
         steps: see :func:`mirrormask.runtime.graph.program.steps_of`.
         sources: the tensors that they fetch, by name: the model's own, or others that were made.
-        decides: whether the program was rewritten for a tensor of this very shape, which its numbers gave it.
+        decides: whether the program was rewritten for this tensor's shape, which its numbers gave it, or its numbers.
     """
 
     steps: list[list[Any]]
@@ -66,9 +66,16 @@ class Making:
             Unstorable: plain values cannot say it.
         """
         value = node.meta["val"]
-        self.do(shaped, node, list(value.shape))
+        return value, self.decided(self.do(shaped, node, list(value.shape)))
+
+    def decided(self, node: fx.Node) -> Made:
+        """How a tensor was made for which the program was rewritten: where it is another, the last step raises.
+
+        Raises:
+            Unstorable: plain values cannot say it.
+        """
         sources = {name: fetched.meta["val"] for name, fetched in self._fetched.items()}
-        return value, Made(steps_of(list(self._graph.nodes)), sources, decides=True)
+        return Made(steps_of(list(self._graph.nodes)), sources, decides=True)
 
 
 def keep(module: fx.GraphModule, kind: str, value: Tensor, made: Made | None) -> fx.Node:

@@ -22,7 +22,9 @@ from mirrormask.runtime.graph.functions import (
     channel_norm,
     compact,
     features,
+    largest,
     map_norm,
+    numbered,
     per_channel,
     pointwise,
     product,
@@ -32,7 +34,6 @@ from mirrormask.runtime.graph.functions import (
     spaced_conv,
     stored,
 )
-from mirrormask.runtime.graph.simplify import largest
 
 __all__ = ["Unstorable", "Written", "made_by", "module_of", "program_of", "steps_of"]
 
@@ -57,6 +58,7 @@ OTHERS: dict[str, Any] = {
     "response": response,
     "compact": compact,
     "shaped": shaped,
+    "numbered": numbered,
     **{f.__name__: f for f in (as_frames, as_volume, channels_of, frames_conv, frames_norm)},
     **{name: getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow")},
     **{name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_")},

@@ -5,27 +5,28 @@ What makes several tensors is not a value of a region, nor is a tensor of five d
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
-from mirrormask.runtime.graph.chains import open_shape
+from mirrormask.runtime.graph.chains import open_shape, stored_value
+from mirrormask.runtime.graph.functions import largest, numbered
+from mirrormask.runtime.graph.making import Making, keep
 from mirrormask.runtime.graph.patterns import PATTERN_PARTS, Found, response_norm, rms_norm, tanh_gelu
+from mirrormask.runtime.graph.program import Unstorable
 
-__all__ = ["largest", "simplify"]
+__all__ = ["simplify"]
 
 aten = torch.ops.aten
 #: What an expanded tensor may as well be read by before it is expanded.
 BROADCASTS = {aten.mul.Tensor, aten.add.Tensor, aten.sub.Tensor, aten.div.Tensor}
+#: How many stored places are looked at.
+MOST_PLACES = 1 << 12
 RESHAPES = {aten.view.default, aten.reshape.default, aten.flatten.using_ints}
-
-
-def largest(x: Tensor, size: list[int]) -> Tensor:
-    """The adaptive maximum without its places, which ATen gives only together."""
-    return torch.nn.functional.adaptive_max_pool2d(x, size)
 
 
 def simplify(module: fx.GraphModule) -> None:
@@ -86,6 +87,33 @@ def _narrow(node: fx.Node) -> Found:
         return None
     x, dim, start, length = node.args
     return aten.slice.Tensor, (x, dim, start, start + length)  # type: ignore[operator]
+
+
+def _indexed(node: fx.Node) -> Found:
+    """Stored places along one dimension that follow each other: a slice."""
+    if node.target is not aten.index.Tensor or node.kwargs:
+        return None
+    x, places = node.args
+    given = [dim for dim, one in enumerate(places) if one is not None]  # type: ignore[arg-type, union-attr]
+    stored = places[given[0]] if len(given) == 1 else None  # type: ignore[index]
+    if not isinstance(stored, fx.Node) or stored.op != "get_attr":
+        return None
+    value, size = stored_value(stored), open_shape(x)[given[0]]
+    if value.dtype != torch.int64 or value.dim() != 1 or not 1 <= value.numel() <= MOST_PLACES:
+        return None
+    if not isinstance(size, int):
+        return None  # a place that is not there is an error, and the end of a slice
+    numbers = value.tolist()
+    found = [number + size if number < 0 else number for number in numbers]
+    start = found[0]
+    if start < 0 or found[-1] >= size or found != list(range(start, start + len(found))):
+        return None
+    making, module = Making(), node.graph.owning_module
+    assert module is not None
+    with contextlib.suppress(Unstorable):
+        keep(module, "places", value, making.decided(making.do(numbered, making.fetch(stored), numbers)))
+        return aten.slice.Tensor, (x, given[0], start, start + len(found))
+    return None
 
 
 def _selected(node: fx.Node) -> Found:
@@ -211,6 +239,7 @@ REMOVABLE = {
 PATTERNS: tuple[Callable[[fx.Node], Found], ...] = (
     _part,
     _narrow,
+    _indexed,
     _selected,
     _shuffle,
     _unexpanded,

@@ -20,9 +20,8 @@ from mirrormask.runtime.graph.aten import (
     source_of,
 )
 from mirrormask.runtime.graph.channels import channel_slice
-from mirrormask.runtime.graph.functions import by_mean, map_norm
+from mirrormask.runtime.graph.functions import by_mean, largest, map_norm
 from mirrormask.runtime.graph.ir import Node, Origin
-from mirrormask.runtime.graph.simplify import largest
 
 __all__ = ["SPATIAL", "slice_"]
 
