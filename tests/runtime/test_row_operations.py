@@ -406,6 +406,19 @@ def test_stored_places_are_those_of_the_model_at_hand():
         assert fast.report.regions == regions
 
 
+def test_numbers_for_very_many_features_stay_in_pytorch():
+    """As weights on the diagonal of a matrix they would take gigabytes."""
+    model = network("layer norm")
+    model.operation = lambda net, y, x: net.wide(y) * net.numbers
+    model.wide, model.last = nn.Linear(FEATURES, 9000), nn.Linear(9000, 3)
+    model.register_buffer("numbers", torch.rand(9000))
+    x = torch.randn(2, 5, FEATURES)
+    fast = mm.compile(model.eval(), x, tune=False, force=True)
+    assert fast.report.left == (("mul", "it works with a stored number for each of more than 8,192 features"),)
+    with torch.no_grad():
+        close(fast(x), model(x))
+
+
 def test_a_place_that_is_not_there_is_an_error_as_in_pytorch():
     model = network("layer norm")
     model.operation = lambda net, y, x: y[:, [0, 1]]

@@ -155,6 +155,8 @@ def _with_number(kind: str, number: float, alpha: float) -> tuple[float, float]:
     return found[kind]
 
 
+#: How many features may have a stored number each.
+MOST_FEATURES = 8192
 #: Arithmetic with one stored number per channel, by the name of the stored tensor.
 PER_CHANNEL: dict[str, Callable[[str], Origin]] = {
     "mul": lambda name: Origin(weight=name),
@@ -166,8 +168,14 @@ PER_CHANNEL: dict[str, Callable[[str], Origin]] = {
 
 
 def each_channel(name: str, inputs: list[str], shape: tuple[int, ...], layer: str, origin: Origin) -> Node:
-    """A multiplication and an addition for each channel of maps, or feature of rows: of one weight each."""
+    """A multiplication and an addition for each channel of maps, or feature of rows: of one weight each.
+
+    Raises:
+        Unsupported: a row is so wide that the matrix with these weights on its diagonal would take gigabytes.
+    """
     if len(shape) == 1:
+        if shape[0] > MOST_FEATURES:
+            raise Unsupported(f"it works with a stored number for each of more than {MOST_FEATURES:,} features")
         return Node("linear", name, inputs, shape, layer=layer, origin=origin, kind="batch_norm")
     return Node("conv", name, inputs, shape, layer=layer, origin=origin, groups=shape[0], kind="batch_norm")
 
