@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-__all__ = ["check_memory"]
+__all__ = ["check_memory", "is_expanded"]
 
 
 def check_memory(
@@ -28,7 +28,7 @@ def check_memory(
         ValueError: it names both; or ``error``.
     """
     for name, p in chosen.items():
-        if _is_expanded(_shard_of(p)):
+        if is_expanded(_shard_of(p)):
             raise error(
                 f"{name!r} is expanded: one number in memory is many of its elements, which a mask cannot tell apart; "
                 "make it a tensor of its own with .clone()"
@@ -58,7 +58,7 @@ def _shard_of(p: Tensor) -> Tensor:
     return own
 
 
-def _is_expanded(tensor: Tensor) -> bool:
+def is_expanded(tensor: Tensor) -> bool:
     """Whether a dimension repeats what is in memory once."""
     strided = tensor.layout == torch.strided
     return strided and any(n > 1 and not step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
