@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from mirrormask.checks import check_int, check_number, few
 from mirrormask.matrices import check_module
+from mirrormask.overlaps import sharing
 
 __all__ = ["Distillation", "distill", "feature_loss", "logit_loss"]
 
@@ -49,7 +50,9 @@ def logit_loss(student: Tensor, teacher: Tensor, temperature: float, classes: in
     dtype = torch.promote_types(student.dtype, torch.float32)
     ours = F.log_softmax(student.to(dtype) / temperature, classes)
     theirs = F.log_softmax(teacher.to(dtype) / temperature, classes)
-    return temperature**2 * F.kl_div(ours, theirs, reduction="none", log_target=True).sum(classes).mean()
+    terms = F.kl_div(ours, theirs, reduction="none", log_target=True)
+    terms = terms.masked_fill(theirs == -torch.inf, 0.0)  # 0 log 0 is none, and torch makes it nan
+    return temperature**2 * terms.sum(classes).mean()
 
 
 def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -95,8 +98,10 @@ class Distillation:
     ) -> None:
         for name, model in (("student", student), ("teacher", teacher)):
             check_module(model, name)
-        shared = {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}
-        if student is teacher or shared:
+        own, others = ({id(p): p for p in model.parameters()} for model in (student, teacher))
+        # load_state_dict(..., assign=True) makes parameters of their own in the same memory.
+        alike = sharing([*own.values(), *others.values()], own)
+        if student is teacher or own.keys() & others.keys() or any(id(p) in others for pair in alike for p in pair):
             raise ValueError(
                 "the teacher shares parameters with the student, and would change with it; pass copy.deepcopy(model)"
             )
@@ -117,13 +122,14 @@ class Distillation:
         self.parts: dict[str, Tensor] = {}
         self._ours: dict[str, Tensor] = {}
         self._theirs: dict[str, Tensor] = {}
+        self._given: list[tuple[weakref.ref[Tensor], int]] = []
         modules = [(_module(student, "student", name), _module(teacher, "teacher", pairs[name])) for name in pairs]
         if modules and "torch._dynamo" in sys.modules:
             torch.compiler.reset()  # code that was compiled before hooks were set, for any module alike, calls none
-        handles = []
+        handles = [student.register_forward_pre_hook(_Versions(self._given), with_kwargs=True)]
         for name, (ours, theirs) in zip(pairs, modules, strict=True):
-            handles.append(ours.register_forward_hook(_Catch(name, self._ours, learning=True)))
-            handles.append(theirs.register_forward_hook(_Catch(name, self._theirs, learning=False)))
+            handles.append(ours.register_forward_hook(_Catch(name, self._ours, True)))
+            handles.append(theirs.register_forward_hook(_Catch(name, self._theirs, False)))
         self._end = weakref.finalize(self, _remove, handles)
 
     def __call__(self, output: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -135,8 +141,8 @@ class Distillation:
             args, kwargs: what the student was given, for the teacher.
 
         Raises:
-            ValueError: outputs or features of student and teacher differ in shape, the student has not run, or a
-                module returns no tensor; the object is closed.
+            ValueError: outputs or features of student and teacher differ in shape, the student has not run, or has
+                written into its inputs, or a module returns no tensor; the object is closed.
         """
         if not self._end.alive:
             raise ValueError("this distillation is closed; make another with mm.distill")
@@ -147,6 +153,12 @@ class Distillation:
             raise ValueError(
                 f"the student has not computed {few(missing)} since the last call; run it, in training and with "
                 "gradients, on each batch before this loss; of checkpointed parts none but use_reentrant=False counts"
+            )
+        given = [part for part in (*args, *kwargs.values()) if isinstance(part, Tensor)]
+        if any(tensor() is part and part._version != version for tensor, version in self._given for part in given):
+            raise ValueError(
+                "the inputs have changed since the student was given them: it writes into them, and the teacher would "
+                "see others; give the student copies, as in distill(student(x.clone()), x)"
             )
         target = self._teach(args, kwargs)
         missing = [self.pairs[name] for name in self.pairs if name not in theirs]
@@ -281,13 +293,19 @@ def logits(output: Any, whose: str) -> Tensor:
 
 
 class _Catch:
-    """A hook that puts a module's output into a dict; it knows no more of the distillation, which may end before."""
+    """A hook that puts a module's output into a dict; it knows no more of the distillation, which may end before.
 
-    def __init__(self, name: str, into: dict[str, Tensor], *, learning: bool) -> None:
+    A copy of the network, an average of its weights for one, has hooks that do nothing.
+    """
+
+    def __init__(self, name: str, into: dict[str, Tensor] | None, learning: bool) -> None:
         self.name, self.into, self.learning = name, into, learning
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name, None, self.learning)
+
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self.learning and not torch.is_grad_enabled():
+        if self.into is None or (self.learning and not torch.is_grad_enabled()):
             return  # an evaluation in between
         first = output[0] if isinstance(output, (tuple, list)) and output else output
         if isinstance(first, Mapping):
@@ -296,7 +314,23 @@ class _Catch:
             raise ValueError(
                 f"features: {self.name!r} puts out a {type(output).__name__}, no floating tensor; name another module"
             )
-        self.into[self.name] = first
+        self.into[self.name] = first.clone()  # what comes behind may write into it, as nn.ReLU(inplace=True) does
+
+
+class _Versions:
+    """A hook that notes the versions of a network's inputs; the copy of one does nothing."""
+
+    def __init__(self, into: list[tuple[weakref.ref[Tensor], int]] | None) -> None:
+        self.into = into
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (None,)
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self.into is None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return
+        tensors = [part for part in (*args, *kwargs.values()) if isinstance(part, Tensor) and not part.is_inference()]
+        self.into[:] = [(weakref.ref(tensor), tensor._version) for tensor in tensors]
 
 
 def _module(model: nn.Module, whose: str, name: str) -> nn.Module:
