@@ -88,6 +88,55 @@ def test_features_a_token_and_a_pixel():
     assert float(feature_loss(t + 0.1, t)) < 1
 
 
+@pytest.mark.parametrize("loss", [lambda s, t, c: logit_loss(s, t, 2.0, counted=c), feature_loss])
+def test_what_does_not_count_has_no_gradient_whatever_is_there(loss):
+    student, teacher, counted = torch.randn(2, 3, 4, requires_grad=True), torch.randn(2, 3, 4), torch.ones(2, 3).bool()
+    counted[1, 2], teacher[1, 2] = False, torch.nan
+    (grad,) = torch.autograd.grad(loss(student, teacher, counted), student)
+    assert grad.isfinite().all() and not grad[1, 2].any() and grad[counted].all()
+    torch.testing.assert_close(
+        loss(student, teacher, counted), loss(student[counted], teacher[counted], torch.ones(5).bool())
+    )
+
+
+@pytest.mark.parametrize("classes", [-1, 1])
+def test_positions_that_do_not_count_are_as_if_they_were_not_there(classes):
+    """Padding at the end of each example, whatever lies there; what has no tokens counts whole."""
+
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head, self.pooled = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 2)
+
+        def forward(self, x, mask=None):
+            hidden = self.body(x)
+            self.pooled(hidden[:, 0])
+            return self.head(hidden).movedim(-1, classes)
+
+    student, teacher = Tokens(), Tokens()
+    x, mask = torch.randn(2, 5, 4), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 0, 0]])
+    features = ["body", "pooled"]
+    options = {"temperature": 2.0, "features": features, "classes": classes}
+    alone = mm.distill(student, teacher, **options)
+    expected = alone(student(x[:, :3]), x[:, :3])
+    with mm.distill(student, teacher, **options, positions=lambda x, mask: mask) as distill:
+        padded = x.masked_fill(mask[:, :, None] == 0, 1e4)
+        loss = distill(student(padded, mask), padded, mask=mask)
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(distill.parts, alone.parts)
+        loss.backward()
+        got = student.body.weight.grad.clone()
+        student.zero_grad()
+        alone(student(x[:, :3]), x[:, :3]).backward()
+        torch.testing.assert_close(got, student.body.weight.grad)
+        nothing = distill(student(x, mask * 0), x, mask=mask * 0)
+        torch.testing.assert_close(nothing.detach(), distill.parts["pooled"])
+        with pytest.raises(ValueError, match=r"positions returned \(2, 4\), and logits and features have \[\(2, 5\)"):
+            distill(student(x, mask[:, :4]), x, mask=mask[:, :4])
+    with pytest.raises(TypeError, match="positions is a Tensor, not a function"):
+        mm.distill(student, teacher, **options, positions=mask)
+
+
 def test_one_pass_of_each_and_the_teacher_does_not_learn():
     student, teacher = pair(dropout=0.5)
     teacher[3].eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -21,6 +21,7 @@ from mirrormask.overlaps import sharing
 __all__ = ["Distillation", "distill", "feature_loss", "logit_loss"]
 
 Features = Sequence[str] | Mapping[str, str]
+Positions = Callable[..., Tensor]
 
 #: The least that a token's squared norm counts as, as a share of the mean: padding may be next to zero.
 FLOOR = 1e-3
@@ -29,13 +30,16 @@ FLOOR = 1e-3
 TEMPERATURES = (1e-3, 1e4)
 
 
-def logit_loss(student: Tensor, teacher: Tensor, temperature: float, classes: int = -1) -> Tensor:
+def logit_loss(
+    student: Tensor, teacher: Tensor, temperature: float, classes: int = -1, counted: Tensor | None = None
+) -> Tensor:
     """``T² KL(softmax(teacher / T) ‖ softmax(student / T))``, summed over classes and averaged over all else.
 
     Args:
         student, teacher: logits of one shape.
         temperature: T, in [0.001, 10000].
         classes: the dimension of the classes.
+        counted: a bool tensor of the logits' shape without the classes: what is averaged over; None for all.
 
     Returns:
         A scalar, float32 or, for float64 logits, float64.
@@ -46,21 +50,23 @@ def logit_loss(student: Tensor, teacher: Tensor, temperature: float, classes: in
 
     Source: Hinton, Vinyals and Dean 2015, arXiv 1503.02531, section 2 and 2.1 (for the factor T²).
     """
+    student, teacher = (_counting(logits, counted, classes) for logits in (student, teacher))
     # A difference of logarithms of nearly the same size is rounding in half precision.
     dtype = torch.promote_types(student.dtype, torch.float32)
     ours = F.log_softmax(student.to(dtype) / temperature, classes)
     theirs = F.log_softmax(teacher.to(dtype) / temperature, classes)
     terms = F.kl_div(ours, theirs, reduction="none", log_target=True)
     terms = terms.masked_fill(theirs == -torch.inf, 0.0)  # 0 log 0 is none, and torch makes it nan
-    return temperature**2 * terms.sum(classes).mean()
+    return temperature**2 * _mean(terms.sum(classes), counted)
 
 
-def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def feature_loss(student: Tensor, teacher: Tensor, counted: Tensor | None = None) -> Tensor:
     """``mean over i of ‖s_i - t_i‖² / ‖t_i‖²``, for the vector of channels of each token or pixel i.
 
     Args:
         student, teacher: features of one shape, ``(..., channels)`` with up to three dimensions, and with more, as
             convolutions have them, ``(examples, channels, ...)``.
+        counted: a bool tensor of the features' shape without the channels: which i count; None for all.
 
     Example:
         >>> float(feature_loss(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.tensor([[4.0, 0.0], [0.0, 1.0]])))
@@ -69,12 +75,27 @@ def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Source: this library; features as hints are Romero et al.'s, arXiv 1412.6550, normalised so that no layer and no
     token counts more for being larger.
     """
-    channels = -1 if student.dim() <= 3 else 1
+    channels = _channels(student)
+    student, teacher = (_counting(features, counted, channels) for features in (student, teacher))
     dtype = torch.promote_types(student.dtype, torch.float32)  # squares overflow in half precision
     student, theirs = student.to(dtype), teacher.to(dtype)
     size = theirs.square().sum(channels)
-    floor = FLOOR * size.mean() + torch.finfo(size.dtype).tiny
-    return ((student - theirs).square().sum(channels) / torch.maximum(size, floor)).mean()
+    floor = FLOOR * _mean(size, counted) + torch.finfo(size.dtype).tiny
+    return _mean((student - theirs).square().sum(channels) / torch.maximum(size, floor), counted)
+
+
+def _channels(features: Tensor) -> int:
+    return -1 if features.dim() <= 3 else 1
+
+
+def _counting(x: Tensor, counted: Tensor | None, channels: int) -> Tensor:
+    """Zeros where nothing counts: whatever is there, nan too, has no gradient then."""
+    return x if counted is None else x.masked_fill(~counted.unsqueeze(channels), 0.0)
+
+
+def _mean(values: Tensor, counted: Tensor | None) -> Tensor:
+    """The mean of what counts, of zeros elsewhere; 0 where nothing does."""
+    return values.mean() if counted is None else values.sum() / counted.sum().clamp_min(1)
 
 
 class Distillation:
@@ -95,6 +116,7 @@ class Distillation:
         features: Features | None,
         feature_weight: float,
         classes: int,
+        positions: Positions | None,
     ) -> None:
         for name, model in (("student", student), ("teacher", teacher)):
             check_module(model, name)
@@ -109,6 +131,11 @@ class Distillation:
             check_number("temperature", temperature, low=TEMPERATURES[0], high=TEMPERATURES[1])
         check_number("feature_weight", feature_weight, low=0.0)
         check_int("classes", classes, low=-10)
+        if positions is not None and not callable(positions):
+            raise TypeError(
+                f"positions is a {type(positions).__name__}, not a function of what the student is given, such as "
+                "lambda input_ids, attention_mask, **_: attention_mask"
+            )
         if temperature is None and not features:
             raise ValueError("temperature=None leaves out the logits; name features=, or nothing is left to learn")
         if isinstance(features, str):
@@ -118,6 +145,7 @@ class Distillation:
         self.temperature = temperature
         self.feature_weight = feature_weight
         self.classes = classes
+        self.positions = positions
         self.pairs = pairs
         self.parts: dict[str, Tensor] = {}
         self._ours: dict[str, Tensor] = {}
@@ -165,6 +193,7 @@ class Distillation:
         if missing:
             raise ValueError(f"the teacher does not reach {few(missing)} with these inputs; name other features")
         parts: dict[str, Tensor] = {}
+        counts = _Counted(self.positions, args, kwargs)
         if self.temperature is not None:
             student, teacher = logits(output, "student"), logits(target, "teacher")
             if student.shape != teacher.shape:
@@ -184,14 +213,17 @@ class Distillation:
                     "of one is 1 whatever the student learns; name the dimension with classes=, give a sigmoid's "
                     "logit z as (0, z), or pass temperature=None with features="
                 )
-            parts["logits"] = logit_loss(student, teacher, self.temperature, self.classes)
+            counted = counts.of(student, self.classes)
+            parts["logits"] = logit_loss(student, teacher, self.temperature, self.classes, counted)
         for name, theirs_name in self.pairs.items():
             if ours[name].shape != theirs[name].shape:
                 raise ValueError(
                     f"{name!r} of the student is {tuple(ours[name].shape)}, {theirs_name!r} of the teacher "
                     f"{tuple(theirs[name].shape)}; name modules of the same width with features={{student: teacher}}"
                 )
-            parts[name] = self.feature_weight * feature_loss(ours[name], theirs[name]) / len(self.pairs)
+            counted = counts.of(ours[name], _channels(ours[name]))
+            parts[name] = self.feature_weight * feature_loss(ours[name], theirs[name], counted) / len(self.pairs)
+        counts.check()
         theirs.clear()
         self.parts = {name: part.detach() for name, part in parts.items()}
         return torch.stack(list(parts.values())).sum()
@@ -228,6 +260,7 @@ def distill(
     features: Features | None = None,
     feature_weight: float = 1.0,
     classes: int = -1,
+    positions: Positions | None = None,
 ) -> Distillation:
     """A loss that draws ``student`` to ``teacher``: its logits, and the features of chosen modules.
 
@@ -245,6 +278,10 @@ def distill(
             to the teacher's. A tuple's first tensor counts, and the last output of a module that runs more than once.
         feature_weight: in [0, inf).
         classes: the dimension of the classes in the logits.
+        positions: which tokens or pixels count: a function of what the student was given that returns a tensor, 0 or
+            False for the others: padding (``lambda input_ids, attention_mask, **_: attention_mask``), or what the
+            labels leave out (``lambda input_ids, labels, **_: labels != -100``). It counts for the logits and features
+            of its shape, their classes or channels aside; None counts all.
 
     Returns:
         A :class:`Distillation`.
@@ -273,7 +310,34 @@ def distill(
         features=features,
         feature_weight=feature_weight,
         classes=classes,
+        positions=positions,
     )
+
+
+class _Counted:
+    """Which positions of a batch count, and whether that was of any use."""
+
+    def __init__(self, positions: Positions | None, args: Any, kwargs: Any) -> None:
+        mask = None if positions is None else positions(*args, **kwargs)
+        if positions is not None and not isinstance(mask, Tensor):
+            raise ValueError(f"positions returned a {type(mask).__name__}, not a tensor that says which count")
+        self.mask = None if mask is None else mask.bool()
+        self.seen: list[tuple[int, ...]] = []
+
+    def of(self, tensor: Tensor, channels: int) -> Tensor | None:
+        """The mask, where it is of the tensor's shape without its channels."""
+        shape = list(tensor.shape)
+        del shape[channels]
+        self.seen.append(tuple(shape))
+        return self.mask if self.mask is not None and self.mask.shape == tuple(shape) else None
+
+    def check(self) -> None:
+        """Raise a ValueError where it was of no tensor's shape."""
+        if self.mask is not None and tuple(self.mask.shape) not in self.seen:
+            raise ValueError(
+                f"positions returned {tuple(self.mask.shape)}, and logits and features have {self.seen}, their classes "
+                "or channels aside; it must be of one of these shapes"
+            )
 
 
 def logits(output: Any, whose: str) -> Tensor:
