@@ -80,6 +80,7 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         shards = Shards([p])
         own = shards.local(p)
         keep_only(own, shards.unwrap(own, mask).to(own.device))
+    torch.clear_autocast_cache()  # within a region of autocast it would hold weights of before
 
 
 def keep_zeros(model: nn.Module, optimizer: Optimizer, *, weights: Weights | None = None) -> RemovableHandle:
