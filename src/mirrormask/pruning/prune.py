@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mirrormask import made_sparse
 from mirrormask.batchnorm import recalibrate
 from mirrormask.calibration import Forward, Layer, Moment, evaluating, held, layers_of, moment_of, survey
 from mirrormask.calibration.inverse import DAMPING, is_singular
@@ -137,6 +138,7 @@ def prune(
                         rows.append(_prune_layer(layer, moment, counts[layer.name], method, by_row, pattern, damping))
         if batch_norm:
             recalibrate(model, read, forward=forward)
+    made_sparse.note(layer.weight for layer in layers)
     _warn(rows, empty, singular, layers)
     return PruneReport(method, tuple(rows), tuple(singular))
 
