@@ -47,6 +47,7 @@ def warn_of_filled(model: nn.Module) -> None:
         >>> layer.weight.data = torch.tensor([[0.0, 1.0, 0.0, 0.0]])
         >>> note([layer.weight])
         >>> with warnings.catch_warnings(record=True) as said:
+        ...     warnings.simplefilter("always")
         ...     warn_of_filled(layer)
         ...     _ = layer.weight.data.add_(1.0)
         ...     warn_of_filled(layer)
