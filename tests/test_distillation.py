@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import pickle
 
 import pytest
 import torch
@@ -87,6 +88,55 @@ def test_features_a_token_and_a_pixel():
     assert float(feature_loss(t + 0.1, t)) < 1
 
 
+@pytest.mark.parametrize("loss", [lambda s, t, c: logit_loss(s, t, 2.0, counted=c), feature_loss])
+def test_what_does_not_count_has_no_gradient_whatever_is_there(loss):
+    student, teacher, counted = torch.randn(2, 3, 4, requires_grad=True), torch.randn(2, 3, 4), torch.ones(2, 3).bool()
+    counted[1, 2], teacher[1, 2] = False, torch.nan
+    (grad,) = torch.autograd.grad(loss(student, teacher, counted), student)
+    assert grad.isfinite().all() and not grad[1, 2].any() and grad[counted].all()
+    torch.testing.assert_close(
+        loss(student, teacher, counted), loss(student[counted], teacher[counted], torch.ones(5).bool())
+    )
+
+
+@pytest.mark.parametrize("classes", [-1, 1])
+def test_positions_that_do_not_count_are_as_if_they_were_not_there(classes):
+    """Padding at the end of each example, whatever lies there; what has no tokens counts whole."""
+
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head, self.pooled = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 2)
+
+        def forward(self, x, mask=None):
+            hidden = self.body(x)
+            self.pooled(hidden[:, 0])
+            return self.head(hidden).movedim(-1, classes)
+
+    student, teacher = Tokens(), Tokens()
+    x, mask = torch.randn(2, 5, 4), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 0, 0]])
+    features = ["body", "pooled"]
+    options = {"temperature": 2.0, "features": features, "classes": classes}
+    alone = mm.distill(student, teacher, **options)
+    expected = alone(student(x[:, :3]), x[:, :3])
+    with mm.distill(student, teacher, **options, positions=lambda x, mask: mask) as distill:
+        padded = x.masked_fill(mask[:, :, None] == 0, 1e4)
+        loss = distill(student(padded, mask), padded, mask=mask)
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(distill.parts, alone.parts)
+        loss.backward()
+        got = student.body.weight.grad.clone()
+        student.zero_grad()
+        alone(student(x[:, :3]), x[:, :3]).backward()
+        torch.testing.assert_close(got, student.body.weight.grad)
+        nothing = distill(student(x, mask * 0), x, mask=mask * 0)
+        torch.testing.assert_close(nothing.detach(), distill.parts["pooled"])
+        with pytest.raises(ValueError, match=r"positions returned \(2, 4\), and logits and features have \[\(2, 5\)"):
+            distill(student(x, mask[:, :4]), x, mask=mask[:, :4])
+    with pytest.raises(TypeError, match="positions is a Tensor, not a function"):
+        mm.distill(student, teacher, **options, positions=mask)
+
+
 def test_one_pass_of_each_and_the_teacher_does_not_learn():
     student, teacher = pair(dropout=0.5)
     teacher[3].eval()
@@ -160,6 +210,60 @@ def test_outputs_of_hugging_face_and_tuples():
     assert len(set(losses)) == 1
 
 
+@pytest.mark.parametrize("inplace", [(False, True), (True, False), (True, True)])
+def test_a_feature_is_what_its_module_put_out_whatever_writes_into_it(inplace):
+    student, teacher = (Counted(nn.Linear(6, 8), nn.ReLU(inplace=flag), nn.Linear(8, 3)) for flag in inplace)
+    x = torch.randn(5, 6)
+    distill = mm.distill(student, teacher, temperature=None, features=["0"])
+    loss = distill(student(x), x)
+    torch.testing.assert_close(loss, feature_loss(student[0](x), teacher[0](x)))
+    loss.backward()
+    got = student[0].weight.grad.clone()
+    student.zero_grad()
+    feature_loss(student[0](x), teacher[0](x)).backward()
+    torch.testing.assert_close(got, student[0].weight.grad)
+
+
+def test_a_class_that_both_rule_out_counts_for_nothing():
+    student, teacher = torch.randn(5, 4, requires_grad=True), torch.randn(5, 4)
+    loss = logit_loss(student, teacher, 2.0)
+    (grad,) = torch.autograd.grad(loss, student)
+    out = torch.full((5, 1), -torch.inf)
+    masked = logit_loss(torch.cat([student, out], 1), torch.cat([teacher, out], 1), 2.0)
+    torch.testing.assert_close(masked, loss)
+    torch.testing.assert_close(torch.autograd.grad(masked, student)[0], grad)
+
+
+@pytest.mark.parametrize("keyword", [False, True])
+def test_a_student_that_writes_into_its_inputs_is_told_of(keyword):
+    class Writes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.inner(x.sub_(1.0))
+
+    student, teacher, x = Writes(), nn.Linear(6, 3), torch.randn(5, 6)
+    given = ((), {"x": x}) if keyword else ((x,), {})
+    distill = mm.distill(student, teacher, temperature=2.0)
+    output = student(*given[0], **given[1])
+    with pytest.raises(ValueError, match=r"the inputs have changed.*student\(x.clone\(\)\)"):
+        distill(output, *given[0], **given[1])
+    torch.testing.assert_close(distill(student(x.clone()), x), logit_loss(student(x.clone()), teacher(x), 2.0))
+
+
+def test_copies_of_the_networks_are_no_part_of_it():
+    student, teacher = pair()
+    x = torch.randn(5, 6)
+    distill = mm.distill(student, teacher, temperature=None, features=["0"])
+    output = student(x)
+    average = copy.deepcopy(student)  # between a forward pass and its loss, as an average of weights may come
+    again = pickle.loads(pickle.dumps(teacher))
+    average(torch.zeros(5, 6)), again(torch.zeros(5, 6))
+    torch.testing.assert_close(distill(output, x), feature_loss(student[0](x), teacher[0](x)))
+
+
 def test_classes_may_be_another_dimension():
     student, teacher = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
     x = torch.randn(2, 3, 5, 5)
@@ -188,7 +292,21 @@ def narrow():
     return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
 
 
+def assigned(student):
+    teacher = copy.deepcopy(student)
+    teacher.load_state_dict(student.state_dict(), assign=True)
+    return teacher
+
+
+def in_one_memory(student):
+    teacher = copy.deepcopy(student)
+    teacher[0].weight.data = student[0].weight.data.view(8, 6)
+    return teacher
+
+
 BAD = {
+    "its memory": (assigned, {}, ValueError, "shares parameters"),
+    "a part of its memory": (in_one_memory, {}, ValueError, "shares parameters"),
     "no module": (lambda s: "x", {}, TypeError, "teacher is a str, not an nn.Module"),
     "itself": (lambda s: s, {}, ValueError, "copy.deepcopy"),
     "a part of it": (lambda s: nn.Sequential(s[0]), {}, ValueError, "shares parameters"),

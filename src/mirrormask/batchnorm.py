@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mirrormask.buffers import kept_buffers
 from mirrormask.calibration.batches import Forward, feed
 from mirrormask.checks import few
 from mirrormask.matrices import check_module
@@ -50,7 +51,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Any], *, forward: Forward | 
         return 0
     modes = {module: module.training for module in model.modules()}
     momenta = {norm: norm.momentum for norm in norms}
-    saved = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
+    restore_buffers = kept_buffers(model)
     count = 0
     model.eval()
     try:
@@ -67,9 +68,10 @@ def recalibrate(model: nn.Module, batches: Iterable[Any], *, forward: Forward | 
         if bad:
             raise ValueError(f"the input of {few(bad)} is not finite: the model or a batch holds NaN or inf")
     except BaseException:
-        for buffer, value in saved:
-            buffer.copy_(value)
+        restore_buffers()
         raise
+    else:
+        restore_buffers(but=norms)
     finally:
         for norm, momentum in momenta.items():
             norm.momentum = momentum

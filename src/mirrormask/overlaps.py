@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["check_memory"]
+__all__ = ["check_memory", "is_expanded", "sharing"]
 
 
 def check_memory(
@@ -28,7 +28,7 @@ def check_memory(
         ValueError: it names both; or ``error``.
     """
     for name, p in chosen.items():
-        if _is_expanded(_shard_of(p)):
+        if is_expanded(_shard_of(p)):
             raise error(
                 f"{name!r} is expanded: one number in memory is many of its elements, which a mask cannot tell apart; "
                 "make it a tensor of its own with .clone()"
@@ -36,18 +36,36 @@ def check_memory(
     own_parameters = dict(model.named_parameters())
     names = {id(p): name for name, p in own_parameters.items()}
     own = {id(p) for p in chosen.values()}
-    found = sorted(_spans({id(p): p for p in [*own_parameters.values(), *held]}.values()), key=lambda span: span[:3])
+    for pair in sharing([*own_parameters.values(), *held], own):
+        one, other = (repr(names.get(id(p), "a parameter of another model")) for p in pair)
+        raise error(
+            f"{one} and {other} are two parameters in one memory, which two masks would undo in each other; "
+            "make them one parameter (b.weight = a.weight; transpose it in forward), clone one of them, or "
+            "leave both out with weights="
+        )
+
+
+def sharing(parameters: Iterable[Tensor], own: Container[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pairs of parameters that have bytes of one memory in common: where there are any, one at least.
+
+    Args:
+        parameters: any; the same one twice is no pair.
+        own: the ``id`` of those of which at least one is in a pair.
+
+    Example:
+        >>> a, b = nn.Linear(2, 2), nn.Linear(2, 2)
+        >>> b.weight.data = a.weight.data
+        >>> [p is a.weight or p is b.weight for pair in sharing([a.weight, b.weight], [id(a.weight)]) for p in pair]
+        [True, True]
+    """
+    found = sorted(_spans({id(p): p for p in parameters}.values()), key=lambda span: span[:3])
     reach: tuple[str, int, int, Tensor] | None = None  # of those so far on this device, the one that ends last
     for span in found:
         if reach is not None and reach[0] == span[0] and span[1] < reach[2]:
-            pair = [reach[3], span[3]]
-            if any(id(p) in own for p in pair) and _share(_shard_of(pair[0].detach()), _shard_of(pair[1].detach())):
-                one, other = (repr(names.get(id(p), "a parameter of another model")) for p in pair)
-                raise error(
-                    f"{one} and {other} are two parameters in one memory, which two masks would undo in each other; "
-                    "make them one parameter (b.weight = a.weight; transpose it in forward), clone one of them, or "
-                    "leave both out with weights="
-                )
+            one, other = reach[3], span[3]
+            known = id(one) in own or id(other) in own
+            if known and _share(_shard_of(one.detach()), _shard_of(other.detach())):
+                yield one, other
         if reach is None or reach[0] != span[0] or span[2] > reach[2]:
             reach = span
 
@@ -58,7 +76,7 @@ def _shard_of(p: Tensor) -> Tensor:
     return own
 
 
-def _is_expanded(tensor: Tensor) -> bool:
+def is_expanded(tensor: Tensor) -> bool:
     """Whether a dimension repeats what is in memory once."""
     strided = tensor.layout == torch.strided
     return strided and any(n > 1 and not step for n, step in zip(tensor.shape, tensor.stride(), strict=True))

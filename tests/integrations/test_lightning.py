@@ -298,6 +298,12 @@ def test_a_training_that_is_stopped_early_is_finalized_and_it_is_said(tmp_path):
     assert sum(int(t.count_nonzero()) for t in tensors.values() if t.dim() > 1) == KEEP
 
 
+def test_a_training_without_a_step_is_finalized_too(tmp_path):
+    with pytest.warns(UserWarning, match=r"finalize\(\) after no step"):
+        trainer_of(tmp_path, SparsityCallback(METHOD), max_time="00:00:00:00").fit(module := Module(), loader())
+    assert mm.sparsity(module).nonzeros == KEEP
+
+
 class Manual(Bare):
     def __init__(self):
         super().__init__()

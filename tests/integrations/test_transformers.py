@@ -86,6 +86,15 @@ def test_the_scheduler_drives_the_wrapped_optimizer_whoever_built_it(tmp_path):
     assert callback.optimizer.param_groups[0]["lr"] == 0.0  # linear, to the end
 
 
+def test_a_scheduler_that_the_trainer_has_built_and_drops_is_none(tmp_path):
+    one = trainer_of(tmp_path, SparsityCallback(mm.methods.gmp(0.8)))
+    one.create_optimizer_and_scheduler(12)
+    one.train()
+    two = trainer_of(tmp_path, SparsityCallback(mm.methods.gmp(0.8)))
+    two.train()
+    assert same(one.model, two.model)
+
+
 def test_the_scheduler_of_a_method_in_rounds_is_one_of_a_round(tmp_path):
     """Its rates come again in every round, each of which ends where a whole training does; and they are logged."""
     method = mm.methods.lrr(0.8, prunings=2)

@@ -6,10 +6,18 @@ import json
 import pytest
 import torch
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    get_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.optim import Optimizer
 
 import mirrormask as mm
+from mirrormask.optimizer.mistaken import refuse_by_name
 
 X = torch.randn(32, 6, generator=torch.Generator().manual_seed(1))
 Y = X[:, :3].argmax(1)
@@ -110,6 +118,30 @@ def test_what_a_distributed_checkpoint_has_made_fit_is_refused_by_name(name, bas
     plain = BASES[base](model.parameters())
     with pytest.raises(ValueError, match=NAMED):
         set_optimizer_state_dict(model, plain, saved)
+
+
+@cases
+@pytest.mark.parametrize("place", ["optimizer", "deep"])
+def test_what_a_distributed_checkpoint_reads_key_by_key_is_refused_by_name(name, base, place, tmp_path):
+    """It takes from a checkpoint what the optimizer knows, and never sees the rest."""
+    model, optimizer = trained(name, base)
+
+    def held(model, optimizer):
+        weights, state = get_state_dict(model, optimizer)
+        return {"model": weights, **({place: state} if place == "optimizer" else {"at": {place: state}})}
+
+    dcp.save(held(model, optimizer), checkpoint_id=tmp_path)
+    other = net()
+    refuse_by_name()  # as mm.keep_zeros does, should the import have come later
+    with pytest.raises(CheckpointException, match=NAMED):
+        dcp.load(held(other, BASES[base](other.parameters())), checkpoint_id=tmp_path)
+    assert not any(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    alone = {"model": get_model_state_dict(other)}
+    dcp.load(alone, checkpoint_id=tmp_path)  # who only reads the model is not kept from it
+    assert all(torch.equal(alone["model"][key], value) for key, value in model.state_dict().items())
+    again, resumed = trained(name, base, steps=0)
+    loaded = held(again, resumed)
+    dcp.load(loaded, checkpoint_id=tmp_path)
 
 
 @cases

@@ -430,6 +430,23 @@ def test_amp_with_a_grad_scaler_keeps_zeros_and_skips_overflow():
     assert mm.sparsity(model).nonzeros == round(0.2 * 344)
 
 
+@pytest.mark.parametrize("end", ["finalize", "apply_masks"])
+def test_within_autocast_a_model_is_afterwards_what_it_is(end):
+    """Autocast keeps what it has rounded weights to, and is not told when they change."""
+    model = mlp()
+    x, _ = batch(model, 0)
+    optimizer = mm.sparsify(model, torch.optim.SGD(model.parameters(), lr=0.1), METHODS["mirror"](), steps=5)
+    train(model, optimizer, 0, 5)
+    average = copy.deepcopy(model)
+    optimizer.finalize() if end == "apply_masks" else None
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(x), average(x)
+        optimizer.finalize() if end == "finalize" else mm.apply_masks(model := average, optimizer.masks)
+        within = model(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(within, model(x))
+
+
 def test_half_precision_weights_have_float32_latents():
     model = mlp(torch.bfloat16)
     optimizer = mm.sparsify(

@@ -822,6 +822,37 @@ def test_zeros_that_are_kept_are_those_of_all_that_trains():
         first.step()
 
 
+@pytest.mark.parametrize("write", ["load_state_dict", "another optimizer", "in place"])
+def test_weights_that_are_loaded_over_kept_zeros_are_not_lost_without_a_word(write):
+    model, optimizer = build()
+    train(model, optimizer, STEPS)
+    optimizer.finalize()
+    plain = BASES["sgd"](model.parameters())
+    handle = mm.keep_zeros(model, plain)
+    train(model, plain, 2)
+    model.load_state_dict(copy.deepcopy(model.state_dict()))  # of the same zeros
+    train(model, plain, 2)
+    if write == "load_state_dict":
+        model.load_state_dict(build()[0].state_dict())
+    elif write == "another optimizer":
+        train(model, BASES["sgd"](model.parameters()), 1)
+    else:  # as torch.distributed.checkpoint.load does
+        with torch.no_grad():
+            model[0].weight.detach().copy_(torch.ones_like(model[0].weight))
+    before = copy.deepcopy(model.state_dict())
+    backward(model)
+    with pytest.raises(RuntimeError, match=r"0\.weight holds \d+ nonzeros where its zeros are kept.*after loading"):
+        plain.step()
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    handle.remove()
+    assert not plain._optimizer_step_pre_hooks and not plain._optimizer_step_post_hooks
+    plain.step()
+    mm.apply_masks(model, optimizer.masks)
+    mm.keep_zeros(model, plain)
+    train(model, plain, 2)
+    assert nonzeros(model) == KEPT
+
+
 @pytest.mark.parametrize("base", BASES)
 def test_a_new_optimizer_after_finalize_keeps_the_zeros(base):
     model, optimizer = build()

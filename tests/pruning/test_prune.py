@@ -253,6 +253,47 @@ def test_keyword_batches_and_a_forward_of_ones_own():
     mm.prune(mlp(), torch.utils.data.DataLoader(torch.utils.data.TensorDataset(batches[0]), batch_size=20), 0.5)
 
 
+class WritesIntoItsInput(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, x):
+        return self.net(x.sub_(1.0).mul_(2.0))
+
+
+@pytest.mark.parametrize("change", [lambda *a, **k: mm.prune(*a, 0.5, **k), mm.quantize])
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x, None), lambda x: {"x": x}, lambda x: {"deep": [(x,)]}])
+def test_a_model_that_writes_into_its_input_sees_each_batch_as_it_was(wrap, change):
+    model, plain, inputs = WritesIntoItsInput(), mlp(), correlated()
+    plain.load_state_dict(model.net.state_dict())
+    batches = [wrap(x.clone()) for x in inputs]
+    deep = isinstance(batches[0], dict) and "deep" in batches[0]
+    change(model, batches, forward=(lambda model, batch: model(batch["deep"][0][0])) if deep else None)
+    change(plain, [(x - 1.0) * 2.0 for x in inputs])
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+    assert repr(batches) == repr([wrap(x) for x in inputs])
+
+
+@pytest.mark.parametrize("change", [lambda *a, **k: mm.prune(*a, 0.5, **k), mm.quantize])
+def test_within_autocast_a_model_is_seen_as_it_is_by_then(change):
+    """Autocast keeps what it has rounded weights to, and is not told when they change."""
+
+    def forward(model, batch):
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(batch)
+
+    one, two, batches = mlp(), mlp(), correlated()
+    two.load_state_dict(one.state_dict())
+    with torch.autocast("cpu", torch.bfloat16):
+        one(batches[0])
+        first, output = change(one, batches), one(batches[0])
+    second = change(two, batches, forward=forward)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert torch.equal(output, forward(two, batches[0]))
+    assert str(first) == str(second)
+
+
 def test_nothing_is_half_pruned():
     model = convolutional()
     state = copy.deepcopy(model.state_dict())
@@ -307,6 +348,29 @@ class Padded(nn.Conv2d):
 
     def forward(self, x):
         return super().forward(nn.functional.pad(x, (0, 1, 0, 1)))
+
+
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+class Late(Unused):
+    """The second layer comes with the second batch only."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = nn.Linear(12, 4), Scaled(12, 4)
+
+    def forward(self, x, again=False):
+        return self.unused(x) if again else self.used(x)
+
+
+def large():
+    """Two inputs that are always alike: one weight does the work of two, and passes what float16 holds."""
+    model = nn.Linear(2, 1, bias=False, dtype=torch.float16)
+    model.weight.data.fill_(60000.0)
+    return model
 
 
 def infinite():
@@ -376,6 +440,18 @@ BAD = {
         {"batches": [torch.randn(2, 3, 5, 5)]},
         ValueError,
         "is of a Padded, whose output is not",
+    ),
+    "own forward, reached late": (
+        Late,
+        {"batches": [{"x": torch.randn(20, 12)}, {"x": torch.randn(20, 12), "again": True}]},
+        ValueError,
+        "'unused.weight' is of a Scaled, whose output is not",
+    ),
+    "too large afterwards": (
+        large,
+        {"batches": [torch.full((20, 2), 1e-3, dtype=torch.float16)]},
+        ValueError,
+        "'weight' would not be finite after its reconstruction",
     ),
     "attention": (
         lambda: nn.TransformerEncoderLayer(12, 2, 16, batch_first=True),

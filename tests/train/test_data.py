@@ -156,6 +156,33 @@ def test_images_look_as_viewers_show_them(birds):
         data.load(Data(f"folder:{birds}"))
 
 
+def test_what_editors_and_file_managers_leave_is_no_class_and_no_image(birds):
+    first = data.load(Data(f"folder:{birds}"))
+    (birds / "train" / ".ipynb_checkpoints").mkdir()
+    shutil.copy(birds / "train" / "crow" / "0.png", birds / "train" / ".ipynb_checkpoints" / "0.png")
+    (birds / "train" / "crow" / "._0.png").write_bytes(b"resource fork")
+    assert data.load(Data(f"folder:{birds}")).digest == first.digest
+
+
+@pytest.mark.parametrize(
+    ("part", "error", "message"),
+    [
+        ((torch.zeros(3, 1, 2, 2), torch.zeros(3).long()), TypeError, "test holds x of torch.float32"),
+        ((torch.zeros(3, 2, 2).byte(), torch.zeros(3).long()), TypeError, r"\(3, 2, 2\) and y"),
+        ((torch.zeros(3, 1, 2, 2).byte(), torch.zeros(3)), TypeError, "y of torch.float32"),
+        ((torch.zeros(3, 1, 2, 2).byte(), torch.zeros(2).long()), ValueError, r"\(2,\) labels; there must be one"),
+        ((torch.zeros(0, 1, 2, 2).byte(), torch.zeros(0).long()), ValueError, "at least one"),
+        ((torch.zeros(3, 1, 2, 3).byte(), torch.zeros(3).long()), ValueError, r"all images of \(1, 2, 2\)"),
+        ((torch.zeros(3, 1, 2, 2).byte(), torch.tensor([0, 1, 2])), ValueError, "label 2, and there are 2 classes"),
+        ((torch.zeros(3, 1, 2, 2).byte(), torch.tensor([0, -1, 1])), ValueError, "label -1, and there are 2 classes"),
+    ],
+)
+def test_splits_that_are_none_are_refused_whoever_makes_them(part, error, message):
+    sound = data.Images(torch.zeros(3, 1, 2, 2).byte(), torch.tensor([0, 1, 1]))
+    with pytest.raises(error, match=message):
+        data.Splits(sound, data.Images(*part), None, ("a", "b"))
+
+
 def test_every_unreadable_image_is_named_in_one_error(birds):
     (birds / "train" / "crow" / "bad.png").write_bytes(b"no image")
     whole = (birds / "test" / "wren" / "0.png").read_bytes()

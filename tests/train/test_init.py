@@ -37,6 +37,27 @@ WRAPPED = {
     "averaged": ("module", {"n_averaged": torch.tensor(3)}),
     "lightning": ("model", {"loss.weight": torch.ones(5)}),
 }
+#: And within them: a layer that was compiled, sharded or checkpointed by itself.
+WITHIN = {"0.": "0._orig_mod.", "1.": "1._fsdp_wrapped_module._checkpoint_wrapped_module."}
+
+
+@pytest.mark.parametrize("first", ["", "module.", "model._orig_mod."])
+def test_wrappers_within_the_names_are_seen_through(tmp_path, first):
+    source, model = net(), net()
+    names = {name: first + WITHIN.get(name[:2], name[:2]) + name[2:] for name in source.state_dict()}
+    torch.save({names[name]: value for name, value in source.state_dict().items()}, tmp_path / "net.pt")
+    said = init.initialise(model, str(tmp_path / "net.pt"), name="net", classes=5)
+    assert same(model, source, *source.state_dict())
+    assert "wrappers within their names" in said and "nothing asked for" not in said
+
+
+@pytest.mark.parametrize("layout", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr])
+def test_a_file_of_sparse_tensors(tmp_path, layout):
+    source, model = net(), net()
+    state = {name: layout(value) if value.dim() == 2 else value for name, value in source.state_dict().items()}
+    torch.save(state, tmp_path / "net.pt")
+    init.initialise(model, str(tmp_path / "net.pt"), name="net", classes=5)
+    assert same(model, source, *source.state_dict())
 
 
 @pytest.mark.parametrize("kind", ["pt", "within", "own key", *WRAPPED, "safetensors", "sharded", "sparse"])
@@ -116,6 +137,9 @@ def test_the_same_network_under_other_names_goes_by_order_and_says_so(tmp_path):
         (lambda: {k: v / 0 if k == "1.bias" else v for k, v in net().state_dict().items()}, "nan or inf in 1.bias"),
         (lambda: {k: v.to(torch.float8_e5m2) if v.dim() == 2 else v for k, v in net().state_dict().items()},
          "has 0.weight, 2.weight as torch.float8_e5m2, where the model computes with torch.float32"),
+        (lambda: {k: v.double() * 1e300 if k == "0.weight" else v for k, v in net().state_dict().items()},
+         "numbers in 0.weight that pass torch.float32"),
+        (lambda: {k: v.to("meta") for k, v in net().state_dict().items()}, "without values, on the meta device"),
         (lambda: {"student": net().state_dict(), "teacher": net().state_dict()}, r"its keys: student, teacher"),
         (lambda: [1, 2], "holds a list without tensors by name"),
         (lambda: {"model": 3}, "without tensors by name"),

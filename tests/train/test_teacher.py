@@ -61,6 +61,19 @@ def test_the_command_line_and_recipes_name_it_like_other_parts(dense):
     assert recipe_file.parse({}, ["--teacher", dense]).teacher.name == dense
 
 
+def test_a_teacher_that_was_trained_on_other_data_is_told_of(dense, tmp_path, recwarn):
+    """Its classes may be others, or in another order, which no shape shows."""
+    (tmp_path / "own.py").write_text(
+        "import torch\n\nx, y = torch.zeros(40, 1, 8, 8, dtype=torch.uint8), torch.arange(40) % 10\n\n\n"
+        "def digits():\n    return (x, y), (x, y)\n"
+    )
+    Session(small("unused", Teacher(dense)))
+    assert not [w for w in recwarn if "was trained on" in str(w.message)]
+    other = dataclasses.replace(Recipe().data, name=f"{tmp_path / 'own.py'}:digits")
+    with pytest.warns(UserWarning, match=r"was trained on 'digits', and this run's data is .*own.py:digits"):
+        Session(small("unused", Teacher(dense), data=other))
+
+
 def test_what_does_not_fit_is_refused_before_the_first_step(dense, tmp_path):
     cases = {
         "neither a run's folder nor a file": Teacher(str(tmp_path / "nothing")),
@@ -72,6 +85,10 @@ def test_what_does_not_fit_is_refused_before_the_first_step(dense, tmp_path):
     wide = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10))
     torch.save(wide.state_dict(), tmp_path / "wide.pt")
     cases["does not fit"] = Teacher(str(tmp_path / "wide.pt"))
+    for name, change in (("nan or inf in 1.weight", lambda w: w / 0), ("as torch.int8", lambda w: w.to(torch.int8))):
+        state = load_model(dense).state_dict()
+        torch.save({**state, "1.weight": change(state["1.weight"])}, tmp_path / f"{name}.pt")
+        cases[name] = Teacher(str(tmp_path / f"{name}.pt"))
     for message, teacher in cases.items():
         with pytest.raises(ValueError, match=message):
             run(small(tmp_path / "run", teacher))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["Forward", "feed", "held"]
+__all__ = ["Forward", "copied", "feed", "held"]
 
 #: ``forward(model, batch)``: how a model is given a batch that is no plain input.
 Forward = Callable[[nn.Module, Any], Any]
 
 
 def feed(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
-    """Run ``model`` on a batch and return what it returns.
+    """Run ``model`` on a batch and return what it returns; the batch is afterwards what it was.
 
     Args:
         model: any module.
@@ -27,11 +29,38 @@ def feed(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
         >>> feed(nn.Flatten(), (torch.zeros(2, 3, 4), torch.zeros(2))).shape
         torch.Size([2, 12])
     """
+    torch.clear_autocast_cache()  # within a region of autocast it would hold weights of before they were pruned
     if forward is not None:
-        return forward(model, batch)
+        return forward(model, copied(batch))
     if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+        return model(**copied(batch))
+    return model(copied(batch[0] if isinstance(batch, (tuple, list)) else batch))
+
+
+def copied(batch: Any) -> Any:
+    """The batch with tensors of its own, since some models write into their inputs, and batches are read again.
+
+    Tuples, lists and mappings are gone into; objects of other kinds are handed on as they are.
+
+    Example:
+        >>> import torch
+        >>> batch = [torch.zeros(2), {"scale": 3}]
+        >>> _ = copied(batch)[0].add_(1)
+        >>> batch
+        [tensor([0., 0.]), {'scale': 3}]
+    """
+    if isinstance(batch, Tensor):
+        return batch.clone()
+    if isinstance(batch, MutableMapping):
+        made = copy.copy(batch)  # of a tokenizer's kind where it is of one
+        for key, value in batch.items():
+            made[key] = copied(value)
+        return made
+    if type(batch) is list or type(batch) is tuple:
+        return type(batch)(copied(part) for part in batch)
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(copied(part) for part in batch))
+    return batch
 
 
 def held(batches: Iterable[Any]) -> list[Any]:

@@ -9,6 +9,8 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import nn
 
+from mirrormask.buffers import kept_buffers
+
 __all__ = ["evaluating"]
 
 
@@ -27,7 +29,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         True
     """
     modes = {module: module.training for module in model.modules()}
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # some models count or cache as they run
+    restore_buffers = kept_buffers(model)
     fast = torch.backends.mha.get_fastpath_enabled()
     model.eval()
     # The fast path of nn.TransformerEncoderLayer computes with its layers' weights and calls no layer.
@@ -38,9 +40,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         with torch.no_grad(), eager:
             yield
     finally:
+        torch.clear_autocast_cache()
         torch.backends.mha.set_fastpath_enabled(fast)
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+        restore_buffers()
         for module, mode in modes.items():
             module.training = mode

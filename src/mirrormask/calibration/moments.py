@@ -91,6 +91,7 @@ def survey(
         check_devices(model, batches)
     order: dict[str, int] = {}
     reached: set[str] = set()
+    looked: set[nn.Module] = set()  # at what they put out
     others: set[str] = set()  # that compute something else
     calls = {layer.name: [0] * len(batches) for layer in layers}
     heads: dict[str, set[str]] = {layer.name: set() for layer in layers}  # the first of those in a row with its input
@@ -115,7 +116,11 @@ def survey(
         heads[layer.name].add(before.head)
 
     def leave(layer: Layer, module: nn.Module, x: Tensor, y: Any) -> None:
-        if number == 0 and not agrees(layer, module, x, y):
+        if number and module in looked:
+            return
+        if x.numel():
+            looked.add(module)
+        if not agrees(layer, module, x, y):
             if some:
                 others.add(layer.name)
                 return

@@ -189,6 +189,11 @@ class SparsityCallback(Sparsifying, Callback):
         averaged = any(is_a(one, "WeightAveraging", "StochasticWeightAveraging") for one in trainer.callbacks)
         finish(self.optimizer, put_back="" if averaged else "the model")
 
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """A training without a step (its ``max_time`` was over) has had no end of training."""
+        if not self.optimizer.finalized:
+            finish(self.optimizer)
+
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """A checkpoint after the end is sparse, even where a callback has put an average of weights into it."""
         if self._optimizer is None or not self._trained(pl_module):

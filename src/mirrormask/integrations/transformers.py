@@ -72,11 +72,12 @@ class SparsityCallback(Sparsifying, TrainerCallback):  # type: ignore[misc]
         """Stand in for two methods of this trainer; afterwards it is as it was, and its model has the final mask."""
         check_trainer(trainer)
         create_scheduler, log = trainer.create_scheduler, trainer.log
+        replaced = getattr(trainer, "_created_lr_scheduler", False)  # by another of its own, before the first step
 
         @functools.wraps(create_scheduler)
         def create(num_training_steps: int, optimizer: Any = None) -> Any:
             before, _ = unwrapped(trainer.optimizer)
-            if trainer.lr_scheduler is not None:
+            if trainer.lr_scheduler is not None or replaced:
                 release(before)
             self._wrap(trainer, num_training_steps)
             if trainer.lr_scheduler is not None and before is not self._optimizer:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mirrormask.buffers import kept_buffers
+from mirrormask.calibration.batches import copied
 from mirrormask.checks import few
 from mirrormask.masks.calibrated import of_inputs
 from mirrormask.masks.selection import select
@@ -135,16 +137,14 @@ def measure(
         ValueError: there are no batches, they are neither pairs nor mappings, or nothing returns a loss.
     """
     pairs = _pairs(name, batches)
-    buffers = {key: value.clone() for key, value in model.named_buffers()}
+    restore_buffers = kept_buffers(model)
     try:
         with torch.enable_grad():
             scores = DATA_SCORES[name](
                 model, weights, pairs, loss_fn or _usual, sparsity=sparsity, allocation=allocation
             )
     finally:
-        with torch.no_grad():
-            for key, value in model.named_buffers():
-                value.copy_(buffers[key])
+        restore_buffers()
     return [score.detach().nan_to_num(nan=0.0).to(x.device) for score, x in zip(scores, weights.values(), strict=True)]
 
 
@@ -184,9 +184,9 @@ def _gradients(
     total = [torch.zeros_like(x) for x in weights.values()]
     for batch in batches:
         if isinstance(batch, Mapping):
-            loss = loss_fn(model(**batch), batch)
+            loss = loss_fn(model(**copied(batch)), batch)
         else:
-            loss = loss_fn(model(batch[0]), batch[1])
+            loss = loss_fn(model(copied(batch[0])), batch[1])
         grads = torch.autograd.grad(loss, list(weights.values()), create_graph=create_graph, allow_unused=True)
         total = [t if g is None else t + g for t, g in zip(total, grads, strict=True)]
     return total

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
+from mirrormask import made_sparse
 from mirrormask.checks import callers_level
 from mirrormask.flats import count_each
 from mirrormask.optimizer.base_groups import Group
@@ -94,6 +95,7 @@ def finish(parts: Parts) -> None:
         parts.presence.warn_of_makers()
         parts.freezing.look_for_new(parts.presence.model)
     parts.edits.note()
+    made_sparse.note(map(parts.weights.shards.whole, parts.weights.values()))
     training.finalized = True
 
 

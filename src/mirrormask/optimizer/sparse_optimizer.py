@@ -314,6 +314,7 @@ class SparseOptimizer(Optimizer):
         self.weights.shards.take_gradients()
         try:
             finish(self.parts)
+            torch.clear_autocast_cache()  # within a region of autocast it would hold weights of before
         finally:
             self.weights.shards.drop_gradients()
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mirrormask import made_sparse
 from mirrormask.checks import check_int, check_known
 from mirrormask.collector import uncollected
 from mirrormask.masks import DATA_SCORES
@@ -123,6 +124,7 @@ def sparsify(
         copy_model(model, processes)
         return measure(rule.score, model, named, batches, loss_fn, sparsity=method.sparsity, allocation=rule.allocation)
 
+    made_sparse.forget(named.values())
     sparse.take_over(measured if method.reads_data else None)
     if weights is None:
         sparse.parts.freezing.leave_out(frozen_weights(model, base), (name for name, _ in model.named_parameters()))

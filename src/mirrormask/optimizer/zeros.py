@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from mirrormask.checks import callers_level, few
-from mirrormask.masked import keep_only
+from mirrormask.masked import count_true, keep_only
 from mirrormask.matrices import check_module
 from mirrormask.optimizer.arguments import inner_optimizer, unwrapped, warn_of_other_zeros
+from mirrormask.optimizer.mistaken import refuse_by_name
 from mirrormask.optimizer.shards import Shards, shard_of
 from mirrormask.optimizer.sparse_optimizer import SparseOptimizer
 from mirrormask.optimizer.weights import bare_name
@@ -79,14 +80,16 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         shards = Shards([p])
         own = shards.local(p)
         keep_only(own, shards.unwrap(own, mask).to(own.device))
+    torch.clear_autocast_cache()  # within a region of autocast it would hold weights of before
 
 
 def keep_zeros(model: nn.Module, optimizer: Optimizer, *, weights: Weights | None = None) -> RemovableHandle:
     """Let ``optimizer`` keep every zero of the model's weights: for training on after ``finalize()`` or ``mm.load``.
 
     The zeros of this moment are remembered, one byte a weight, and written again after each of its steps, frozen
-    weights' too. Where several optimizers train the model, call this for each. As all hooks of torch, this does not go
-    along where an optimizer is copied or pickled; call it again for the copy.
+    weights' too; so call this once the weights are loaded. Where several optimizers train the model, call this for
+    each. As all hooks of torch, this does not go along where an optimizer is copied or pickled; call it again for the
+    copy.
 
     Args:
         model: a sparse network.
@@ -100,6 +103,8 @@ def keep_zeros(model: nn.Module, optimizer: Optimizer, *, weights: Weights | Non
         TypeError: ``model`` is no module, or ``optimizer`` is no torch optimizer.
         ValueError: it is a SparseOptimizer, which keeps its zeros itself, or it trains another model, or there are no
             zeros to keep.
+        RuntimeError: later, in a step: the model holds other parameters, or nonzeros where its zeros are kept, since
+            something else has loaded or written weights; in the latter case nothing is stepped.
 
     Example:
         >>> model = nn.Linear(3, 1, bias=False)
@@ -130,7 +135,11 @@ def keep_zeros(model: nn.Module, optimizer: Optimizer, *, weights: Weights | Non
     if not some:
         raise ValueError("the model has no zeros to keep; sparsify it first, or pass the weights= that were sparsified")
     warn_of_other_zeros(dict(model.named_parameters()), dict(model.named_modules()), trained, chosen)
-    handle: RemovableHandle = own.register_step_post_hook(_Zeros(model, {name: chosen[name] for name in some}))
+    refuse_by_name()  # by torch.distributed.checkpoint too, which may have been imported since
+    zeros = _Zeros(model, {name: chosen[name] for name in some})
+    before, after = own._optimizer_step_pre_hooks, own._optimizer_step_post_hooks
+    handle = RemovableHandle(after, extra_dict=before)  # one for both
+    before[handle.id], after[handle.id] = zeros.check, zeros
     return handle
 
 
@@ -150,8 +159,26 @@ class _Zeros:
             for module in model.modules() for leaf, p in module._parameters.items() if id(p) in names
         ]  # fmt: skip
         self._model = model
+        self._left = {name: shard_of(p.detach())._version for name, (p, _) in self._alive.items()}
         self._versions: dict[str, int] = {}
         self._warned: set[str] = set()
+
+    @torch.no_grad()
+    def check(self, optimizer: Optimizer, *_: Any) -> None:
+        """Before a step: nothing has been loaded over the zeros of what it steps, where it would be lost."""
+        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for name, (p, mask) in self._alive.items():
+            own = shard_of(p.detach())
+            if id(p) not in trained or self._left[name] == own._version:
+                continue
+            lost = count_true((own != 0).logical_and_(~mask.to(own.device)))
+            if lost:
+                raise RuntimeError(
+                    f"{name} holds {lost} nonzeros where its zeros are kept: other weights were loaded or written "
+                    "since (load_state_dict, torch.distributed.checkpoint.load, another optimizer); call mm.keep_zeros "
+                    "after loading, after handle.remove() of this one, and for each optimizer; or mm.apply_masks("
+                    "model, masks) if these zeros shall stay"
+                )
 
     @torch.no_grad()
     def __call__(self, optimizer: Optimizer, *_: Any) -> None:
@@ -163,9 +190,12 @@ class _Zeros:
             if id(p) in trained:
                 for value in _written_later(optimizer, p):
                     keep_only(value, mask)
-            elif self._versions.get(name) == own._version:
+                keep_only(own, mask)
+                self._left[name] = own._version
                 continue
-            elif name not in self._warned and name in self._versions and bool((own != 0).logical_and_(~mask).any()):
+            if self._versions.get(name) == own._version:
+                continue
+            if name not in self._warned and name in self._versions and bool((own != 0).logical_and_(~mask).any()):
                 self._warned.add(name)
                 warnings.warn(
                     f"something else than this {type(optimizer).__name__} has written over the zeros of {name}, which "

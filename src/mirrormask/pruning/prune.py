@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mirrormask import made_sparse
 from mirrormask.batchnorm import recalibrate
 from mirrormask.calibration import Forward, Layer, Moment, evaluating, held, layers_of, moment_of, survey
 from mirrormask.calibration.inverse import DAMPING, is_singular
@@ -133,9 +134,11 @@ def prune(
                     singular += [layer.name for layer in stage.layers]
                 for layer in stage.layers:
                     keep(layer.weight)
-                    rows.append(_prune_layer(layer, moment, counts[layer.name], method, by_row, pattern, damping))
+                    with torch.autocast(layer.weight.device.type, enabled=False):
+                        rows.append(_prune_layer(layer, moment, counts[layer.name], method, by_row, pattern, damping))
         if batch_norm:
             recalibrate(model, read, forward=forward)
+    made_sparse.note(layer.weight for layer in layers)
     _warn(rows, empty, singular, layers)
     return PruneReport(method, tuple(rows), tuple(singular))
 
@@ -151,11 +154,11 @@ def _prune_layer(
         scores = MOMENT_SCORES[method](matrix, moment).flatten(0, 1)
         mask = choose(scores, k, by_row=by_row, pattern=pattern).view(matrix.shape)
         made = matrix * mask
-    if not bool(made.isfinite().all()):
+    layer.weight.copy_(layer.weight_of(made))
+    if not bool(layer.weight.isfinite().all()):  # in the dtype that it has
         raise ValueError(
             f"{layer.name!r} would not be finite after its reconstruction; give a larger damping= than {damping}"
         )
-    layer.weight.copy_(layer.weight_of(made))
     removed = relative_error(matrix, matrix * mask, moment.matrix)
     error = relative_error(matrix, layer.matrix().to(matrix.dtype), moment.matrix)
     return PrunedLayer(layer.name, tuple(layer.weight.shape), matrix.numel(), count_true(mask), removed, error)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mirrormask.buffers import kept_buffers
+
 __all__ = ["all_or_nothing"]
 
 
@@ -33,7 +35,7 @@ def all_or_nothing(model: nn.Module) -> Iterator[Callable[[Tensor], None]]:
         True
     """
     kept: list[tuple[Tensor, int]] = []
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    restore_buffers = kept_buffers(model)
     with tempfile.TemporaryFile() as file:
 
         def keep(tensor: Tensor) -> None:
@@ -49,6 +51,5 @@ def all_or_nothing(model: nn.Module) -> Iterator[Callable[[Tensor], None]]:
                     file.seek(place)
                     data = np.fromfile(file, np.uint8, tensor.numel() * tensor.itemsize)
                     tensor.copy_(torch.from_numpy(data).view(tensor.dtype).view(tensor.shape))
-                for buffer, value in buffers:
-                    buffer.copy_(value)
+            restore_buffers()
             raise

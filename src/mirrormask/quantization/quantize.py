@@ -114,7 +114,8 @@ def quantize(
                     moment = moment_of(model, stage, read, forward)
                     for layer in stage.layers:
                         keep(layer.weight)
-                        done[layer.name] = _by_output(layer, axes[layer.name], moment)
+                        with torch.autocast(layer.weight.device.type, enabled=False):
+                            done[layer.name] = _by_output(layer, axes[layer.name], moment)
         for name, weight in weights.items():
             if name not in done:
                 keep(weight)

@@ -12,6 +12,7 @@ from torch import nn
 from mirrormask.checks import check_known
 from mirrormask.machine.cache import processor_name
 from mirrormask.machine.targets import best_target, fp16_target
+from mirrormask.made_sparse import warn_of_filled
 from mirrormask.runtime.graph.export import Arguments
 from mirrormask.runtime.model.accuracy import acceptable, difference
 from mirrormask.runtime.model.asked import check_model, example_arguments, expected_of, first_line
@@ -92,6 +93,7 @@ def compile(
     check_known("precision", precision, PRECISIONS)
     check_known("weights", weights, WEIGHTS)
     check_model(model)
+    warn_of_filled(model)
     arguments = example_arguments(model, example_input, example_kwargs)
     target = best_target(instruction_set)
     half = fp16_target() if precision != "fp32" else None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from mirrormask import made_sparse
 from mirrormask.checks import few
 from mirrormask.collector import while_uncollected
 from mirrormask.matrices import check_module
@@ -106,7 +107,15 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> dict[s
                 tensor.copy_(state[name])
     else:
         model.load_state_dict(state)
+    sparse = {name for name, entry in contents.entries.items() if _leaves_out(entry)}
+    if sparse:
+        made_sparse.note(p for name, p in model.named_parameters() if name in sparse)
     return model
+
+
+def _leaves_out(entry: Entry | str) -> bool:
+    """Whether an entry is stored without its zeros."""
+    return isinstance(entry, Entry) and entry.encoding.name != "dense"
 
 
 def read_contents(path: str | os.PathLike[str]) -> Contents:

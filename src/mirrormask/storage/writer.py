@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from mirrormask.collector import while_uncollected
 from mirrormask.files import atomic_write
+from mirrormask.made_sparse import warn_of_filled
 from mirrormask.selection import Weights
 from mirrormask.storage.narrow import Values
 from mirrormask.storage.plan import Form, Plan, make_plan
@@ -60,6 +62,10 @@ def save(
         ValueError: a name, a dtype or the metadata cannot be stored, or ``values`` cannot hold a weight.
         OSError: the file cannot be written, for one because the disk is full; the old file is untouched.
 
+    Warns:
+        UserWarning: weights have fewer zeros than they were left with (by ``finalize()``, :func:`mirrormask.prune` or
+            :func:`mirrormask.load`): something has trained them on without a mask.
+
     Example:
         >>> import tempfile
         >>> from torch import nn
@@ -70,6 +76,8 @@ def save(
         >>> os.path.getsize(path) < 0.1 * layer.weight.nbytes
         True
     """
+    if isinstance(model, nn.Module):
+        warn_of_filled(model)
     write(make_plan(model, metadata, dtype, Form(values, signed_zeros), weights=weights), path)
 
 

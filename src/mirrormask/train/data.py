@@ -38,12 +38,36 @@ class Images:
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set: what to train on, what to test on, and, if one was asked for, what to tune on."""
+    """A data set: what to train on, what to test on, and, if one was asked for, what to tune on.
+
+    Raises:
+        TypeError: images or labels are of another kind than :class:`Images` has.
+        ValueError: there are none, images are of several shapes, or a label is the place of no class.
+    """
 
     train: Images
     test: Images
     validation: Images | None
     classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("train", "test", "validation"):
+            part: Images | None = getattr(self, name)
+            if part is None:
+                continue
+            if part.x.dtype != torch.uint8 or part.x.dim() != 4 or part.y.dtype != torch.int64:
+                raise TypeError(
+                    f"{name} holds x of {part.x.dtype}, {tuple(part.x.shape)} and y of {part.y.dtype}; x is uint8 of "
+                    "(n, channels, height, width), and y int64 of (n,)"
+                )
+            if not len(part) or part.y.shape != part.x.shape[:1] or tuple(part.x.shape[1:]) != self.shape:
+                raise ValueError(
+                    f"{name} holds {tuple(part.x.shape)} images and {tuple(part.y.shape)} labels; there must be one "
+                    f"for each, at least one, and all images of {self.shape} as to train on"
+                )
+            odd = sorted({int(part.y.min()), int(part.y.max())} - set(range(len(self.classes))))
+            if odd:
+                raise ValueError(f"{name} holds the label {odd[0]}, and there are {len(self.classes)} classes, from 0")
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -37,7 +37,8 @@ def shown(name: str) -> str:
 def scan(root: Path) -> tuple[tuple[str, ...], list[tuple[str, int]]]:
     """The classes of a folder, sorted, and its images: (path, class), class by class.
 
-    Links to files and folders within ``root`` are followed, unless a folder would be met twice.
+    Links to files and folders within ``root`` are followed, unless a folder would be met twice. Names that begin with
+    a dot are passed over: what editors and file managers leave.
 
     Raises:
         ValueError: there is no class, a class has no image, a name is no text, or a link leads out of the folder, to
@@ -45,7 +46,7 @@ def scan(root: Path) -> tuple[tuple[str, ...], list[tuple[str, int]]]:
     """
     real = os.path.realpath(root)
     problems: list[str] = []
-    classes = sorted(entry.name for entry in os.scandir(root) if _is_folder(entry, real, problems))
+    classes = sorted(entry.name for entry in _seen(root) if _is_folder(entry, real, problems))
     bad = [name for name in classes if shown(name) != name]
     if bad:
         raise ValueError(f"{shown(str(root))!r} has classes whose names are no plain text: {_few(bad)}; rename them")
@@ -152,13 +153,18 @@ def _images(folder: str, root: str, problems: list[str]) -> list[str]:
             problems.append(f"{shown(place)} leads to a folder that was read already")
             continue
         seen.add(real)
-        entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+        entries = sorted(_seen(place), key=lambda entry: entry.name)
         below = [entry.path for entry in entries if _is_folder(entry, root, problems)]
         waiting += reversed(below)
         for entry in entries:
             if entry.path not in below and entry.name.lower().endswith(SUFFIXES) and _is_within(entry, root, problems):
                 result.append(entry.path)
     return result
+
+
+def _seen(folder: str | Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder and is not hidden."""
+    return [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
 
 
 def _is_folder(entry: os.DirEntry[str], root: str, problems: list[str]) -> bool:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from mirrormask import checks, storage
 from mirrormask.checks import few
-from mirrormask.optimizer.weights import WRAPPERS
+from mirrormask.optimizer.weights import WRAPPERS, bare_names
 
-__all__ = ["Matched", "initialise", "match", "read"]
+__all__ = ["Matched", "check_values", "initialise", "match", "read"]
 
 #: Under which names training scripts keep a state dict among other things, the average of weights first.
 WITHIN = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
@@ -59,7 +59,7 @@ def initialise(model: nn.Module, source: str, *, name: str, classes: int) -> str
     """
     tensors = _of_library(name) if source == "pretrained" else read(Path(source))
     matched = match(tensors, model.state_dict(), classes=classes, source=source)
-    _check_values(matched.tensors, model.state_dict(), source)
+    check_values(matched.tensors, model.state_dict(), source)
     model.load_state_dict(matched.tensors, strict=False)
     said = f"{name} starts from {source}: {len(matched.tensors)} tensors{matched.how}"
     if matched.fresh:
@@ -114,7 +114,7 @@ def _state_dict(held: Any, depth: int = 4) -> dict[str, Tensor]:
     for key in WITHIN:
         if isinstance(held.get(key), Mapping):
             return _state_dict(held[key], depth - 1)
-    tensors = {str(name): value for name, value in held.items() if isinstance(value, Tensor)}
+    tensors = {str(name): value.to_dense() for name, value in held.items() if isinstance(value, Tensor)}
     # Under a name of the script's own.
     own = [found for value in held.values() if (found := _state_dict(value, depth - 1))]
     return own[0] if len(own) == 1 and all(value.dim() == 0 for value in tensors.values()) else tensors
@@ -188,26 +188,27 @@ def match(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, classes:
 
 
 def _unwrapped(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Without the first parts that wrappers and trainers add, where most of the names become the model's by that.
+    """Without the parts that wrappers and trainers add, where most of the names become the model's by that.
 
-    Up to three of them, in any order; what does not begin with one (a loss, an average's counter) keeps its name.
+    Up to three first parts, in any order; what does not begin with one (a loss, an average's counter) keeps its name.
+    A wrapper may also lie within: of a layer that was compiled by itself.
     """
-    best, taken, most = dict(given), "", sum(name in wanted for name in given)
-    tried = [("", best)]
+    found, longest = [("", dict(given))], [("", dict(given))]
     for _ in range(3):
         longer = []
-        for before, names in tried:
+        for before, names in longest:
             for first in (*WRAPPERS, "model", "net", "backbone"):
                 bare = {n.removeprefix(first + "."): value for n, value in names.items() if n.startswith(first + ".")}
                 if bare:
                     rest = {n: value for n, value in names.items() if not n.startswith(first + ".") and n not in bare}
                     longer.append((before + first + ".", {**rest, **bare}))
-        for before, names in longer:
-            hits = sum(name in wanted for name in names)
-            if hits > most:
-                best, taken, most = names, before, hits
-        tried = longer
-    return best, f", without the {taken.removesuffix('.')!r} before their names" if taken else ""
+        found, longest = found + longer, longer
+    told = [(f"the {before.removesuffix('.')!r} before" if before else "", names) for before, names in found]
+    for before, names in tuple(told):
+        within = bare_names(names)
+        told.append((f"{before} and wrappers within".removeprefix(" and "), {within[n]: v for n, v in names.items()}))
+    how, best = max(told, key=lambda one: sum(name in wanted for name in one[1]))  # the first of the best
+    return best, f", without {how} their names" if how else ""
 
 
 def _by_order(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], classes: int) -> dict[str, Tensor] | None:
@@ -221,13 +222,16 @@ def _by_order(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], classes
     return {b: given[a] for a, b in zip(theirs, own, strict=True)}
 
 
-def _check_values(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str) -> None:
+def check_values(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str) -> None:
     """Refuse what ``load_state_dict`` would take without a word: numbers that are codes, and those that are none.
 
     Raises:
-        ValueError: integers or numbers of 8 bits for real numbers (a quantized file, whose scales lie elsewhere),
-            complex ones, nan or inf.
+        ValueError: there are none (the meta device), integers or numbers of 8 bits for real numbers (a quantized file,
+            whose scales lie elsewhere), complex ones, nan or inf, or what becomes so in the model's dtype.
     """
+    absent = [name for name, value in tensors.items() if value.is_meta]
+    if absent:
+        raise ValueError(f"{source!r} holds {few(absent)} without values, on the meta device; save a loaded model")
     floating = {name: value for name, value in tensors.items() if wanted[name].is_floating_point()}
     kinds = {n: v.dtype for n, v in floating.items() if not v.is_floating_point() or v.dtype.itemsize == 1}
     if kinds:
@@ -239,6 +243,14 @@ def _check_values(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], s
     bad = [name for name, value in floating.items() if not bool(value.isfinite().all())]
     if bad:
         raise ValueError(f"{source!r} holds nan or inf in {few(bad)}: its training has diverged; give an earlier one")
+    large = {name: wanted[name].dtype for name, value in floating.items() if not _fits(value, wanted[name].dtype)}
+    if large:
+        raise ValueError(f"{source!r} holds numbers in {few(list(large))} that pass {next(iter(large.values()))}")
+
+
+def _fits(value: Tensor, dtype: torch.dtype) -> bool:
+    """Whether finite numbers are finite in another dtype."""
+    return torch.finfo(value.dtype).max <= torch.finfo(dtype).max or bool(value.to(dtype).isfinite().all())
 
 
 def _head(names: list[str]) -> list[str]:

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from mirrormask import checks
+from mirrormask.buffers import kept_buffers
 from mirrormask.train import named
 from mirrormask.train.resnet import resnet20
 from mirrormask.train.resnet7 import resnet7
@@ -157,7 +157,7 @@ def _try(name: str, model: nn.Module, shape: tuple[int, ...], classes: int) -> N
     size = "x".join(map(str, shape))
     for mode, training in (("", False), (" in training", True)):
         model.train(training)
-        buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not is_lazy(buffer)]
+        restore_buffers = kept_buffers(model)
         try:
             # What dropout draws here is no part of a run; what a lazy layer draws at its first call is.
             with torch.random.fork_rng(devices=[], enabled=training):
@@ -169,8 +169,7 @@ def _try(name: str, model: nn.Module, shape: tuple[int, ...], classes: int) -> N
             ) from error
         finally:
             model.train()
-            for buffer, value in buffers:
-                buffer.copy_(value)
+            restore_buffers()
         if not isinstance(out, torch.Tensor) or out.shape != (2, classes):
             made = f"a tensor {tuple(out.shape)}" if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"
             raise ValueError(

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from mirrormask import checks
+from mirrormask.checks import few
 from mirrormask.train.image_files import plain, resized
 
 __all__ = ["load"]
 
 #: The names that splits for testing go by.
 TEST = ("test", "validation", "val", "valid")
+#: What columns are called of which there are several.
+IMAGES, LABELS = ("image", "img"), ("label", "labels")
 
 
 def load(root: Path, size: int | None = None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[str, ...]]:
@@ -31,8 +34,8 @@ def load(root: Path, size: int | None = None) -> tuple[tuple[Tensor, Tensor], tu
 
     Raises:
         ImportError: ``datasets`` is not installed.
-        ValueError: there is no such folder, a split or a column is missing, images differ in size or are
-            of no known range.
+        ValueError: there is no such folder, a split or a column is missing, a split has images without a label or
+            without an image, or classes that the other has not, images differ in size or are of no known range.
     """
     if not root.is_dir():
         raise ValueError(f"the data folder {str(root)!r} does not exist (here: {Path.cwd()})")
@@ -46,10 +49,17 @@ def load(root: Path, size: int | None = None) -> tuple[tuple[Tensor, Tensor], tu
     test = next((name for name in TEST if name in found), None)
     if "train" not in found or test is None:
         raise ValueError(f"{str(root)!r} holds the splits {', '.join(found)}; it must hold 'train' and 'test'")
-    image = _column(found["train"], "Image", ("image", "img"), root)
-    label = _column(found["train"], "ClassLabel", ("label", "labels"), root)
-    classes = tuple(found["train"].features[label].names)
-    return _part(found["train"], image, label, size), _part(found[test], image, label, size), classes
+    classes = _classes(found["train"], root)
+    if set(_classes(found[test], root)) != set(classes):
+        odd = sorted(set(classes) ^ set(_classes(found[test], root)))
+        raise ValueError(
+            f"{str(root)!r}: {test!r} and 'train' do not have the same classes; only in one of them: {odd}"
+        )
+    return _part(found, "train", classes, root, size), _part(found, test, classes, root, size), classes
+
+
+def _classes(part: Any, root: Path) -> tuple[str, ...]:
+    return tuple(part.features[_column(part, "ClassLabel", LABELS, root)].names)
 
 
 def _column(part: Any, kind: str, usual: tuple[str, ...], root: Path) -> str:
@@ -64,12 +74,27 @@ def _column(part: Any, kind: str, usual: tuple[str, ...], root: Path) -> str:
     return chosen[0]
 
 
-def _part(part: Any, image: str, label: str, size: int | None) -> tuple[Tensor, Tensor]:
-    arrays = [np.asarray(resized(plain(row), size)) for row in part[image]]
+def _part(found: Any, split: str, classes: tuple[str, ...], root: Path, size: int | None) -> tuple[Tensor, Tensor]:
+    """Images, and labels as places in ``classes``: a split may list them in another order."""
+    part = found[split].with_format(None)  # as plain objects, whatever it was saved as
+    image, label = _column(part, "Image", IMAGES, root), _column(part, "ClassLabel", LABELS, root)
+    part = part.cast_column(image, type(part.features[image])())  # decoded
+    labels, own = list(part[label]), _classes(part, root)
+    bad = [str(index) for index, value in enumerate(labels) if value is None or not 0 <= value < len(own)]
+    if bad:
+        raise ValueError(
+            f"{str(root)!r}: {split!r} has no class in {label!r} at {few(bad)} (of {len(labels)}), as a split without "
+            "labels has; leave it out, and what is called validation is tested on"
+        )
+    arrays = []
+    for index, row in enumerate(part[image]):
+        if row is None:
+            raise ValueError(f"{str(root)!r}: {split!r} has no image in {image!r} at {index}; leave it out")
+        arrays.append(np.asarray(resized(plain(row), size)))
     shapes = sorted({array.shape[:2] for array in arrays})
     if len(shapes) > 1:
         raise ValueError(f"images are of {len(shapes)} sizes, such as {shapes[0]} and {shapes[-1]}; set data.size")
     if not arrays:
         raise ValueError("a split has no images")
     x = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
-    return x, torch.tensor(part[label])
+    return x, torch.tensor([classes.index(own[value]) for value in labels])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import mirrormask as mm
+from mirrormask.checks import callers_level
 from mirrormask.distillation import logits
 from mirrormask.train import init, models, named, recipe_file
 from mirrormask.train.recipe import Recipe
@@ -90,7 +92,10 @@ def load_teacher(recipe: Recipe, shape: tuple[int, ...], classes: int, device: t
 
     Raises:
         ValueError: there is no such folder or file, it does not fit the model, or its outputs are of another shape
-            than (batch, classes) for images of this shape.
+            than (batch, classes) for images of this shape; or what is in the file is no network's weights.
+
+    Warns:
+        UserWarning: the run was on other data.
     """
     source = recipe.teacher.name
     if source is None:
@@ -102,8 +107,14 @@ def load_teacher(recipe: Recipe, shape: tuple[int, ...], classes: int, device: t
                 f"teacher {source!r} takes images of {tuple(result.input_shape)}, this run's are {tuple(shape)}; name "
                 "a run on the same data"
             )
-        own = recipe_file.from_dict(result.recipe).model.name
-        teacher = load_model(source, allow_code=own == recipe.model.name)
+        own = recipe_file.from_dict(result.recipe)
+        if _place(own.data.name) != _place(recipe.data.name):
+            warnings.warn(
+                f"teacher {source!r} was trained on {own.data.name!r}, and this run's data is {recipe.data.name!r}: it "
+                "teaches nonsense unless both have the same classes in the same order",
+                stacklevel=callers_level(),
+            )
+        teacher = load_model(source, allow_code=own.model.name == recipe.model.name)
     else:
         if not Path(source).is_file():
             raise ValueError(f"teacher {source!r} is neither a run's folder nor a file (here: {Path.cwd()})")
@@ -116,6 +127,7 @@ def load_teacher(recipe: Recipe, shape: tuple[int, ...], classes: int, device: t
                 f"teacher {source!r} has no {', '.join(matched.fresh)} for {classes} classes: its own head would be "
                 "random; name a network that was trained on these classes"
             )
+        init.check_values(matched.tensors, teacher.state_dict(), source)
         teacher.load_state_dict(matched.tensors, strict=False)
     teacher.to(device).eval().requires_grad_(False)
     with torch.no_grad():
@@ -126,3 +138,9 @@ def load_teacher(recipe: Recipe, shape: tuple[int, ...], classes: int, device: t
             "name a network that was trained on the same classes"
         )
     return teacher
+
+
+def _place(data: str) -> str:
+    """A name of data as two runs may compare it, whatever folder each was started in."""
+    kind, colon, path = data.partition(":")
+    return f"{kind}:{Path(path).resolve()}" if colon and kind in ("folder", "datasets") else data
