@@ -170,7 +170,7 @@ def _cut(model: nn.Module, exported: Export, without: Mapping[str, str] | None, 
     without_identities(module.graph)
     if rewrite:
         once(module.graph)
-        simplify(module)
+        simplify(module, written(module.graph))
         turn(module)
         volumes_as_frames(module)
         tokens_as_maps(module)

@@ -122,6 +122,14 @@ class Arguments:
         )
         return Arguments(args, kwargs, self.signature)
 
+    def copied(self) -> Arguments:
+        """The same in memory of its own, for a call whose result alone is wanted: some models write into their inputs.
+
+        One tensor given twice stays one.
+        """
+        made: dict[int, Tensor] = {}
+        return self.with_tensors(lambda x: made[id(x)] if id(x) in made else made.setdefault(id(x), x.clone()))
+
 
 def _fact(x: Tensor) -> tuple[Any, ...]:
     plain = (str(x.dtype), x.dim())

@@ -16,7 +16,9 @@ __all__ = ["once", "operations_beside", "out_of_place", "without_identities", "w
 
 aten = torch.ops.aten
 
-#: Operations whose result may share memory with what they read.
+#: A note that a node, which was an operation in place, has a memory of its own.
+OWN = "own_memory"
+#: Operations whose result may share memory with what they read, beside those of which the trace shows it.
 VIEWS = {
     aten.view.default,
     aten.reshape.default,
@@ -68,25 +70,29 @@ def out_of_place(graph: fx.Graph) -> None:
     """
     order = {node: number for number, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
-        if (
-            node.op != "call_function"
-            or not isinstance(node.target, torch._ops.OpOverload)
-            or not writes_in_place(node)
-        ):
+        if not _in_place(node):
             continue
-        made = _functional(node.target)
-        if made is not None and _alone(node, order):
+        made = _functional(node.target)  # type: ignore[arg-type]
+        if made is not None and _of_one_type(node) and _alone(node, order):
             node.target = made
+            node.meta[OWN] = True
+
+
+def _of_one_type(node: fx.Node) -> bool:
+    """Whether what an operation in place reads cannot change the type of a new tensor, as it cannot that of its own."""
+    values = [source.meta.get("val") for source in node.all_input_nodes]
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    return bool(tensors) and all(x.dtype == tensors[0].dtype or x.dim() < min(1, tensors[0].dim()) for x in tensors)
 
 
 def _alone(node: fx.Node, order: dict[fx.Node, int]) -> bool:
     """Whether nobody reads what an operation in place changes after it, by whatever view."""
     reader, source = node, node.args[0] if node.args else None
-    while isinstance(source, fx.Node) and source.target in VIEWS and list(source.users) == [reader]:
-        reader, source = source, source.args[0]  # a view for this operation alone
+    while isinstance(source, fx.Node) and len(seen := _seen(source)) == 1 and list(source.users) == [reader]:
+        reader, source = source, seen[0]  # a view for this operation alone
     if not isinstance(source, fx.Node) or not _fresh(source):
         return False
-    return not any(order[user] > order[node] or _views(user) for user in source.users if user is not reader)
+    return not any(order[user] > order[node] or source in _seen(user) for user in source.users if user is not reader)
 
 
 def written(graph: fx.Graph) -> set[str]:
@@ -95,35 +101,68 @@ def written(graph: fx.Graph) -> set[str]:
     for node in graph.nodes:
         if not _in_place(node):
             continue
-        source = node.args[0] if node.args else None
-        while isinstance(source, fx.Node) and _views(source) and source.args and source.op == "call_function":
-            source = source.args[0]
-        reached = [node, source] if isinstance(source, fx.Node) else [node]
+        reached, climbed = [node], set[fx.Node]()
+        above = _changed_by(node)
+        while above:
+            one = above.pop()
+            if one not in climbed:
+                climbed.add(one)
+                above += _seen(one)
+        reached += climbed
+        if any(one.op == "placeholder" for one in climbed):  # two arguments may be one tensor
+            reached += [one for one in graph.nodes if one.op == "placeholder"]
         while reached:
             one = reached.pop()
             if one in found:
                 continue
             found.add(one)
             for user in one.users:
-                if user.op == "call_function" and (_views(user) or _in_place(user)):
+                if user.op == "call_function" and (one in _seen(user) or _in_place(user)):
                     reached.append(user)
                 else:
                     found.add(user)
     return {node.name for node in found}
 
 
+def _changed_by(node: fx.Node) -> list[fx.Node]:
+    """The tensors that an operation writes into: those that its schema marks."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    found: list[fx.Node] = []
+    for number, one in enumerate(node.target._schema.arguments):
+        if one.alias_info is not None and one.alias_info.is_write:
+            fx.map_arg(argument(node, number, one.name), found.append)
+    return found
+
+
 def _functional(target: torch._ops.OpOverload) -> Any:
-    packet = getattr(aten, target._schema.name.partition("::")[2].removesuffix("_"), None)
+    name = target._schema.name.partition("::")[2]
+    packet = getattr(aten, name.removesuffix("_"), None) if name.endswith("_") else None
     return getattr(packet, target._overloadname, None) if packet is not None else None
 
 
 def _fresh(node: fx.Node) -> bool:
     """Whether a node makes a tensor of its own."""
-    return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and not _views(node)
+    return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and not _seen(node)
 
 
-def _views(node: fx.Node) -> bool:
-    return node.target in VIEWS or not isinstance(node.target, torch._ops.OpOverload)
+def _seen(node: fx.Node) -> list[fx.Node]:
+    """The tensors in whose memory the result of a node may lie: the trace says it, where it saw the operation."""
+    if node.op != "call_function" or node.meta.get(OWN):
+        return []
+    memory = _memory(node)
+    found = [source for source in node.all_input_nodes if not memory.isdisjoint(_memory(source))]
+    first = node.args[0] if node.args else None
+    known = node.target in VIEWS or not isinstance(node.target, torch._ops.OpOverload)
+    if known and isinstance(first, fx.Node) and first not in found:
+        found.append(first)
+    return found
+
+
+def _memory(node: fx.Node) -> set[int]:
+    """What the tensors that a node makes lie in."""
+    value = node.meta.get("val")
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return {x.untyped_storage()._cdata for x in values if isinstance(x, Tensor) and x.layout is torch.strided}
 
 
 def without_identities(graph: fx.Graph) -> None:
@@ -177,7 +216,7 @@ def operations_beside(graph: fx.Graph, targets: Container[Any]) -> list[fx.Node]
 
 
 def _in_place(node: fx.Node) -> bool:
-    return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and writes_in_place(node)
+    return node.op == "call_function" and writes_in_place(node)
 
 
 def _identity(node: fx.Node, written: bool) -> bool:
