@@ -126,6 +126,59 @@ def test_an_output_that_is_an_input():
     agree(fast, images, torch.randn(3, 6, 9, 9))
 
 
+def test_results_lie_as_those_of_eager_do():
+    """Whoever flattens a result by ``view`` may go on doing so."""
+    model = linears(lambda m, x: m.b(torch.relu(m.a(x.transpose(0, 1)))))
+    fast = compiled(model, torch.randn(3, 5, 24))
+    assert fast.report.compiled
+    for shape in [(3, 5, 24), (2, 7, 24)]:
+        x = torch.randn(shape)
+        assert fast(x).is_contiguous() == model(x).is_contiguous()
+        agree(fast, model, x)
+
+
+def results_beside(result):
+    def forward(m, x):
+        y = m.b(torch.relu(m.a(x)))
+        return y, result(x, y)
+
+    return forward
+
+
+#: What may lie in memory that a compiled model keeps, or in that of another result.
+RESULTS = {
+    "rows of a table": lambda x, y: (torch.arange(40.0) * 2)[: x.shape[0]],
+    "a table repeated": lambda x, y: (torch.arange(24.0) * 2).expand(x.shape[0], 24),
+    "a table for each item, seen otherwise": lambda x, y: (torch.arange(24.0).repeat(x.shape[0], 1) * 3).view(-1),
+    "a table": lambda x, y: torch.arange(24.0) * 2,
+    "numbers of the code": lambda x, y: torch.tensor([1.0, 2.0, 3.0]),
+    "a part": lambda x, y: y[:, :5],
+    "transposed": lambda x, y: y.T,
+    "the same": lambda x, y: y,
+    "an input": lambda x, y: x,
+    "a part of an input": lambda x, y: x[:, 2:],
+}
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_who_writes_into_a_result_changes_what_eager_changes(name):
+    """Nothing of it is found in later calls, but in the other results and the inputs where these share memory."""
+    model = linears(results_beside(RESULTS[name]))
+    fast = compiled(model, torch.randn(3, 24))
+    assert fast.report.compiled
+    for rows in (3, 5, 1, 3):
+        x = torch.randn(rows, 24)
+        mine, eagers = x.clone(), x.clone()
+        with torch.no_grad():
+            got, expected = [mine, *fast(mine)], [eagers, *model(eagers)]
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+        for ours, theirs in zip(got, expected, strict=True):
+            if rows > 1 and 0 in theirs.stride():
+                continue  # PyTorch lets nobody write there
+            ours.add_(1), theirs.add_(1)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("how", ["addmm", "matmul", "view and addmm"])
 def test_weights_of_inputs_by_outputs_are_layers_too(how):
     class Product(nn.Module):
@@ -310,6 +363,14 @@ def in_what_is_made_for_each_item(m, x):
     return m.b(torch.relu(m.a(x) + table))
 
 
+def in_part_of_a_table(m, x):
+    table = torch.zeros(40)
+    y = m.a(x) + table[0]
+    table += 1
+    table[: x.shape[0]] += x.sum((1, 2, 3))
+    return m.b(torch.relu(y)) + table[: x.shape[0], None, None, None]
+
+
 def of_another_type(m, x):
     y = torch.relu(m.a(x))
     y.mul_(torch.full((9,), 2.0, dtype=torch.float64))
@@ -350,6 +411,7 @@ IN_PLACE = {
         twice_in_place_on_the_caller_s_tensor,
         between_the_parts_of_a_pattern,
         in_what_is_made_for_each_item,
+        in_part_of_a_table,
         of_another_type,
     )
 } | {name: written_by(write) for name, write in WRITES.items()}

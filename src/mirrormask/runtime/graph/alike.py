@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from mirrormask.runtime.graph.fold import MOST
 from mirrormask.runtime.graph.making import Made, keep
-from mirrormask.runtime.graph.passes import written
+from mirrormask.runtime.graph.passes import given_out, written
 from mirrormask.runtime.graph.program import Unstorable, steps_of
 
 __all__ = ["fold_items"]
@@ -38,7 +38,7 @@ def fold_items(module: fx.GraphModule) -> None:
         node: [int(size.node.expr.subs({symbol: count})) for count in TRIED] for node, size in sizes.items()
     }
     counted, order = set(sizes), {node: number for number, node in enumerate(graph.nodes)}
-    changed = written(graph)
+    changed, lent = written(graph), given_out(graph)
     for node in graph.nodes:
         if node.name not in changed:
             _run(node, values, counted)
@@ -50,7 +50,7 @@ def fold_items(module: fx.GraphModule) -> None:
         users = [user for user in node.users if user not in values]
         if found is None or node in sizes or node not in counted or not users:
             continue
-        if any(user.op == "output" for user in users) or order[batch[0]] > order[users[0]]:
+        if node in lent or order[batch[0]] > order[users[0]]:
             continue
         told = None
         with contextlib.suppress(Unstorable):

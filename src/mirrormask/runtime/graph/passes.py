@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Container
 from typing import Any
@@ -12,7 +13,18 @@ from torch import Tensor, fx
 from mirrormask.runtime.graph.aten import argument, source_of
 from mirrormask.runtime.graph.convert import writes_in_place
 
-__all__ = ["once", "operations_beside", "out_of_place", "without_identities", "works_in_place", "written"]
+__all__ = [
+    "changed_by",
+    "given_out",
+    "in_order",
+    "once",
+    "operations_beside",
+    "out_of_place",
+    "views_of_results",
+    "without_identities",
+    "works_in_place",
+    "written",
+]
 
 aten = torch.ops.aten
 
@@ -99,32 +111,93 @@ def written(graph: fx.Graph) -> set[str]:
     """The names of what makes or reads memory that some operation changes in place: its order is not that of values."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
-        if not _in_place(node):
-            continue
-        reached, climbed = [node], set[fx.Node]()
-        above = _changed_by(node)
-        while above:
-            one = above.pop()
-            if one not in climbed:
-                climbed.add(one)
-                above += _seen(one)
-        reached += climbed
-        if any(one.op == "placeholder" for one in climbed):  # two arguments may be one tensor
-            reached += [one for one in graph.nodes if one.op == "placeholder"]
-        while reached:
-            one = reached.pop()
-            if one in found:
-                continue
-            found.add(one)
-            for user in one.users:
-                if user.op == "call_function" and (one in _seen(user) or _in_place(user)):
-                    reached.append(user)
-                else:
-                    found.add(user)
+        if _in_place(node):
+            reached = changed_by(node)
+            found |= reached | {user for one in reached for user in one.users}
     return {node.name for node in found}
 
 
-def _changed_by(node: fx.Node) -> list[fx.Node]:
+def changed_by(node: fx.Node) -> set[fx.Node]:
+    """All tensors in whose memory an operation in place may write: what it is told to change, and views around that."""
+    above, found = _roots(_written_arguments(node)), set[fx.Node]()
+    reached = [node, *above]
+    if any(one.op == "placeholder" for one in above):  # two arguments may be one tensor
+        reached += [one for one in node.graph.nodes if one.op == "placeholder"]
+    while reached:
+        one = reached.pop()
+        if one not in found:
+            found.add(one)
+            reached += [user for user in one.users if one in _seen(user) or _in_place(user)]
+    return found
+
+
+def given_out(graph: fx.Graph) -> set[fx.Node]:
+    """What lies in the memory of results: whoever called may write into it."""
+    return _roots(_results(graph))
+
+
+def views_of_results(graph: fx.Graph) -> set[str]:
+    """The names of views between two results, or of an input: who writes into one finds it in the other."""
+    results, found = _results(graph), set[str]()
+    others = {*results, *(node for node in graph.nodes if node.op == "placeholder")}
+    for node in results:
+        above = _roots([node]) - {node}
+        if not above.isdisjoint(others):
+            found |= {one.name for one in {node, *above} if not above.isdisjoint(_seen(one))}
+    return found
+
+
+def in_order(graph: fx.Graph) -> list[bool]:
+    """Which results are tensors of their own whose numbers lie in order, for the example."""
+    return [_fresh(node) and _lies_in_order(node.meta.get("val")) for node in _results(graph)]
+
+
+def put_in_order(graph: fx.Graph, dense: list[bool]) -> None:
+    """Results that were ``dense`` and have become views of what is computed before: the caller may view them."""
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    for node, was in zip(_results(graph), dense, strict=True):
+        if was and node.op == "call_function" and _seen(node) and node.target is not operator.getitem:
+            with graph.inserting_before(output):
+                made = graph.call_function(aten.contiguous.default, (node,))
+            made.meta = dict(node.meta)
+            output.replace_input_with(node, made)
+
+
+def _results(graph: fx.Graph) -> list[fx.Node]:
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    found: list[fx.Node] = []
+    fx.map_arg(output.args, found.append)
+    return found
+
+
+def _lies_in_order(value: Any) -> bool:
+    if not isinstance(value, Tensor) or value.layout is not torch.strided:
+        return False
+    step = 1
+    for size, stride in zip(reversed(value.shape), reversed(value.stride()), strict=True):
+        if _number(size) != 1 and _number(stride) != step:
+            return False
+        step *= _number(size)
+    return True
+
+
+def _number(size: Any) -> int:
+    """A size as the example has it: to ask for it otherwise is to settle it."""
+    return int(size.node.hint or 0) if isinstance(size, torch.SymInt) else int(size)
+
+
+def _roots(nodes: list[fx.Node]) -> set[fx.Node]:
+    """Nodes, and those in whose memory they may lie."""
+    found, left = set[fx.Node](), list(nodes)
+    while left:
+        one = left.pop()
+        if one not in found:
+            found.add(one)
+            left += _seen(one)
+    return found
+
+
+def _written_arguments(node: fx.Node) -> list[fx.Node]:
     """The tensors that an operation writes into: those that its schema marks."""
     assert isinstance(node.target, torch._ops.OpOverload)
     found: list[fx.Node] = []
