@@ -319,6 +319,53 @@ def test_guards_read_sizes_and_nothing_else():
     assert guards.small([(3, 1)]) == {(0, 1, 1)} and not guards.small([(1, 2)])
 
 
+def seen_otherwise(x):
+    """The same numbers in another order of memory."""
+    return x.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+ASKING = {
+    "is_contiguous": lambda m, x: m.b(torch.relu(m.a(x))) * (1 if x.is_contiguous() else 2),
+    "stride": lambda m, x: m.b(torch.relu(m.a(x))) * x.stride(0),
+}
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_code_that_asks_how_its_input_lies_in_memory_is_answered(name):
+    """No guard knows strides: the code runs as it is, around compiled layers."""
+    model = linears(ASKING[name])
+    fast = compiled(model, torch.randn(5, 24))
+    assert fast.report.regions == 2 and f"asks for the {name}" in str(fast.report)
+    for rows in (5, 3):
+        agree(fast, model, torch.randn(rows, 24))
+        agree(fast, model, seen_otherwise(torch.randn(rows, 24)))
+
+
+class Encoder(nn.Module):
+    def __init__(self, norm: nn.Module | None, decides: bool) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(24, 2, 48, batch_first=True)
+        self.encoder, self.last, self.decides = nn.TransformerEncoder(layer, 1, norm), nn.Linear(24, 24), decides
+
+    def forward(self, x, padding):
+        y = self.encoder(x, src_key_padding_mask=padding)
+        return self.last(y) if not self.decides or float(y.sum()) > -1e9 else y
+
+
+@pytest.mark.parametrize(("example", "decides"), [("none", False), ("ends", False), ("ends", True)])
+def test_an_encoder_gives_zeros_for_padding_where_pytorchs_does(example, decides):
+    """Which depends on the numbers of the mask: padding has to be at the ends of sequences, and nowhere else."""
+    ends = torch.arange(7) >= torch.tensor([[6], [5], [3]])
+    masks = {"none": torch.zeros(3, 7, dtype=torch.bool), "ends": ends, "between": torch.arange(21).view(3, 7) % 3 == 1}
+    masks["added"] = torch.where(ends, -torch.inf, 0.0)
+    model = sparse(Encoder(nn.LayerNorm(24), decides))
+    fast = compiled(model, torch.randn(3, 7, 24), masks[example])
+    assert fast.report.compiled and fast.report.regions
+    for mask in masks.values():
+        agree(fast, model, torch.randn(3, 7, 24), mask)
+    agree(fast, model, torch.randn(2, 5, 24), ends[1:, 2:])
+
+
 # -- in place ---------------------------------------------------------------------------------------------------------
 
 

@@ -104,7 +104,9 @@ def _calls_of(model: nn.Module, arguments: Arguments) -> dict[nn.Module, Argumen
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         with contextlib.suppress(TypeError):
-            calls.setdefault(module, Arguments.of(signature_of(module), args, kwargs))
+            call = Arguments.of(signature_of(module), args, kwargs)
+            if not call.nested:
+                calls.setdefault(module, call)
 
     hooks = []
     for module in model.modules():

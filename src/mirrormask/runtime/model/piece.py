@@ -198,6 +198,9 @@ class Piece(nn.Module):
             ValueError: no capture holds for them, and the module is gone.
             RuntimeError: no capture holds for them, and the module has other weights by now.
         """
+        if arguments.nested:
+            module = self._module(arguments)
+            return module(*arguments.args, **arguments.kwargs)
         key = (arguments.kind, arguments.shapes)
         captured = self._found.get(key)
         if captured is None:
