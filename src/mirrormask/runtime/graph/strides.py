@@ -40,11 +40,11 @@ class StridesOfInputs(TorchFunctionMode):
 
     def __enter__(self) -> StridesOfInputs:
         self._hook = self.model.register_forward_pre_hook(self._given, with_kwargs=True)
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._hook.remove()
 
     def _given(self, model: nn.Module, args: Any, kwargs: Any) -> None:
