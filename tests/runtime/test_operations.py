@@ -115,6 +115,7 @@ OPERATIONS: dict[str, tuple[Callable[..., Tensor], int]] = {
     }.items()
 } | {
     "number": (lambda net, y, x: 1 - ((y * 2 + 1 - 3) / 4), CHANNELS),
+    "number less a multiple": (lambda net, y, x: torch.rsub(torch.rsub(y, 2.0, alpha=2), 1), CHANNELS),
     "custom hardswish": (lambda net, y, x: y * F.relu6(y + 3) / 6, CHANNELS),
     "sigmoid that others read": (
         lambda net, y, x: torch.sigmoid(y) * net.side(x + 1) + net.widen(net.squeeze(torch.sigmoid(y))),

@@ -138,16 +138,16 @@ def _raced(
     model: nn.Module, arguments: Arguments, options: Options, snapshot: Snapshot
 ) -> tuple[nn.Module | None, Report]:
     """What shall run instead of the model, or None if itself, and what is to be said of it."""
-    expected = expected_of(model, arguments)
+    expected = expected_of(model, arguments.copied())
     parts, left, around = captured_parts(model, arguments, options)
     regions = [region for part in parts for region in part.regions.values()]
     body = body_of(model, parts, around, snapshot)
-    call = ExampleCall(body, arguments)
+    call = ExampleCall(body, arguments.copied())
     rows: list[LayerReport] = []
     error, reason, eager, seconds, cached = 0.0, "", 0.0, 0.0, False
     if not regions:
         reason = f"it cannot be captured: {left[0][1]}" if left else "it holds no layer that the runtime knows"
-    elif difference(model(*arguments.args, **arguments.kwargs), expected) > 0.0:
+    elif difference(ExampleCall(model, arguments.copied())(), expected) > 0.0:
         reason = "it gives another result at every call: it draws random numbers or keeps a state"
     else:
         try:
@@ -158,7 +158,7 @@ def _raced(
             error = difference(result, expected)
             if not acceptable(error, options.target.half, model, arguments, expected, result):
                 reason = f"its output would differ by {error:.1e}"
-            rows, eager, seconds, cached = measured(model, parts, regions, call, arguments, options)
+            rows, eager, seconds, cached = measured(model, parts, regions, call, arguments.copied(), options)
             if not reason and seconds >= eager and not options.force:
                 reason = f"the plan takes {1e3 * seconds:.3f} ms where eager PyTorch takes {1e3 * eager:.3f} ms"
     report = Report(

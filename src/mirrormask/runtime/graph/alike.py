@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from mirrormask.runtime.graph.fold import MOST
 from mirrormask.runtime.graph.making import Made, keep
+from mirrormask.runtime.graph.passes import given_out, written
 from mirrormask.runtime.graph.program import Unstorable, steps_of
 
 __all__ = ["fold_items"]
@@ -37,8 +38,10 @@ def fold_items(module: fx.GraphModule) -> None:
         node: [int(size.node.expr.subs({symbol: count})) for count in TRIED] for node, size in sizes.items()
     }
     counted, order = set(sizes), {node: number for number, node in enumerate(graph.nodes)}
+    changed, lent = written(graph), given_out(graph)
     for node in graph.nodes:
-        _run(node, values, counted)
+        if node.name not in changed:
+            _run(node, values, counted)
     for node in reversed(list(graph.nodes)):  # what is no such value stays, and reads those before it
         if node in counted - set(sizes) and any(user not in values for user in node.users) and not _alike(values[node]):
             del values[node]
@@ -47,7 +50,7 @@ def fold_items(module: fx.GraphModule) -> None:
         users = [user for user in node.users if user not in values]
         if found is None or node in sizes or node not in counted or not users:
             continue
-        if any(user.op == "output" for user in users) or order[batch[0]] > order[users[0]]:
+        if node in lent or order[batch[0]] > order[users[0]]:
             continue
         told = None
         with contextlib.suppress(Unstorable):

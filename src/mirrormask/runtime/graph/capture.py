@@ -34,7 +34,15 @@ from mirrormask.runtime.graph.partition import (
     region_of,
     take_over_flatten,
 )
-from mirrormask.runtime.graph.passes import once, out_of_place, without_identities, written
+from mirrormask.runtime.graph.passes import (
+    in_order,
+    once,
+    out_of_place,
+    put_in_order,
+    views_of_results,
+    without_identities,
+    written,
+)
 from mirrormask.runtime.graph.program import Unstorable, made_by, module_of, program_of
 from mirrormask.runtime.graph.settled import OpenSizes
 from mirrormask.runtime.graph.simplify import simplify
@@ -163,7 +171,7 @@ def _cut(model: nn.Module, exported: Export, without: Mapping[str, str] | None, 
     if exported.writes:
         raise Refused(f"a call changes its {', '.join(exported.writes)}, which a plan would not")
     module = exported.module
-    open_sizes = OpenSizes(module)
+    open_sizes, dense = OpenSizes(module), in_order(module.graph)
     if rewrite:
         fold_items(module)
         fold_constants(module)
@@ -171,7 +179,7 @@ def _cut(model: nn.Module, exported: Export, without: Mapping[str, str] | None, 
     without_identities(module.graph)
     if rewrite:
         once(module.graph)
-        simplify(module)
+        simplify(module, written(module.graph))
         flatten_first(module)
         turn(module)
         volumes_as_frames(module)
@@ -183,6 +191,7 @@ def _cut(model: nn.Module, exported: Export, without: Mapping[str, str] | None, 
     regions = loops(module, constant_names) if rewrite else {}
     reasons: dict[str, str] = {}
     shared = dict.fromkeys(written(module.graph), "it shares memory with what an operation changes in place")
+    shared |= dict.fromkeys(views_of_results(module.graph), "it is a view of what is returned too")
     members: dict[str, frozenset[str]] = {name: frozenset() for name in regions}
     has_maps = any(n.target in (*CONVOLUTIONS, *VOLUME_CONVOLUTIONS) for n in module.graph.nodes)
     # First the images (with the linear layers of their heads), then the linear layers over rows of what is left.
@@ -199,6 +208,7 @@ def _cut(model: nn.Module, exported: Export, without: Mapping[str, str] | None, 
                 regions[target], members[target] = graph, names
                 if rows and take_over_flatten(graph_module):
                     regions[target] = replace(graph, flattens=True)
+    put_in_order(module.graph, dense)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()

@@ -154,8 +154,6 @@ CONVERTERS: dict[Any, Callable[[Context, fx.Node], Node]] = {
 }
 
 
-#: Operations whose result may lie in the memory of what they read.
-VIEWS = {*RESHAPES, *SAME, aten.slice.Tensor}
 #: What may read or make a volume; of all others item shapes say nothing.
 VOLUMES = {as_frames, as_volume, *RESHAPES}
 #: What may stand beside linear layers over rows; the rest belongs to maps.
@@ -169,9 +167,8 @@ ON_ROWS = {*ROW_OPERATIONS, *REDUCED, aten.slice.Tensor}
 
 
 def writes_in_place(node: fx.Node) -> bool:
-    """Whether an operation changes its input: by the naming of PyTorch."""
-    name = str(node.target).partition(".")[2].partition(".")[0]
-    return name.endswith("_") and not name.endswith("__")
+    """Whether an operation changes its input, or a tensor that it is given as ``out``."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def convert_node(context: Context, node: fx.Node) -> Node:

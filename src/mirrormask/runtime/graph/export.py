@@ -26,6 +26,8 @@ from mirrormask.runtime.graph.guards import Guards
 from mirrormask.runtime.graph.lengths import open_lengths
 from mirrormask.runtime.graph.moments import ByMoments
 from mirrormask.runtime.graph.open_sizes import OpenTrace, TokensOfMaps
+from mirrormask.runtime.graph.paddings import zeros_for_padding
+from mirrormask.runtime.graph.strides import StridesAsked, StridesOfInputs
 from mirrormask.runtime.graph.tensors import held_tensors
 
 __all__ = ["LOCK", "Arguments", "Export", "Refused", "export", "private_copy", "signature_of"]
@@ -86,6 +88,11 @@ class Arguments:
         return tuple(leaf.shape if isinstance(leaf, Tensor) else None for leaf in self.leaves)
 
     @property
+    def nested(self) -> bool:
+        """Whether one is a tensor of tensors of several lengths, which has no shape."""
+        return any(x.is_nested for x in self.tensors)
+
+    @property
     def kind(self) -> str:
         """All but the tensors' sizes and values: what must be equal for a capture to be of use."""
         leaves, spec = pytree.tree_flatten((self.args, self.kwargs))
@@ -121,6 +128,14 @@ class Arguments:
             lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, (self.args, self.kwargs)
         )
         return Arguments(args, kwargs, self.signature)
+
+    def copied(self) -> Arguments:
+        """The same in memory of its own, for a call whose result alone is wanted: some models write into their inputs.
+
+        One tensor given twice stays one.
+        """
+        made: dict[int, Tensor] = {}
+        return self.with_tensors(lambda x: made[id(x)] if id(x) in made else made.setdefault(id(x), x.clone()))
 
 
 def _fact(x: Tensor) -> tuple[Any, ...]:
@@ -188,18 +203,27 @@ def export(model: nn.Module, arguments: Arguments, *, batch_alone: bool = False,
     last: Exception | None = None
     for given, which in attempts:
         try:
-            with _quiet(), OpenTrace(until_tokens), ByMoments(), open_lengths(model):
+            with _quiet(), OpenTrace(until_tokens), ByMoments(), StridesOfInputs(model), _as_in_python(model):
                 made = _export(model, given, which)
             if made.guards.hold(arguments.named()):
                 return made
             last = failure = failure or ValueError("it computes something else for a first dimension of 1")
         except TokensOfMaps:
             raise
+        except StridesAsked as error:
+            raise Refused(f"{type(model).__name__} cannot be captured: {error}") from error
         except Exception as error:  # of torch's many
             failure = failure or error
             last = error
     first = str(last).strip().partition("\n")[0]
     raise Refused(f"{type(model).__name__} cannot be captured: {type(last).__name__}: {first}") from last
+
+
+@contextlib.contextmanager
+def _as_in_python(model: nn.Module) -> Iterator[None]:
+    """What Python decides by numbers that a trace does not have, as operations of the program."""
+    with open_lengths(model), zeros_for_padding(model):
+        yield
 
 
 def _export(model: nn.Module, arguments: Arguments, which: int | None) -> Export:

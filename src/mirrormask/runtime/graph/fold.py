@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from mirrormask.runtime.graph.making import Made, keep
+from mirrormask.runtime.graph.passes import changed_by, given_out
 from mirrormask.runtime.graph.program import Unstorable, Written, steps_of
 
 __all__ = ["fold_constants"]
@@ -28,6 +29,7 @@ MOST = 1 << 24
 def fold_constants(module: fx.GraphModule) -> None:
     """Replace, in place, values that no input has a part in by what they are."""
     graph = module.graph
+    order = {node: number for number, node in enumerate(graph.nodes)}
     values: dict[fx.Node, Any] = {}
     made: set[fx.Node] = set()
     random = torch.Tag.nondeterministic_seeded
@@ -44,7 +46,7 @@ def fold_constants(module: fx.GraphModule) -> None:
                 if isinstance(like, Tensor) and args[0] not in values:
                     args = (torch.empty(0, dtype=like.dtype), *args[1:])
             if not all(arg in values for arg in _nodes((args, kwargs))) or _changes_input(node, made):
-                if _mutable(node) and any(arg in made for arg in _nodes((args, kwargs))):
+                if _mutable(node) and not made.isdisjoint(changed_by(node)):
                     return  # something is written into what would be kept
                 continue
             if not _nodes((args, kwargs)) and args is node.args and not _makes_tensor(node):
@@ -53,6 +55,11 @@ def fold_constants(module: fx.GraphModule) -> None:
                 given, named = fx.map_arg((args, kwargs), lambda arg: values[arg])
                 values[node] = node.target(*given, **named)
                 made.add(node)
+    for node in made:
+        if _mutable(node):
+            readers = {user for one in changed_by(node) for user in one.users if order[user] < order[node]}
+            if readers - made:
+                return  # they read what was there before
     _replace(module, values, made)
 
 
@@ -86,11 +93,12 @@ def _replace(module: fx.GraphModule, values: dict[fx.Node, Any], made: set[fx.No
     """Stored tensors in place of the values that something else reads."""
     graph = module.graph
     order = {node: number for number, node in enumerate(graph.nodes)}
+    lent = given_out(graph)  # each call makes these anew
     for node in list(graph.nodes):
-        if node not in made or not isinstance(values[node], Tensor):
+        if node not in made or node in lent or not isinstance(values[node], Tensor):
             continue
         users = [user for user in node.users if user not in made]
-        if not users or values[node].numel() > MOST or any(user.op == "output" for user in users):
+        if not users or values[node].numel() > MOST:
             continue
         told = None
         with contextlib.suppress(Unstorable):

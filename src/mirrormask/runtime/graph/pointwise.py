@@ -122,7 +122,7 @@ ACTIVATIONS |= dict.fromkeys(_overloads("pow", "Tensor_Scalar"), _activation(_sq
 def _arithmetic(kind: str) -> Converter:
     def convert_arithmetic(context: Context, node: fx.Node) -> Node:
         a, b = argument(node, 0, "self"), argument(node, 1, "other")
-        alpha: Any = node.kwargs.get("alpha", 1)
+        alpha: Any = argument(node, 2, "alpha", 1)
         if not isinstance(a, fx.Node) or (alpha != 1 and not isinstance(b, (int, float))):
             raise Unsupported("it works on a number, or with a multiple")
         if isinstance(b, (int, float)):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
@@ -29,8 +29,12 @@ MOST_PLACES = 1 << 12
 RESHAPES = {aten.view.default, aten.reshape.default, aten.flatten.using_ints}
 
 
-def simplify(module: fx.GraphModule) -> None:
-    """Rewrite what the patterns of this file match, in place."""
+def simplify(module: fx.GraphModule, changed: Container[str] = ()) -> None:
+    """Rewrite what the patterns of this file match, in place.
+
+    Args:
+        changed: the names of what operations in place change; later it may be something else than a pattern began with.
+    """
     for node in list(module.graph.nodes):
         if node.target is operator.getitem and not node.users:
             node.graph.erase_node(node)
@@ -40,10 +44,16 @@ def simplify(module: fx.GraphModule) -> None:
         elif node.op == "call_function":
             for pattern in PATTERNS:
                 found = pattern(node)
-                if found is not None:
+                if found is not None and not any(name in changed for name in _names(found[1])):
                     _replace(node, *found)
                     break
     module.graph.lint()
+
+
+def _names(args: Any) -> list[str]:
+    found: list[str] = []
+    fx.map_arg(args, lambda node: found.append(node.name))
+    return found
 
 
 def _replace(node: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:

@@ -72,5 +72,5 @@ def acceptable(error: float, half: bool, model: nn.Module, arguments: Arguments,
 
 def _in_64_bits(model: nn.Module, arguments: Arguments) -> Any:
     double = copy.deepcopy(model).double()
-    given = arguments.with_tensors(lambda x: x.double() if x.is_floating_point() else x)
+    given = arguments.copied().with_tensors(lambda x: x.double() if x.is_floating_point() else x)
     return double(*given.args, **given.kwargs)

@@ -104,13 +104,16 @@ def _calls_of(model: nn.Module, arguments: Arguments) -> dict[nn.Module, Argumen
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         with contextlib.suppress(TypeError):
-            calls.setdefault(module, Arguments.of(signature_of(module), args, kwargs))
+            call = Arguments.of(signature_of(module), args, kwargs)
+            if not call.nested:
+                calls.setdefault(module, call)
 
     hooks = []
     for module in model.modules():
         with contextlib.suppress(RuntimeError):  # a scripted module takes none
             hooks.append(module.register_forward_pre_hook(note, with_kwargs=True))  # type: ignore[arg-type]
-    model(*arguments.args, **arguments.kwargs)
+    given = arguments.copied()
+    model(*given.args, **given.kwargs)
     for hook in hooks:
         hook.remove()
     return calls
@@ -133,7 +136,8 @@ def captured_part(path: str, module: nn.Module, arguments: Arguments, options: O
         ):
             first = from_blueprint(Blueprint.from_plain(stored), module)
             part, result = part_at_work(path, module, arguments, options, first)
-            expected = module(*arguments.args, **arguments.kwargs)
+            given = arguments.copied()
+            expected = module(*given.args, **given.kwargs)
             if acceptable(difference(result, expected), options.target.half, module, arguments, expected, result):
                 return part
     part, _ = part_at_work(path, module, arguments, options)
@@ -211,7 +215,8 @@ def _wide(captured: Capture, arguments: Arguments) -> tuple[dict[str, set[str]],
         captured.module.set_submodule(name, finder)
     whole = finders.get(captured.whole)
     if whole is None:
-        captured.module(*arguments.args, **arguments.kwargs)
+        given = arguments.copied()
+        captured.module(*given.args, **given.kwargs)
     else:
         whole(*arguments.tensors)
     peaks = {

@@ -67,9 +67,10 @@ class Captured:
         """Whether it gives what the module gives where sizes are 0 or 1, of which its guards say nothing."""
         small = self.guards.small(arguments.shapes)
         if small not in self.agreed:
-            expected = module(*arguments.args, **arguments.kwargs)
+            given = arguments.copied()
+            expected = module(*given.args, **given.kwargs)
             try:
-                error = difference(self(arguments), expected)
+                error = difference(self(arguments.copied()), expected)
             except Exception:  # of a program that was captured for other shapes: anything
                 error = float("inf")
             self.agreed[small] = error <= CLOSE
@@ -102,7 +103,7 @@ def working(
         at_work.called = _called(arguments)
         at_work.program = None if captured.blueprint is None else captured.blueprint.program
         try:
-            return captured, regions, at_work, at_work(arguments)
+            return captured, regions, at_work, at_work(arguments.copied())
         except Exception as error:
             failed = {name: region.failed for name, region in regions.items() if region.failed}
             if not failed or not captured.nodes:
@@ -197,6 +198,9 @@ class Piece(nn.Module):
             ValueError: no capture holds for them, and the module is gone.
             RuntimeError: no capture holds for them, and the module has other weights by now.
         """
+        if arguments.nested:
+            module = self._module(arguments)
+            return module(*arguments.args, **arguments.kwargs)
         key = (arguments.kind, arguments.shapes)
         captured = self._found.get(key)
         if captured is None:
@@ -231,7 +235,8 @@ class Piece(nn.Module):
             if captured is not None:
                 return captured
             module = self._module(arguments)
-            expected = module(*arguments.args, **arguments.kwargs)  # what it refuses, it refuses in its own words
+            given = arguments.copied()
+            expected = module(*given.args, **given.kwargs)  # what it refuses, it refuses in its own words
             if len(self.captures) >= MOST_CAPTURES:
                 return None
             try:

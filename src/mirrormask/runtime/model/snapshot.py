@@ -25,12 +25,23 @@ class Snapshot:
 
     def __init__(self, model: nn.Module) -> None:
         self._held = held_tensors(model)
+        self._versions = _versions(model)
+        self._written: set[str] = set()
         self.sums = {name: _checksum(tensor) for name, tensor in (self._held | tensors_of(model)).items()}
         self._model = weakref.ref(model)
 
     def settle(self) -> None:
-        """After calls of the model: what these put into its attributes anew is a result, and not what it is made of."""
+        """After calls of the model: what these change is a result, and not what it is made of.
+
+        That is what they put into its attributes anew, and what they write into its parameters, as an embedding with a
+        largest norm does.
+        """
         model = self.model
+        versions = {} if model is None else _versions(model)
+        self._written |= {name for name, version in self._versions.items() if versions.get(name, version) != version}
+        for name in self._written:
+            self.sums.pop(name, None)
+        self._versions = {}
         now = {} if model is None else held_tensors(model)
         for name, tensor in self._held.items():
             if now.get(name) is not tensor:
@@ -49,7 +60,8 @@ class Snapshot:
             return list(self.sums)
         own = tensors_of(model)
         now = held_tensors(model) | own
-        found = [name for name in own if name not in self.sums]  # what it holds besides comes and goes
+        # What it holds besides comes and goes.
+        found = [name for name in own if name not in self.sums and name not in self._written]
         for name, total in self.sums.items():
             tensor = now.get(name)
             if tensor is None or _checksum(tensor) != total:
@@ -61,7 +73,7 @@ class Snapshot:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._held = {}
+        self._held, self._versions, self._written = {}, {}, set()
         self._model = _gone  # type: ignore[assignment]
 
 
@@ -81,6 +93,12 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             if buffer._version != version:
                 buffer.detach().copy_(value)
             owner._buffers[name] = buffer
+
+
+def _versions(model: nn.Module) -> dict[str, int]:
+    """How often each parameter was written into."""
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: 0 if one.is_inference() else one._version for name, one in named}
 
 
 def _gone() -> None:
