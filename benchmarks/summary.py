@@ -4,8 +4,8 @@
     python benchmarks/summary.py --add FOLDER --network ResNet-7 --data CIFAR-10 --budget "SGD, 14 epochs" --anchor NAME
 
 The second form keeps what a comparison in FOLDER (`mirrormask compare`) has trained so far, in place of what was kept
-of the same methods, network, data and budget, or of all methods where the number of seeds is another; with
-`--part sgd/200` what that part of a grid of fine-tuning has
+of the same methods, network, data and budget, or of all methods at its sparsities where the number of seeds is another;
+with `--part sgd/200` what that part of a grid of fine-tuning has
 (`benchmarks/finetune.py`). A row's rival is the method with the best mean that is not `mirror`, nor a
 setting of another (a label with a slash). Differences are paired over seeds where the runs were, with a 95% interval.
 """
@@ -188,17 +188,25 @@ def kept_of(values: Values, about: dict[str, str]) -> dict[str, Any]:
     return {**about, "seeds": seeds, "levels": levels}
 
 
-def with_others(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
-    """``new``, and of an earlier state with as many seeds the levels and methods that it lacks; they are not paired."""
-    if old["seeds"] != new["seeds"]:
-        return new
-    levels = dict(old["levels"])
-    for name, level in new["levels"].items():
-        before = levels.get(name, {"dense": None, "methods": {}, "paired": {}})
-        dense = before["dense"] if level["dense"] is None else level["dense"]
-        paired = before["paired"] | level["paired"]
-        levels[name] = {"dense": dense, "methods": before["methods"] | level["methods"], "paired": paired}
-    return {**new, "levels": levels}
+def with_others(new: dict[str, Any], old: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """``new`` first, with the levels and methods that it lacks of what has as many seeds; they are not paired.
+
+    Of what has another number of seeds, the levels that are not in ``new``.
+    """
+    left = []
+    for one in old:
+        if one["seeds"] != new["seeds"]:
+            levels = {name: level for name, level in one["levels"].items() if name not in new["levels"]}
+            left += [{**one, "levels": levels}] if levels else []
+            continue
+        levels = dict(one["levels"])
+        for name, level in new["levels"].items():
+            before = levels.get(name, {"dense": None, "methods": {}, "paired": {}})
+            dense = before["dense"] if level["dense"] is None else level["dense"]
+            paired = before["paired"] | level["paired"]
+            levels[name] = {"dense": dense, "methods": before["methods"] | level["methods"], "paired": paired}
+        new = {**new, "levels": levels}
+    return [new, *left]
 
 
 def main() -> None:
@@ -218,9 +226,7 @@ def main() -> None:
         values = fine_tuned(options.add, options.part) if options.part else compared(options.add)
         new = kept_of(values, about)
         same = [one for one in kept if all(one[name] == new[name] for name in names[:3])]
-        for one in same:
-            new = with_others(new, one)
-        kept = [new, *(one for one in kept if one not in same)]
+        kept = [*with_others(new, same), *(one for one in kept if one not in same)]
         KEPT.write_text("[\n" + ",\n".join(json.dumps(one) for one in kept) + "\n]\n", "utf-8")
     page = PAGE.read_text("utf-8")
     PAGE.write_text(re.sub(f"{BEGIN}.*?{END}", lambda _: BEGIN + block(kept) + END, page, flags=re.S), "utf-8")

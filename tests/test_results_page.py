@@ -55,6 +55,14 @@ def test_a_comparison_is_kept_with_its_paired_differences(summary, tmp_path):
     assert level["paired"]["gmp"] == [1.9, 0.43]  # 2, 2 and 1.7 points: t s / sqrt(3) = 4.303 * 0.173 / 1.732
     assert summary.rival(level) == "gmp"
 
+    # What has as many seeds is kept beside it; of what has another number, the sparsities that it lacks.
+    other = {"dense": None, "methods": {"str": [70.0, None]}, "paired": {}}
+    again = {**kept, "levels": {"98": other, "95": other}}
+    fewer = {**kept, "seeds": 1, "levels": {"98": other, "99.5": other}}
+    both, left = summary.with_others(kept, [fewer, again])
+    assert both["levels"] == {"98": {**level, "methods": {**other["methods"], **level["methods"]}}, "95": other}
+    assert left == {**fewer, "levels": {"99.5": other}}
+
     cells = [
         {"cell": [kind, "n", base, 200, 0.9, "gmp", "{}", 0.05, seed], "accuracy": 0.8}
         for kind, base, seed in (("trial", "sgd", 0), ("run", "sgd", 0), ("run", "sgd", 1), ("run", "adamw", 0))
