@@ -298,7 +298,7 @@ def test_nothing_to_report_on_names_what_was_there(tmp_path, capsys):
     (tmp_path / "half" / "result.json").unlink()
     assert cli.main(["report", str(tmp_path / "half"), str(tmp_path / "no"), "--out", str(tmp_path / "r.html")]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("mirrormask report: error: there is no finished run to report on; train one first\n")
+    assert "\nmirrormask report: error: there is no finished run to report on; train one first\n" in error
     assert "half: unfinished" in error
     assert "no: does not exist" in error
     assert not (tmp_path / "r.html").exists()

@@ -7,8 +7,11 @@ returns its name, that sentence and the files.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from mirrormask import waiting
 
 __all__ = ["all", "bias", "depth", "norm", "rates", "recovery", "signs"]
 
@@ -24,7 +27,7 @@ def recovery(out: Path = OUT, seeds: int = 20) -> dict[str, Any]:
     """
     from mirrormask.flow.recovery import recovery_experiment
 
-    return _write(recovery_experiment(seeds), out)
+    return _write("recovery", lambda: recovery_experiment(seeds), out)
 
 
 def bias(out: Path = OUT) -> dict[str, Any]:
@@ -35,7 +38,7 @@ def bias(out: Path = OUT) -> dict[str, Any]:
     """
     from mirrormask.flow.bias import bias_experiment
 
-    return _write(bias_experiment(), out)
+    return _write("bias", bias_experiment, out)
 
 
 def depth(out: Path = OUT) -> dict[str, Any]:
@@ -46,7 +49,7 @@ def depth(out: Path = OUT) -> dict[str, Any]:
     """
     from mirrormask.flow.depth import depth_experiment
 
-    return _write(depth_experiment(), out)
+    return _write("depth", depth_experiment, out)
 
 
 def signs(out: Path = OUT) -> dict[str, Any]:
@@ -57,7 +60,7 @@ def signs(out: Path = OUT) -> dict[str, Any]:
     """
     from mirrormask.flow.signs import signs_experiment
 
-    return _write(signs_experiment(), out)
+    return _write("signs", signs_experiment, out)
 
 
 def rates(out: Path = OUT) -> dict[str, Any]:
@@ -68,7 +71,7 @@ def rates(out: Path = OUT) -> dict[str, Any]:
     """
     from mirrormask.flow.rates import rates_experiment
 
-    return _write(rates_experiment(), out)
+    return _write("rates", rates_experiment, out)
 
 
 def norm(out: Path = OUT, run: Path | None = None) -> dict[str, Any]:
@@ -80,7 +83,7 @@ def norm(out: Path = OUT, run: Path | None = None) -> dict[str, Any]:
     """
     from mirrormask.flow.norm import norm_experiment
 
-    return _write(norm_experiment(run, Path(out)), out)
+    return _write("norm", lambda: norm_experiment(run, Path(out)), out)
 
 
 def all(out: Path = OUT, seeds: int = 20) -> dict[str, Any]:
@@ -96,9 +99,12 @@ def all(out: Path = OUT, seeds: int = 20) -> dict[str, Any]:
     return {"experiments": made}
 
 
-def _write(experiment: Any, out: Path) -> dict[str, Any]:
+def _write(name: str, make: Callable[[], Any], out: Path) -> dict[str, Any]:
     # Not by its type: jsonargparse imports what annotations name, and help must not wait for torch.
-    paths = experiment.save(out)
+    with waiting.stages("flow") as at:
+        at(name)
+        experiment = make()
+        paths = experiment.save(out)
     print(f"{experiment.name}: {experiment.sentence}")
     print(f"  wrote {', '.join(str(path) for path in paths)}")
     return {"experiment": experiment.name, "sentence": experiment.sentence, "files": paths}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mirrormask import checks, outcome
+from mirrormask import checks, outcome, waiting
 
 __all__ = ["main"]
 
@@ -27,7 +27,9 @@ def main(arguments: Sequence[str]) -> int:
 
     from mirrormask.report.page import report
 
-    written = report(values.folders, values.out, title=values.title)
+    with waiting.stages("report") as at:
+        at("reading runs and writing the page")
+        written = report(values.folders, values.out, title=values.title)
     print(written)
     outcome.tell({"page": written.path, "runs": written.runs, "skipped": written.skipped, "bytes": written.size})
     return 0
