@@ -348,7 +348,6 @@ class _Run:
             return self._shared_result(None)
         metadata = {"method": recipe.method.name, "sparsity": f"{recipe.sparsity:g}", "seed": str(recipe.seed)}
         mm.save(model, path, metadata=metadata)
-        mean, std = session.splits.statistics()
         result = RunResult(
             folder=str(self.folder.path),
             method=recipe.method.name,
@@ -375,8 +374,8 @@ class _Run:
             processes=self.world,
             parallel=session.kind,
             class_names=session.splits.classes,
-            pixel_mean=tuple(mean.flatten().tolist()),
-            pixel_std=tuple(std.flatten().tolist()),
+            pixel_mean=tuple(session.mean.flatten().tolist()),
+            pixel_std=tuple(session.std.flatten().tolist()),
         )
         self.distributions.write(self.folder.path)
         predictions.write(self.folder.path, session, model)

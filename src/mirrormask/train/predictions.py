@@ -37,10 +37,9 @@ def predict(session: Session, model: nn.Module) -> Tensor:
         session: whose images these are.
         model: the session's, with whole weights.
     """
-    mean, std = session.splits.statistics()
     own = session.test
     layout = own.layout is torch.channels_last
-    whole = Batches(session.splits.test, mean, std, own.size, device=own.device, channels_last=layout)
+    whole = Batches(session.splits.test, session.mean, session.std, own.size, device=own.device, channels_last=layout)
     model.eval()
     return torch.cat([model(x).argmax(1).cpu() for x, _ in whole.in_order()])
 

@@ -116,7 +116,7 @@ class Session:
             batch_norm.synchronize(self.model)
         if self.kind == "fsdp":
             parallel.shard(self.model)
-        mean, std = self.splits.statistics()
+        self.mean, self.std = mean, std = self.splits.statistics()
         convolves = any(isinstance(module, nn.Conv2d) for module in self.model.modules())
         shared: dict[str, Any] = {"device": device, "rank": rank, "world": world, "channels_last": convolves}
         augmented: dict[str, Any] = {"crop": recipe.data.crop, "flip": recipe.data.flip}

@@ -250,13 +250,7 @@ class _Work(Attending):
         item = (count * width, *item_of(source)[1:])
         if item != item_of(source):
             source = self.put(aten.slice.Tensor, (source, 1, starts[0], starts[0] + item[0]), item, source)
-        making = Making()
-        of_head = making.do(aten.repeat_interleave.self_int, making.do(aten.eye.default, count), width, 0)
-        assert self.graph.owning_module is not None
-        spreads = keep(self.graph.owning_module, "heads", *making.done(of_head))
-        making = Making()
-        of_head = making.do(aten.repeat_interleave.self_int, making.do(aten.eye.default, count), width, 1)
-        adds = keep(self.graph.owning_module, "heads", *making.done(of_head))
+        spreads, adds = (self._of_heads(count, width, dim) for dim in (0, 1))
         sums = self.put(aten.square.default, (source,), item, source)
         sums = self.put(pointwise, (sums, adds, None), (count, *item[1:]), source)
         norm = self.put(aten.sqrt.default, (sums,), (count, *item[1:]), source)
@@ -264,6 +258,16 @@ class _Work(Attending):
         whole = self.put(pointwise, (norm, spreads, None), item, source)
         made = self.put(aten.div.Tensor, (source, whole), item, source)
         return self.heads_as(made, (count, place, lead), node)
+
+    def _of_heads(self, count: int, width: int, dim: int) -> fx.Node:
+        """Which channel is of which head, stored as ones: channels by heads, or the other way (``dim`` of channels)."""
+        key = ("heads", count, width, dim)
+        if key not in self.made:
+            making, module = Making(), self.graph.owning_module
+            assert module is not None
+            ones = making.do(aten.repeat_interleave.self_int, making.do(aten.eye.default, count), width, dim)
+            self.made[key] = keep(module, "heads", *making.done(ones))
+        return self.made[key]
 
     def _unit_channels(self, node: fx.Node, traced: Traced, eps: float) -> fx.Node | None:
         """On maps whose channels these rows are."""
