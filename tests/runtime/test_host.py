@@ -964,3 +964,28 @@ def test_views_that_are_to_be_negated_and_traces():
         agree(fast, model, x)
     with pytest.raises(RuntimeError, match="cannot be traced"):
         torch.jit.trace(fast, x)
+
+
+class Ragged(nn.Module):
+    """Two layers, around code that no trace takes: parts of it are compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Sequential(nn.Linear(8, 8), nn.ReLU()), nn.Linear(8, 4)
+
+    def forward(self, x):
+        whole = x.to_padded_tensor(0.0) if x.is_nested else x
+        return x if float(whole.sum()) > 1e9 else self.last(self.first(x))
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+def test_tensors_of_several_lengths_go_to_the_module_itself(layout):
+    model, x = Ragged().eval(), torch.randn(3, 5, 8)
+    fast = mm.compile(model, x, tune=False, force=True)
+    assert fast.report.regions == 2
+    nested = torch.nested.nested_tensor([torch.randn(2, 8), torch.randn(4, 8)], layout=layout)
+    with torch.no_grad():
+        for got, expected in zip(fast(nested).unbind(), model(nested).unbind(), strict=True):
+            assert torch.equal(got, expected)
+        torch.testing.assert_close(fast(x), model(x))

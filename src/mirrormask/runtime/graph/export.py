@@ -84,8 +84,8 @@ class Arguments:
 
     @property
     def shapes(self) -> tuple[torch.Size | None, ...]:
-        """The shape of each leaf; ``None`` for one that is not a tensor."""
-        return tuple(leaf.shape if isinstance(leaf, Tensor) else None for leaf in self.leaves)
+        """The shape of each leaf; ``None`` for one that is not a tensor, or has none."""
+        return tuple(leaf.shape if isinstance(leaf, Tensor) and not leaf.is_nested else None for leaf in self.leaves)
 
     @property
     def nested(self) -> bool:

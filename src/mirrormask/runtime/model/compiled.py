@@ -65,7 +65,7 @@ class CompiledModel(nn.Module):
             Exception: what the model itself says of a call that it does not take.
         """
         x = args[0] if args else None
-        if type(x) is Tensor and len(args) == 1 and not kwargs:
+        if type(x) is Tensor and len(args) == 1 and not kwargs and not x.is_nested:
             # Small models take microseconds: one look-up, and the call without another layer between.
             quick = self._quick.get(x.shape)
             if (

@@ -198,13 +198,10 @@ class Piece(nn.Module):
             ValueError: no capture holds for them, and the module is gone.
             RuntimeError: no capture holds for them, and the module has other weights by now.
         """
-        if arguments.nested:
-            module = self._module(arguments)
-            return module(*arguments.args, **arguments.kwargs)
         key = (arguments.kind, arguments.shapes)
         captured = self._found.get(key)
         if captured is None:
-            captured = self.capture_for(arguments)
+            captured = None if arguments.nested else self.capture_for(arguments)
             if captured is None:
                 module = self._module(arguments)
                 return module(*arguments.args, **arguments.kwargs)
